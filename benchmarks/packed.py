@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
+from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives import NextToken
 from bedplate.training.objectives.language import token_losses
-from bedplate.training.packing import pack_documents, rows_batch
+from bedplate.training.packing import rows_batch
 from comparison import Row, report, start
 
 ROW = 2048

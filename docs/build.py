@@ -25,6 +25,7 @@ PAGES = (
     "cli",
     "families",
     "adding-a-family",
+    "data",
     "task-file",
     "examples",
     "report-json",

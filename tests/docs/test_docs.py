@@ -19,6 +19,8 @@ from tests.tiny import write_tiny_base
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
+from bedplate.data.corpus.curate.presets import checked
+from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.bills.amortisation import amortise
 from bedplate.economics.bills.amortisation_file import load_account
 from bedplate.economics.bills.decisions import decide, load_case
@@ -114,6 +116,7 @@ def _file(directory: Path, text: str) -> None:
         "devices": _devices,
         "metric": _metric,
         "amortise": lambda path: amortise(load_account(path)),
+        "corpus": lambda path: checked(load_recipe(path).rules),
         "run": load_run,
     }
     kind = next(iter(yaml.safe_load(text)))
@@ -130,6 +133,11 @@ def test_task_files_of_examples_are_whole(path: Path) -> None:
     if task.adapt is not None:
         load_adapt_task(path)
     assert task.directory == path.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/pretrain").glob("*-data.yaml")), ids=lambda path: path.name)
+def test_recipes_of_examples_are_whole(path: Path) -> None:
+    checked(load_recipe(path).rules)
 
 
 def _task(path: Path) -> None:

@@ -8,13 +8,14 @@ import transformers
 from tests.references import converted, reference_llama
 
 from bedplate.core.errors import DataError
+from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.training.batch import NO_TARGET
 from bedplate.training.examples import completion_example
 from bedplate.training.objectives import OBJECTIVES, NextToken, Sft
 from bedplate.training.objectives.language import token_losses
-from bedplate.training.packing import pack_documents, pack_examples, rows_batch
+from bedplate.training.packing import pack_examples, rows_batch
 
 FLOAT32_LOSS = {"rtol": 1e-5, "atol": 1e-6}
 """transformers computes its loss in float32 in a float64 model too."""

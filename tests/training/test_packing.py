@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
+from bedplate.data.packing import pack_documents
 from bedplate.models.inputs import Inputs
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.placement import Placement
 from bedplate.training.batch import NO_TARGET, TrainingExample
 from bedplate.training.objectives import Sft
-from bedplate.training.packing import common_prefix, pack_documents, pack_examples, rows_batch
+from bedplate.training.packing import common_prefix, pack_examples, rows_batch
 
 
 @st.composite

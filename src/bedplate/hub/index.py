@@ -11,7 +11,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -26,7 +26,7 @@ from bedplate.core.progress import Progress
 
 _CHUNK = 1 << 18
 _MEGABYTE = 1e6
-_TIMEOUT = (15, 60)  # seconds to connect, and between two chunks
+TIMEOUT = (15, 60)  # seconds to connect, and between two chunks
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,14 @@ def fetch(
         if candidate.is_file():
             with candidate.open("rb") as file:
                 chunks = iter(lambda: file.read(_CHUNK), b"")
-                return _write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
-    with requests.Session() as session:
-        # a dropped connection is tried again; an index that is not there fails within seconds
-        retry = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504))
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
-        if settings.certificates:
-            session.verify = settings.certificates
-        url = _find(session, settings, requirement, filename)
+                return write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
+    with session(settings) as client:
+        url = _find(client, settings, requirement, filename)
         try:
-            with session.get(url, stream=True, timeout=_TIMEOUT) as response:
+            with client.get(url, stream=True, timeout=TIMEOUT) as response:
                 response.raise_for_status()
                 chunks = response.iter_content(_CHUNK)
-                _write_checked(chunks, destination, sha256, size_bytes, f"{filename} from {_shown(url)}", quiet)
+                write_checked(chunks, destination, sha256, size_bytes, f"{filename} from {_shown(url)}", quiet)
         except requests.RequestException as error:
             destination.unlink(missing_ok=True)
             raise UnreachableError(
@@ -113,15 +107,43 @@ def fetch(
             ) from error
 
 
-def _find(session: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
+def session(settings: IndexSettings) -> requests.Session:
+    """For one or more requests to the indexes."""
+    made = requests.Session()
+    # a dropped connection is tried again; an index that is not there fails within seconds
+    retry = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504))
+    for scheme in ("https://", "http://"):
+        made.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+    if settings.certificates:
+        made.verify = settings.certificates
+    return made
+
+
+def _find(client: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
     """The address of the file in the first index that offers it."""
     project, _, version = requirement.partition("==")
-    problems: list[str] = []
     offered: list[str] = []
+    for page in pages(client, settings, project, version):
+        for package in page:
+            if package.filename == filename:
+                return package.url
+        offered += sorted({p.version for p in page if p.version})
+    if not settings.indexes:
+        raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
+    there = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
+    raise HubError(f"the configured package index has no {filename} ({project} {version}): {there}")
+
+
+def pages(
+    client: requests.Session, settings: IndexSettings, project: str, version: str
+) -> Iterator[list[pypi_simple.DistributionPackage]]:
+    """What each index offers of a project, in their order. UnreachableError at the end where one could not be asked;
+    it names the version, which is what was wanted."""
+    problems: list[str] = []
     for index in settings.indexes:
-        client = pypi_simple.PyPISimple(endpoint=index, session=session)
+        simple = pypi_simple.PyPISimple(endpoint=index, session=client)
         try:
-            packages = client.get_project_page(project, timeout=_TIMEOUT).packages
+            packages = simple.get_project_page(project, timeout=TIMEOUT).packages
         except pypi_simple.NoSuchProjectError:
             continue
         except requests.RequestException as error:
@@ -130,22 +152,15 @@ def _find(session: requests.Session, settings: IndexSettings, requirement: str, 
         except (pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError, ValueError) as error:
             problems.append(f"{_shown(index)}: not a package index: {error}")
             continue
-        for package in packages:
-            if package.filename == filename:
-                return package.url
-        offered += sorted({p.version for p in packages if p.version})
+        yield packages
     if problems:
         raise UnreachableError(
             f"the package index cannot be reached, so {project} {version} cannot be pulled ({'; '.join(problems)}); "
             "check the network and pip's index-url (PIP_INDEX_URL), or put the file into a find-links folder"
         )
-    if not settings.indexes:
-        raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
-    there = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
-    raise HubError(f"the configured package index has no {filename} ({project} {version}): {there}")
 
 
-def _write_checked(
+def write_checked(
     chunks: Iterable[bytes], destination: Path, sha256: str, size_bytes: int, source: str, quiet: bool
 ) -> None:
     digest = hashlib.sha256()

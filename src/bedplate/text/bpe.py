@@ -5,7 +5,7 @@ Digits stand alone, as in PaLM (https://arxiv.org/abs/2204.02311, section 2.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -18,12 +18,17 @@ END = "<|endoftext|>"
 LEAST_IDS = 257
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, source: str) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` ids: all bytes, the token that ends a text (id 0), and merges. A text with
-    few different words has fewer merges. `source`: for messages. TokenizerError for fewer than 257 ids."""
-    if vocab_size < LEAST_IDS:
+def train_bpe(texts: Iterable[str], vocab_size: int, source: str, special: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` ids: all bytes, the token that ends a text (id 0), `special` control tokens
+    behind it, and merges. A text with few different words has fewer merges. `source`: for messages. TokenizerError for
+    too few ids, or a control token that is named twice."""
+    controls = [END, *special]
+    if len(set(controls)) < len(controls):
+        raise TokenizerError(f"the control tokens {', '.join(controls)} are not all different")
+    if vocab_size < LEAST_IDS + len(special):
         raise TokenizerError(
-            f"a byte-level vocabulary of {vocab_size} ids is not possible: 256 bytes and {END} are {LEAST_IDS}"
+            f"a byte-level vocabulary of {vocab_size} ids is not possible: 256 bytes and {', '.join(controls)} are "
+            f"{LEAST_IDS + len(special)}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -33,7 +38,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, source: str) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(END, special=True, normalized=False)],
+        special_tokens=[AddedToken(one, special=True, normalized=False) for one in controls],
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)

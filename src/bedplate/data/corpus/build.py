@@ -1,0 +1,395 @@
+"""A corpus from its recipe: parts are read and sifted, copies found among all, a tokenizer made, shards written; then
+the manifest, the fates, the funnel and the card. What was done stays done when a build is killed: the same call goes
+on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.config import dump_config
+from bedplate.core.errors import BedplateError, DataError, UsageError
+from bedplate.core.executor import Executor, Job, LocalExecutor, ProcessExecutor
+from bedplate.core.files import atomic_write, file_lock, sha256_json
+from bedplate.core.progress import Progress
+from bedplate.core.version import __version__
+from bedplate.data.corpus.card import card
+from bedplate.data.corpus.curate.draft import Judge
+from bedplate.data.corpus.curate.presets import checked
+from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, entry_of, make_tokenizer
+from bedplate.data.corpus.fates import Fate, Tally, write_fates
+from bedplate.data.corpus.funnel import funnel_of
+from bedplate.data.corpus.manifest import MANIFEST, SPLITS, Manifest, ShardEntry, SourceEntry
+from bedplate.data.corpus.readers.part import Part
+from bedplate.data.corpus.readers.table import READERS
+from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
+from bedplate.data.corpus.repeated.duplicates import EXACT, copies
+from bedplate.data.corpus.shards import Corpus
+from bedplate.data.corpus.sift import SiftedPart, finished
+
+WORK = ".work"
+BYTES_PER_TOKEN = 3.5
+"""What shards are measured out by, before a token is counted."""
+DUPLICATE = {EXACT: "exact_duplicate"}
+NEAR_DUPLICATE = "near_duplicate"
+
+
+@dataclass(frozen=True)
+class Built:
+    """The corpus, and whether anything had to be done."""
+
+    corpus: Corpus
+    new: bool
+
+
+def build(
+    recipe: Recipe,
+    directory: Path,
+    out: Path,
+    *,
+    processes: int = 1,
+    judges: Mapping[str, Judge] | None = None,
+    executor: Executor | None = None,
+    keep_work: bool = False,
+    quiet: bool = False,
+) -> Built:
+    """Build the corpus into `out`, or go on with it. directory: where the recipe's paths begin. judges: by the name
+    that rules give, for `judged` (in this process alone). executor: runs the jobs, by default here in so many
+    processes.
+
+    Raises ConfigError for a recipe that cannot be followed, DataError for sources that cannot be read, hold nothing, or
+    of which nothing is kept (by which rules), UsageError where `out` holds another corpus or the disk is full.
+    """
+    checked(recipe.rules)
+    runner = executor or (LocalExecutor({"judges": judges or {}}) if processes == 1 else ProcessExecutor(processes))
+    needs = ("judges",) if isinstance(runner, LocalExecutor) and executor is None else ()
+    with file_lock(out / ".lock"):
+        return _Build(recipe, directory.absolute(), out, runner, needs, quiet).run(keep_work)
+
+
+class _Build:
+    def __init__(
+        self, recipe: Recipe, directory: Path, out: Path, runner: Executor, needs: tuple[str, ...], quiet: bool
+    ) -> None:
+        self._recipe, self._directory, self._out, self._work = recipe, directory, out, out / WORK
+        self._runner, self._needs, self._quiet = runner, needs, quiet
+        self._values = recipe.model_dump(mode="json")
+
+    def run(self, keep_work: bool) -> Built:
+        parts = self._plan()
+        against = fingerprint(self._recipe.decontaminate.against, self._directory)
+        asked = sha256_json([self._values, [part.to_json() for part in parts], against, _versions()])
+        if (self._out / MANIFEST).is_file():
+            return self._again(asked)
+        self._work.mkdir(parents=True, exist_ok=True)
+        sifted = self._sift(parts, against)
+        splits = self._split(parts, sifted)
+        self._refuse_nothing(parts, sifted, splits)
+        entries = self._encode(parts, sifted, splits)
+        corpus = self._finish(parts, sifted, splits, entries, asked)
+        if not keep_work:
+            shutil.rmtree(self._work)
+        return Built(corpus, True)
+
+    def _again(self, asked: str) -> Built:
+        record = self._out / "build.json"
+        if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != asked:
+            raise UsageError(
+                f"{self._out} holds a corpus of another recipe, of other files or of other versions; give another "
+                "directory with --out, or remove it"
+            )
+        return Built(Corpus.open(self._out), False)
+
+    def _plan(self) -> list[Part]:
+        parts: list[Part] = []
+        for source in self._recipe.sources:
+            size = 1 << 62 if source.limit is not None else int(self._recipe.part_mb * 1e6)
+            planned = list(READERS[source.kind].plan(source, self._directory, size))
+            if source.limit is not None:  # one job counts up to the limit
+                pieces = tuple(piece for part in planned for piece in part.pieces)
+                planned = [replace(planned[0], pieces=pieces)] if len({p.root for p in planned}) == 1 else planned
+            parts += planned
+        if not sum(part.size for part in parts):
+            raise DataError("the corpus is empty: its sources hold no byte")
+        return parts
+
+    # --- sifting
+
+    def _sift(self, parts: Sequence[Part], against: str) -> dict[str, SiftedPart]:
+        keys = {part.name: self._part_key(part, against) for part in parts}
+        waiting = [part for part in parts if finished(self._work, part.name, keys[part.name]) is None]
+        if waiting:
+            settings = self._recipe.decontaminate
+            index = Contamination.of(settings.against, self._directory, settings.words)
+            index.save(self._work / "contamination.npz")
+        jobs = [
+            Job(
+                part.name,
+                "bedplate.data.corpus.sift:sift",
+                {
+                    "work": str(self._work),
+                    "directory": str(self._directory),
+                    "recipe": self._values,
+                    "part": part.to_json(),
+                    "key": keys[part.name],
+                },
+                self._needs,
+            )
+            for part in waiting
+        ]
+        sizes = {part.name: part.size / 1e6 for part in parts}
+        self._work_off(jobs, "sifting", "MB", sizes)
+        done = {part.name: finished(self._work, part.name, keys[part.name]) for part in parts}
+        missing = [name for name, part in done.items() if part is None]
+        if missing:
+            raise DataError(f"{', '.join(missing)}: the job ended, but wrote nothing; run the command again")
+        sifted = {name: part for name, part in done.items() if part is not None}
+        for name, part in sifted.items():
+            part.tally.check(name)
+        if not sum(part.tally.documents for part in sifted.values()):
+            raise DataError("the corpus is empty: its sources hold no document")
+        return sifted
+
+    def _part_key(self, part: Part, against: str) -> str:
+        source = next(one for one in self._values["sources"] if one["name"] == part.source)
+        kept = {name: self._values[name] for name in ("preset", "language", "rules")}
+        decides = [part.to_json(), source, kept, self._values["dedup"]["minhash"], against, _versions()]
+        return sha256_json([*decides, self._values["decontaminate"]["words"]])
+
+    def _work_off(self, jobs: Sequence[Job], what: str, unit: str, sizes: Mapping[str, float]) -> None:
+        """Run the jobs; the first that fails ends the build, naming it."""
+        with Progress(what, sum(sizes[job.name] for job in jobs), unit, quiet=self._quiet) as bar:
+            try:
+                for outcome in self._runner.run(jobs):
+                    if isinstance(outcome.error, BedplateError):
+                        raise outcome.error
+                    if outcome.error is not None:
+                        kind = type(outcome.error).__name__
+                        raise DataError(f"{what} {outcome.name} failed: {kind}: {outcome.error}") from outcome.error
+                    if outcome.value != outcome.name:
+                        raise DataError(f"{what} {outcome.name} ended without a result; run the command again")
+                    bar.advance(sizes[outcome.name])
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"{what}: a process was killed (out of memory?); what was done is kept: run the command again, "
+                    "with fewer --processes or a smaller part_mb"
+                ) from error
+
+    # --- copies and splits
+
+    def _split(self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart]) -> dict[str, NDArray[np.int8]]:
+        """Where each document that the rules kept goes, by part; copies' fates are written down."""
+        every = [sifted[part.name] for part in parts]
+        hashes = np.concatenate([part.array("hashes") for part in every])
+        fate, of = copies(
+            self._recipe.dedup,
+            hashes,
+            np.concatenate([part.array("bands") for part in every]),
+            np.concatenate([part.array("has") for part in every]),
+        )
+        place = np.where(fate == 0, TRAIN, COPY).astype(np.int8)
+        names = np.repeat([part.source for part in parts], [len(part.array("hashes")) for part in every])
+        for source in dict.fromkeys(part.source for part in parts):
+            here = np.flatnonzero((names == source) & (place == TRAIN))
+            place[here[self._held_out(hashes[here, 0])]] = VALID
+        ends = np.cumsum([len(part.array("hashes")) for part in every])
+        splits = dict(zip([part.name for part in parts], np.split(place, ends[:-1]), strict=True))
+        (self._work / "splits").mkdir(exist_ok=True)
+        for name, one in splits.items():
+            np.save(self._work / "splits" / f"{name}.npy", one)
+        np.savez(self._work / "copies.npz", fate=fate, of=of)
+        return splits
+
+    def _held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Which of a source's documents are for validation: at least one, where there are several."""
+        share = self._recipe.split.valid
+        chosen = np.flatnonzero(hashes.astype(np.float64) / 2.0**64 < share)
+        if share > 0 and not len(chosen) and len(hashes) > 1:
+            chosen = np.array([int(np.argmin(hashes))])
+        return chosen if len(chosen) < len(hashes) else chosen[1:]
+
+    def _refuse_nothing(
+        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+    ) -> None:
+        if any((one == TRAIN).any() for one in splits.values()):
+            return
+        total = Tally()
+        for part in parts:
+            total.add(sifted[part.name].tally)
+        rules = sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
+        said = "; ".join(
+            f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
+            for rule, reasons in rules
+        )
+        raise DataError(
+            f"nothing is left to train on: all {total.documents} documents were dropped: {said or 'as copies'}; change "
+            "the rules in the recipe (`rules: {NAME: null}` turns one off) or its preset"
+        )
+
+    # --- ids
+
+    def _encode(
+        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+    ) -> dict[str, list[dict[str, ShardEntry]]]:
+        decides = [[sifted[p.name].content, splits[p.name].tolist()] for p in parts]
+        key = sha256_json([decides, self._values["tokenizer"], _versions()])
+        record = self._work / "tokenizer.json"
+        if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
+            weight = sum(int(sifted[p.name].array("sizes")[splits[p.name] == TRAIN, 1].sum()) for p in parts)
+            chosen = [(part.name, splits[part.name]) for part in parts]
+            with Progress("tokenizer", 1, "vocabulary", quiet=self._quiet):
+                make_tokenizer(self._recipe.tokenizer, self._work, chosen, weight).save(self._out)
+            atomic_write(record, key)
+        groups = list(self._groups(parts, sifted, splits))
+        keys = {one.name: sha256_json([key, one.parts]) for one in groups}
+        dtype = self._dtype()
+        jobs = [
+            Job(
+                one.name,
+                "bedplate.data.corpus.encode:encode",
+                {
+                    "work": str(self._work),
+                    "out": str(self._out),
+                    "group": asdict(one),
+                    "dtype": dtype,
+                    "key": keys[one.name],
+                },
+            )
+            for one in groups
+            if encoded(self._work, self._out, one.name, keys[one.name]) is None
+        ]
+        sizes = {one.name: sum(sifted[p].tally.kept_bytes for p in one.parts) / 1e6 for one in groups}
+        self._work_off(jobs, "encoding", "MB", sizes)
+        found: dict[str, list[dict[str, ShardEntry]]] = {}
+        for one in groups:
+            entries = encoded(self._work, self._out, one.name, keys[one.name])
+            wanted = {
+                split: sum(int((splits[p] == number).sum()) for p in one.parts) for number, split in enumerate(SPLITS)
+            }
+            got = {split: entry.documents for split, entry in (entries or {}).items()}
+            if entries is None or got != {split: count for split, count in wanted.items() if count}:
+                raise DataError(f"{one.name}: {got} documents were encoded, but {wanted} were to be; build again")
+            found.setdefault(one.source, []).append(entries)
+        return found
+
+    def _dtype(self) -> str:
+        from bedplate.text.tokenizer import Tokenizer
+
+        return "uint16" if Tokenizer.from_directory(self._out).vocab_size <= 1 << 16 else "uint32"
+
+    def _groups(
+        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+    ) -> list[Group]:
+        made: list[Group] = []
+        for source in dict.fromkeys(part.source for part in parts):
+            names, size, number = list[str](), 0.0, 0
+            for part in (one for one in parts if one.source == source and (splits[one.name] != COPY).any()):
+                weight = sifted[part.name].tally.kept_bytes / BYTES_PER_TOKEN
+                if names and size + weight > self._recipe.shard_tokens:
+                    made.append(Group(source, number, tuple(names)))
+                    names, size, number = [], 0.0, number + 1
+                names.append(part.name)
+                size += weight
+            if names:
+                made.append(Group(source, number, tuple(names)))
+        return made
+
+    # --- what is written beside the shards
+
+    def _finish(
+        self,
+        parts: Sequence[Part],
+        sifted: Mapping[str, SiftedPart],
+        splits: Mapping[str, NDArray[np.int8]],
+        entries: Mapping[str, Sequence[Mapping[str, ShardEntry]]],
+        asked: str,
+    ) -> Corpus:
+        tallies = self._fates(parts, sifted, splits)
+        sources = tuple(self._source(source.name, entries.get(source.name, ())) for source in self._recipe.sources)
+        recipe = sha256_json([self._values, [[part.name, sifted[part.name].content] for part in parts]])
+        from bedplate.text.tokenizer import Tokenizer
+
+        tokenizer = entry_of(Tokenizer.from_directory(self._out))
+        dtype = "uint16" if self._dtype() == "uint16" else "uint32"
+        manifest = Manifest(recipe=recipe, tokenizer=tokenizer, dtype=dtype, sources=sources)
+        funnel = funnel_of(self._recipe, tallies, manifest)
+        atomic_write(self._out / "funnel.json", json.dumps(funnel, ensure_ascii=False, indent=1) + "\n")
+        atomic_write(self._out / "recipe.yaml", dump_config(self._recipe))
+        atomic_write(self._out / "card.md", card(self._recipe, funnel, manifest))
+        atomic_write(self._out / "build.json", json.dumps({"asked": asked, "versions": _versions()}, indent=1) + "\n")
+        atomic_write(self._out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        return Corpus.open(self._out)
+
+    def _source(self, name: str, groups: Sequence[Mapping[str, ShardEntry]]) -> SourceEntry:
+        source = next(one for one in self._recipe.sources if one.name == name)
+        splits = {split: tuple(one[split] for one in groups if split in one) for split in SPLITS}
+        shards = [shard for some in splits.values() for shard in some]
+        return SourceEntry(
+            name=name,
+            weight=source.weight,
+            licence=source.licence,
+            documents=sum(shard.documents for shard in shards),
+            tokens=sum(shard.tokens for shard in shards),
+            bytes=sum(shard.bytes for shard in shards),
+            splits=splits,  # pyright: ignore[reportArgumentType]
+        )
+
+    def _fates(
+        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+    ) -> dict[str, Tally]:
+        """Writes every document's fate; what was counted, by source, copies among it."""
+        with np.load(self._work / "copies.npz") as kept:
+            fate, of = kept["fate"], kept["of"]
+        ids = [f.id for part in parts for f in sifted[part.name].fates() if f.rule is None]
+        tallies: dict[str, Tally] = {}
+        at = 0
+        for part in parts:
+            done = sifted[part.name]
+            tally, sizes, written = done.tally, done.array("sizes"), list[Fate]()
+            places = iter(range(len(sizes)))
+            for one in done.fates():
+                if one.rule is not None:
+                    written.append(one)
+                    continue
+                within = next(places)
+                place = int(splits[part.name][within])
+                if place == COPY:
+                    rule = DUPLICATE.get(int(fate[at + within]), NEAR_DUPLICATE)
+                    detail = f"copy: of {ids[int(of[at + within])]}"
+                    tally.unkeep(int(sizes[within, 0]), int(sizes[within, 1]))
+                    tally.drop(rule, detail, int(sizes[within, 1]), one.id, "")
+                    written.append(replace(one, rule=rule, detail=detail))
+                else:
+                    written.append(replace(one, split=SPLITS[place]))
+            at += len(sizes)
+            tally.check(part.name)
+            write_fates(self._out / "fates" / f"{part.name}.jsonl.gz", written)
+            tallies.setdefault(part.source, Tally()).add(tally)
+        return tallies
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the content, where it is installed."""
+    found = {"bedplate": __version__}
+    for package in ("tokenizers", "datatrove", "spacy", "trafilatura"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processes_here() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,59 @@
+"""A document on its way through the rules, which may change its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from bedplate.data.corpus.curate.vocabulary import Vocabulary, Words
+
+Judge = Callable[[Sequence[str]], Sequence[float]]
+"""Texts → how good each is, from 0 to 1."""
+
+
+class Tools:
+    """What rules share: the language of the corpus, its vocabulary (made when first asked for), and judges by name."""
+
+    def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None) -> None:
+        self.language, self.judges = language, judges or {}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.language)
+
+
+class Draft:
+    """A text and what is known of it."""
+
+    def __init__(self, text: str, about: Mapping[str, str], tools: Tools) -> None:
+        self._text, self.about, self.tools = text, about, tools
+        self._words: Words | None = None
+        self._lines: list[str] | None = None
+
+    @property
+    def text(self) -> str:
+        return self._text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        if text != self._text:
+            self._text, self._words, self._lines = text, None, None
+
+    @property
+    def words(self) -> Words:
+        if self._words is None:
+            self._words = self.tools.vocabulary.words(self._text)
+        return self._words
+
+    @property
+    def lines(self) -> list[str]:
+        """Without those that are empty."""
+        if self._lines is None:
+            self._lines = [line for line in self._text.split("\n") if line.strip()]
+        return self._lines
+
+
+Rule = Callable[[Draft], str | None]
+"""Why a draft is dropped (a word, and a detail behind a colon), or None where it is kept, changed or not."""
+PARAGRAPHS = re.compile(r"\n{2,}")

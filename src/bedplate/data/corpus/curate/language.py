@@ -1,0 +1,48 @@
+"""The language of a text, by fastText's model of 176 languages (Joulin et al., https://arxiv.org/abs/1607.01759)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import UsageError
+from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+
+MODEL = "lid-176"
+"""The model's name in the catalogue."""
+
+
+class LanguageSettings(Strict):
+    """languages: by default the recipe's; at_least: the model's probability (FineWeb's: 0.65). characters: so many from
+    a text's beginning are read."""
+
+    languages: tuple[str, ...] | None = None
+    at_least: float = 0.65
+    characters: int = 10_000
+
+
+def language(settings: LanguageSettings, tools: Tools) -> Rule:
+    """In another language than wanted, or in none that is told for sure."""
+    model: Any = load()
+    wanted = settings.languages or (tools.language,)
+
+    def rule(draft: Draft) -> str | None:
+        text = draft.text[: settings.characters].replace("\n", " ")
+        [(score, label)] = model.f.predict(text + "\n", 1, 0.0, "strict") or [(0.0, "__label__none")]
+        found = label.removeprefix("__label__")
+        return None if found in wanted and score >= settings.at_least else f"{found}: {score:.2f}"
+
+    return rule
+
+
+def load() -> Any:
+    """fastText's model, pulled where it is not cached. UsageError where fastText is not installed."""
+    try:
+        from fasttext import FastText
+    except ModuleNotFoundError:
+        raise UsageError("the rule `language` needs the extra `data`: pip install 'bedplate[data]'") from None
+    from bedplate.hub.pull import pull
+
+    path = Path(pull(MODEL, quiet=True).path)
+    return FastText._FastText(str(path))  # pyright: ignore[reportPrivateUsage] (load_model prints a warning)

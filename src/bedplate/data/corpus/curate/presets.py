@@ -1,0 +1,94 @@
+"""Every rule by name, and which of them make up a preset, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import ConfigError
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.curate import code, judged, language, lines, personal, quality, repetition
+from bedplate.data.corpus.curate.draft import Rule, Tools
+
+
+@dataclass(frozen=True)
+class RuleKind:
+    """Settings, and what makes a rule of them. changes: whether it may change a text that it keeps."""
+
+    settings: type[Strict]
+    make: Callable[[Any, Tools], Rule]
+    changes: bool = False
+
+
+RULES: dict[str, RuleKind] = {
+    "length": RuleKind(quality.LengthSettings, quality.length),
+    "language": RuleKind(language.LanguageSettings, language.language),
+    "repetition": RuleKind(repetition.RepetitionSettings, repetition.repetition),
+    "gopher": RuleKind(quality.GopherSettings, quality.gopher),
+    "c4": RuleKind(lines.C4Settings, lines.c4, changes=True),
+    "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb),
+    "code": RuleKind(code.CodeSettings, code.code),
+    "judged": RuleKind(judged.JudgedSettings, judged.judged),
+    "personal": RuleKind(personal.PersonalSettings, personal.personal, changes=True),
+}
+"""In the order that they are applied."""
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # FineWeb's own order and settings (https://arxiv.org/abs/2406.17557, appendix)
+    "prose": {
+        "length": {},
+        "language": {},
+        "repetition": {},
+        "gopher": {},
+        "c4": {"punctuated": False},
+        "fineweb": {},
+        "personal": {},
+    },
+    "code": {"length": {}, "code": {}, "personal": {}},
+    "none": {"length": {}},
+}
+"""Rules with the settings that are not their defaults. `mixed` is `code` for what is source code, else `prose`."""
+
+
+def rules_of(preset: str, over: Mapping[str, Mapping[str, Any] | None], tools: Tools) -> list[tuple[str, Rule]]:
+    """The rules of a preset with the recipe's settings over its own: null takes one out, what it lacks is put in its
+    place. Raises ConfigError for a rule or setting that there is not."""
+    chosen: dict[str, Mapping[str, Any]] = dict(PRESETS[preset])
+    for name, settings in over.items():
+        if name not in RULES:
+            hint = did_you_mean(nearest(name, RULES)) or f"the rules are {', '.join(RULES)}"
+            raise ConfigError(f"rules: there is no rule {name!r}; {hint}")
+        if settings is None:
+            chosen.pop(name, None)
+        else:
+            chosen[name] = {**chosen.get(name, {}), **settings}
+    return [(name, _made(name, chosen[name], tools)) for name in RULES if name in chosen]
+
+
+def checked(over: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """ConfigError for a rule or a setting that there is not; nothing is loaded."""
+    for name, settings in over.items():
+        if name not in RULES:
+            hint = did_you_mean(nearest(name, RULES)) or f"the rules are {', '.join(RULES)}"
+            raise ConfigError(f"rules: there is no rule {name!r}; {hint}")
+        if settings is not None:
+            _settings(name, settings)
+
+
+def _made(name: str, settings: Mapping[str, Any], tools: Tools) -> Rule:
+    return RULES[name].make(_settings(name, settings), tools)
+
+
+def _settings(name: str, settings: Mapping[str, Any]) -> Strict:
+    kind = RULES[name].settings
+    try:
+        return kind.model_validate(dict(settings))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        known = f"; its settings are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(f"rules.{name}.{where}: {first['msg']}{known}") from error

@@ -1,0 +1,117 @@
+"""The words of a text as numbers, fast: spaCy's tokenizer works on each stretch without white space alone, so what it
+makes of a stretch is remembered. `datatrove.utils.text.split_into_words` gives the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import UsageError
+
+_BITS = (1 << 64) - 1
+_MOST = 1 << 20
+"""Stretches that are remembered before all is forgotten."""
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+"""Gopher's (https://arxiv.org/abs/2112.11446, appendix A1.1)."""
+
+
+class _Remembered(dict[str, tuple[int, ...]]):
+    """Stretch → numbers of its words, made on first sight."""
+
+    def __init__(self, make: Callable[[str], tuple[int, ...]]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, stretch: str) -> tuple[int, ...]:
+        found = self[stretch] = self._make(stretch)
+        return found
+
+
+class Vocabulary:
+    """Words by number, with what rules ask of each. Languages that spaCy does not split at white space are tokenised
+    as a whole, in datatrove's way. UsageError where datatrove and spaCy are not installed, or have no such language."""
+
+    def __init__(self, language: str = "en") -> None:
+        self._punctuation, self._tokenizer = _datatrove(language)
+        self._alone = language not in {"zh", "ja", "th", "vi", "ko", "lo", "km", "my", "bo"}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._remembered = _Remembered(self._of_stretch)
+        size = 1 << 12
+        self._length, self._hash = np.zeros(size, np.int64), np.zeros(size, np.uint64)
+        self._symbol, self._alpha, self._stop = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.int64)
+
+    def words(self, text: str) -> Words:
+        """The words of a text."""
+        if len(self._remembered) > _MOST:
+            self._forget()
+        if self._alone:
+            numbers = chain.from_iterable(map(self._remembered.__getitem__, text.split()))
+        else:
+            numbers = map(self._number, self._tokenizer.word_tokenize(text))
+        return Words(self, np.fromiter(numbers, np.int64))
+
+    def _of_stretch(self, stretch: str) -> tuple[int, ...]:
+        return tuple(self._number(word) for word in self._tokenizer.word_tokenize(stretch))
+
+    def _number(self, word: str) -> int:
+        found = self._numbers.get(word)
+        if found is None:
+            found = self._numbers[word] = len(self._numbers)
+            if found == len(self._length):
+                for name in ("_length", "_hash", "_symbol", "_alpha", "_stop"):
+                    old = getattr(self, name)
+                    setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+            self._length[found] = len(word)
+            self._hash[found] = _random(found)
+            self._symbol[found] = all(c in self._punctuation for c in word)
+            self._alpha[found] = any(c.isalpha() for c in word)
+            self._stop[found] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
+        return found
+
+    @property
+    def facts(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+        """By word: its length, a random number, whether it is of symbols alone, whether it has a letter, and which stop
+        word it is, from 1, or 0."""
+        return self._length, self._hash, self._symbol, self._alpha, self._stop
+
+
+class Words:
+    """A text's words. [W] each: length in characters; hash; symbol, alpha; stop."""
+
+    def __init__(self, vocabulary: Vocabulary, numbers: NDArray[np.int64]) -> None:
+        length, hashes, symbol, alpha, stop = vocabulary.facts
+        self.count = len(numbers)
+        self.length, self.hash = length[numbers], hashes[numbers]
+        self.symbol, self.alpha, self.stop = symbol[numbers], alpha[numbers], stop[numbers]
+
+
+def _random(number: int) -> int:
+    """splitmix64's output at a number (Steele, Lea & Flood, 2014)."""
+    x = (number + 1) * 0x9E3779B97F4A7C15 & _BITS
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _BITS
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _BITS
+    return x ^ (x >> 31)
+
+
+def _datatrove(language: str) -> tuple[set[str], Any]:
+    try:
+        from datatrove.utils.text import PUNCTUATION_SET
+        from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+        tokenizer: Any = load_word_tokenizer(language)
+        tokenizer.word_tokenize("a")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"rules for prose need the extra `data` ({error}): pip install 'bedplate[data]'") from error
+    except (ValueError, ImportError, KeyError) as error:
+        raise UsageError(f"there is no word tokenizer for the language {language!r}: {error}") from error
+    return PUNCTUATION_SET, tokenizer

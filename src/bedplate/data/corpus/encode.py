@@ -1,0 +1,138 @@
+"""Texts that were kept to ids: the tokenizer that is trained on them or taken, and the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import ConfigError, DataError, TokenizerError
+from bedplate.core.files import atomic_write
+from bedplate.data.corpus.manifest import SPLITS, ShardEntry, TokenizerEntry
+from bedplate.data.corpus.recipe import TokenizerChoice
+from bedplate.data.corpus.shards import INDEX, ShardWriter
+from bedplate.data.corpus.sift import SiftedPart
+from bedplate.text.tokenizer import Tokenizer
+
+TRAIN, VALID, COPY = 0, 1, 2
+"""Where a document of a part that was kept by the rules goes: one number each, in `split.npy`."""
+_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts whose documents become one shard of each split."""
+
+    source: str
+    number: int
+    parts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-{self.number:05}"
+
+
+def make_tokenizer(
+    choice: TokenizerChoice, work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], train_bytes: int
+) -> Tokenizer:
+    """Trained on an even draw of the training split, or taken. ConfigError or TokenizerError for one that has no end
+    token or cannot be read."""
+    if choice.train is None:
+        return _taken(str(choice.use))
+    from bedplate.text.bpe import train_bpe
+
+    share = min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes))
+    texts = _drawn(work, parts, share)
+    return train_bpe(texts, choice.train.vocab_size, "the trained tokenizer", choice.train.special)
+
+
+def _drawn(work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], share: float) -> Iterator[str]:
+    for name, split in parts:
+        part = SiftedPart(work / "parts" / name)
+        chance = part.array("hashes")[:, 1].astype(np.float64) / 2.0**64
+        for (_, text), place, draw in zip(part.texts(), split.tolist(), chance.tolist(), strict=True):
+            if place == TRAIN and draw < share:
+                yield text
+
+
+def _taken(name: str) -> Tokenizer:
+    from bedplate.hub.pull import resolve
+
+    path = Path(name).expanduser()
+    directory = path if (path / "tokenizer.json").is_file() else resolve(name)
+    if directory.suffix == ".gguf":
+        raise ConfigError(
+            f"tokenizer.use: {name} is a GGUF file; write its tokenizer out with `bedplate export {name} DIRECTORY` "
+            "and name that directory"
+        )
+    found = Tokenizer.from_directory(directory)
+    if found.eos_id is None:
+        raise TokenizerError(f"{directory} names no eos_token, which must end each document of a corpus")
+    return found
+
+
+def entry_of(tokenizer: Tokenizer) -> TokenizerEntry:
+    """The manifest's words for a tokenizer. TokenizerError for one without an end."""
+    if tokenizer.eos_id is None:
+        raise TokenizerError("the tokenizer has no end token")
+    return TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+
+
+def encode(work: str, out: str, group: Mapping[str, Any], dtype: str, key: str) -> str:
+    """A job. Writes a group's shards into `out`, and their entries to `groups/NAME.json` below the work folder; returns
+    its name."""
+    parts, name = Path(work) / "parts", f"{group['source']}-{group['number']:05}"
+    tokenizer = Tokenizer.from_directory(Path(out))
+    entry = entry_of(tokenizer)
+    splits = [(SiftedPart(parts / one), np.load(Path(work) / "splits" / f"{one}.npy")) for one in group["parts"]]
+    with ExitStack() as stack:
+        writers: dict[int, ShardWriter] = {}
+        for number, split in enumerate(SPLITS):
+            if any((places == number).any() for _, places in splits):
+                file = f"shards/{group['source']}-{split}-{group['number']:05}.ds"
+                writers[number] = stack.enter_context(ShardWriter(Path(out), file, entry, dtype))
+        for part, places in splits:
+            for texts, where in _batches(part, places):
+                ids = tokenizer.encode_batch(texts, parse_special=False)
+                for text, found, place in zip(texts, ids, where, strict=True):
+                    writers[place].write(found, len(text.encode()))
+    entries = {SPLITS[number]: _entry(writer) for number, writer in writers.items()}
+    atomic_write(Path(work) / "groups" / f"{name}.json", json.dumps({"key": key, "entries": entries}, indent=1))
+    return name
+
+
+def _entry(writer: ShardWriter) -> dict[str, Any]:
+    if writer.entry is None:
+        raise DataError("a shard was not written")
+    return writer.entry.model_dump(mode="json")
+
+
+def _batches(part: SiftedPart, places: NDArray[np.int8]) -> Iterator[tuple[list[str], list[int]]]:
+    texts: list[str] = []
+    where: list[int] = []
+    for (_, text), place in zip(part.texts(), places.tolist(), strict=True):
+        if place != COPY:
+            texts.append(text)
+            where.append(place)
+        if len(texts) == _TOGETHER:
+            yield texts, where
+            texts, where = [], []
+    if texts:
+        yield texts, where
+
+
+def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry] | None:
+    """The shards of a group that was done before and lie there whole; else None."""
+    path = work / "groups" / f"{name}.json"
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text("utf-8"))
+    entries = {split: ShardEntry.model_validate(entry) for split, entry in values["entries"].items()}
+    there = all((out / one.file).is_file() and (out / (one.file + INDEX)).is_file() for one in entries.values())
+    return entries if values["key"] == key and there else None

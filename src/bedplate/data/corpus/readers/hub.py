@@ -1,0 +1,44 @@
+"""Data sets of the Hugging Face Hub, read as streams: no file is downloaded as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bedplate.core.errors import DataError
+from bedplate.data.corpus.readers.part import Part, Piece, Read, grouped
+from bedplate.data.corpus.readers.tables import JSON_LINES, arrow, json_lines, opened, parquet_rows
+from bedplate.data.corpus.recipe import Hub
+
+
+class HubReader:
+    """kind: hub. A part is some of the data set's files, at the revision that the plan found."""
+
+    def plan(self, source: Hub, directory: Path, part_bytes: int) -> list[Part]:
+        from bedplate.hub.datasets import files
+
+        repository, commit, listed = files(source.data, source.pattern)
+        pieces = [
+            Piece(one.path, one.size, f"{commit}:{one.stamp}")
+            for one in listed
+            if one.path.endswith((".parquet", *JSON_LINES))
+        ]
+        if not pieces:
+            raise DataError(
+                f"source {source.name!r}: {source.data} has no Parquet or JSON-lines file that fits "
+                f"{source.pattern!r}; "
+                f"it has {', '.join(one.path for one in listed[:8]) or 'none at all'}"
+            )
+        return grouped(source, f"{repository}@{commit}", pieces, part_bytes)
+
+    def read(self, source: Hub, part: Part) -> Iterator[Read]:
+        from bedplate.hub.datasets import stream
+
+        for piece in part.pieces:
+            with stream(part.root, piece.path) as remote:
+                if piece.path.endswith(".parquet"):
+                    groups = arrow().ParquetFile(remote).metadata.num_row_groups
+                    yield from parquet_rows(remote, piece.path, source.text, source.id, range(groups))
+                else:
+                    with opened(piece.path, remote) as lines:
+                        yield from json_lines(lines, piece.path, source.text, source.id)

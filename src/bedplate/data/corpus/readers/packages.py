@@ -1,0 +1,35 @@
+"""Packages of the package index as source code: each file of a release is a document. Nothing of them is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bedplate.core.files import sha256_file
+from bedplate.data.corpus.readers.part import Part, Piece, Read
+from bedplate.data.corpus.readers.text import as_code, checked, is_own, language_of
+from bedplate.data.corpus.recipe import PyPI
+
+
+class PyPIReader:
+    """kind: pypi. A part is one release."""
+
+    def plan(self, source: PyPI, directory: Path, part_bytes: int) -> list[Part]:
+        from bedplate.hub.releases import release
+
+        checked(source, source.languages)
+        parts: list[Part] = []
+        for requirement in source.packages:
+            archive = release(requirement)
+            piece = Piece(str(archive), archive.stat().st_size, sha256_file(archive))
+            parts.append(Part(source.name, len(parts), requirement, (piece,)))
+        return parts
+
+    def read(self, source: PyPI, part: Part) -> Iterator[Read]:
+        from bedplate.hub.releases import members
+
+        languages = checked(source, source.languages)
+        for piece in part.pieces:
+            for name, content in members(Path(piece.path)):
+                if language_of(name) in languages and is_own(name):
+                    yield as_code(f"{part.root}/{name}", content)

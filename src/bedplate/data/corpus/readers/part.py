@@ -1,0 +1,125 @@
+"""A unit of work of a build: some files of a source, or a stretch of one; and what reading it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bedplate.core.errors import DataError
+from bedplate.data.corpus.recipe import Source
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, from byte (of Parquet: from row group) `start` to `stop`, or all of it. stamp: what changes when the file
+    does."""
+
+    path: str
+    size: int
+    stamp: str = ""
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one job reads. root: ids of documents are relative to it."""
+
+    source: str
+    number: int
+    root: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-{self.number:05}"
+
+    @property
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Part:
+        return cls(values["source"], values["number"], values["root"], tuple(Piece(**one) for one in values["pieces"]))
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """A text as its source has it. about: what else is known: `language` (of code), `url`."""
+
+    id: str
+    text: str
+    about: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What the source holds but no text can be made of. why: a short word for the rule it falls under; detail: more."""
+
+    id: str
+    why: str
+    detail: str
+
+
+Read = RawDocument | Unread
+
+
+class Reader(Protocol):
+    """Of one kind of source. `plan` names its parts, reading no text; `read` yields every document of one, or says why
+    not: nothing is left out in silence."""
+
+    def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[Part]: ...
+    def read(self, source: Any, part: Part) -> Iterator[Read]: ...
+
+
+def grouped(source: Source, root: Path | str, pieces: Iterable[Piece], part_bytes: int) -> list[Part]:
+    """Pieces in parts of about so many bytes, in order."""
+    parts: list[Part] = []
+    waiting: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if waiting and size + piece.size > part_bytes:
+            parts.append(Part(source.name, len(parts), str(root), tuple(waiting)))
+            waiting, size = [], 0
+        waiting.append(piece)
+        size += piece.size
+    if waiting:
+        parts.append(Part(source.name, len(parts), str(root), tuple(waiting)))
+    return parts
+
+
+def found(
+    source: Source, path: str, directory: Path, suffixes: Sequence[str], pattern: str | None = None
+) -> tuple[Path, list[Path]]:
+    """The root and the files of a source's path: the file itself, or all below the folder that end in `suffixes` or fit
+    `pattern`, sorted. Links are not followed. DataError where there are none."""
+    place = directory / Path(path).expanduser()
+    if place.is_file():
+        return place.parent, [place]
+    if not place.is_dir():
+        raise DataError(f"source {source.name!r}: {place} does not exist")
+    names = place.rglob("*" if pattern is None else pattern)
+    files = sorted(
+        p for p in names if p.is_file() and not p.is_symlink() and (pattern or p.name.lower().endswith(tuple(suffixes)))
+    )
+    if not files:
+        wanted = f"fits {pattern!r}" if pattern else f"ends in {', '.join(suffixes)}"
+        raise DataError(f"source {source.name!r}: no file below {place} {wanted}")
+    return place, files
+
+
+def whole(path: Path) -> Piece:
+    """All of a file."""
+    state = path.stat()
+    return Piece(str(path), state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
+
+
+def relative(path: str, root: str) -> str:
+    """A file's name in ids."""
+    name = Path(path).relative_to(root).as_posix()
+    return name.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8

@@ -1,0 +1,197 @@
+"""JSON lines, plain or compressed, and Parquet: each row is a document. Large files are read in stretches."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.json import load_json
+from bedplate.data.corpus.readers.part import Part, Piece, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.recipe import Json, Parquet
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
+
+
+class JsonReader:
+    """kind: jsonl."""
+
+    def plan(self, source: Json, directory: Path, part_bytes: int) -> list[Part]:
+        root, files = found(source, source.path, directory, JSON_LINES)
+        return grouped(source, root, (piece for path in files for piece in _stretches(path, part_bytes)), part_bytes)
+
+    def read(self, source: Json, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            name = relative(piece.path, part.root)
+            with opened(piece.path) as stream:
+                yield from json_lines(stream, name, source.text, source.id, piece.start, piece.stop)
+
+
+class ParquetReader:
+    """kind: parquet."""
+
+    def plan(self, source: Parquet, directory: Path, part_bytes: int) -> list[Part]:
+        root, files = found(source, source.path, directory, (".parquet",))
+        return grouped(source, root, (piece for path in files for piece in _row_groups(path)), part_bytes)
+
+    def read(self, source: Parquet, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            name = relative(piece.path, part.root)
+            yield from parquet_rows(piece.path, name, source.text, source.id, range(piece.start, piece.stop or 0))
+
+
+@contextlib.contextmanager
+def opened(path: str, raw: IO[bytes] | None = None) -> Generator[IO[bytes]]:
+    """A file's bytes, decompressed where its name says that they are compressed."""
+    with contextlib.ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(Path(path).open("rb")) if raw is None else raw
+        if path.endswith(".gz"):
+            stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=stream)))
+        elif path.endswith(".zst"):
+            stream = cast("IO[bytes]", stack.enter_context(io.BufferedReader(_Frames(stream))))
+        yield stream
+
+
+class _Frames(io.RawIOBase):
+    """What is compressed in one frame of Zstandard after the other. The library's own reader ends without a word where
+    a file is cut off, and after the first frame."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._new = stream, zstandard().ZstdDecompressor
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        waiting = b""
+        while not self._ready:
+            waiting = waiting or self._stream.read(1 << 16)
+            if not waiting:
+                if self._frame is not None:
+                    raise EOFError("the file is cut off")
+                return 0
+            self._frame = self._frame or self._new().decompressobj()
+            self._ready, waiting = self._frame.decompress(waiting), b""
+            if self._frame.eof:
+                waiting, self._frame = self._frame.unused_data, None
+        if waiting:
+            self._stream.seek(-len(waiting), io.SEEK_CUR)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+def zstandard() -> Any:
+    """UsageError where it is not installed."""
+    try:
+        import zstandard as library
+    except ModuleNotFoundError:
+        raise UsageError("files compressed as .zst need the extra `data`: pip install 'bedplate[data]'") from None
+    return library
+
+
+def _stretches(path: Path, part_bytes: int) -> Iterator[Piece]:
+    """A plain file in stretches of bytes: a line belongs to the one that it begins in."""
+    every = whole(path)
+    if path.suffix in {".gz", ".zst"} or every.size <= part_bytes:
+        yield every
+        return
+    for start in range(0, every.size, part_bytes):
+        stop = min(every.size, start + part_bytes)
+        yield Piece(every.path, stop - start, every.stamp, start, stop)
+
+
+def json_lines(
+    stream: IO[bytes], name: str, column: str, id: str | None, start: int = 0, stop: int | None = None
+) -> Iterator[Read]:
+    """The documents of lines that begin from byte `start` to before `stop`. A line is named by its column `id`, or by
+    the byte that it begins at."""
+    at = start
+    if start:
+        stream.seek(start - 1)
+        at = start - 1 + len(stream.readline())  # the line that began before is another stretch's
+    try:
+        while stop is None or at < stop:
+            line = stream.readline()
+            if not line:
+                return
+            if line.strip():
+                yield _line(line, f"{name}@{at}", column, id, name)
+            at += len(line)
+    except (EOFError, OSError, zstandard_error()) as error:
+        raise DataError(f"{name}: damaged behind byte {at} of its text: {error}; fetch the file again") from error
+
+
+def zstandard_error() -> type[Exception]:
+    try:
+        import zstandard as library
+    except ModuleNotFoundError:
+        return EOFError
+    return library.ZstdError
+
+
+def _line(line: bytes, place: str, column: str, id: str | None, name: str) -> Read:
+    try:
+        row = load_json(line)
+    except ValueError as error:
+        return Unread(place, "not_json", str(error))
+    if not isinstance(row, dict):
+        return Unread(place, "not_json", f"a {type(row).__name__}, not an object")
+    return document(row, place, column, id, name)
+
+
+def document(row: dict[str, Any], place: str, column: str, id: str | None, name: str) -> Read:
+    """A row's text and name."""
+    if id is not None and row.get(id) is not None:
+        place = f"{name}#{row[id]}"
+    text = row.get(column)
+    if not isinstance(text, str):
+        return Unread(
+            place, "no_text", f"{column!r} is {type(text).__name__}; there are {', '.join(map(str, row))[:200]}"
+        )
+    about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
+    return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
+
+
+def arrow() -> Any:
+    """pyarrow.parquet. UsageError where it is not installed."""
+    try:
+        import pyarrow.parquet as library
+    except ModuleNotFoundError:
+        raise UsageError("Parquet files need the extra `data`: pip install 'bedplate[data]'") from None
+    return library
+
+
+def _row_groups(path: Path) -> Iterator[Piece]:
+    every = whole(path)
+    try:
+        metadata = arrow().ParquetFile(path).metadata
+    except UsageError:
+        raise
+    except Exception as error:  # pyarrow's own errors have no common base but this
+        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+    for number in range(metadata.num_row_groups):
+        size = metadata.row_group(number).total_byte_size
+        yield Piece(every.path, size, every.stamp, number, number + 1)
+
+
+def parquet_rows(file: Any, name: str, column: str, id: str | None, groups: range) -> Iterator[Read]:
+    """The documents of some row groups. DataError for a column that is missing."""
+    parquet = arrow().ParquetFile(file)
+    known = parquet.schema_arrow.names
+    wanted = [column, *([id] if id else []), *(["url"] if "url" in known and column != "url" else [])]
+    for one in wanted:
+        if one not in known:
+            raise DataError(f"{name}: no column {one!r}; the columns are {', '.join(known)}")
+    for group in groups:
+        number = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
+        for batch in parquet.iter_batches(row_groups=[group], columns=list(dict.fromkeys(wanted)), batch_size=1000):
+            for row in batch.to_pylist():
+                yield document(row, f"{name}@{number}", column, id, name)
+                number += 1

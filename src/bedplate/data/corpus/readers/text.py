@@ -1,0 +1,143 @@
+"""Text files, trees of source code, and the interpreter's own standard library: each file is a document."""
+
+from __future__ import annotations
+
+import io
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.readers.part import Part, Piece, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.recipe import Code, Files, Source, StandardLibrary
+from bedplate.data.documents import TEXT_FILES
+
+LANGUAGES: dict[str, str] = {
+    ".py": "Python", ".pyi": "Python", ".pyx": "Cython", ".c": "C", ".h": "C", ".cc": "C++", ".cpp": "C++",
+    ".cxx": "C++", ".hh": "C++", ".hpp": "C++", ".cu": "CUDA", ".cs": "C#", ".java": "Java", ".kt": "Kotlin",
+    ".scala": "Scala", ".go": "Go", ".rs": "Rust", ".swift": "Swift", ".js": "JavaScript", ".jsx": "JavaScript",
+    ".mjs": "JavaScript", ".ts": "TypeScript", ".tsx": "TypeScript", ".rb": "Ruby", ".php": "PHP", ".pl": "Perl",
+    ".pm": "Perl", ".lua": "Lua", ".r": "R", ".jl": "Julia", ".hs": "Haskell", ".ml": "OCaml", ".mli": "OCaml",
+    ".ex": "Elixir", ".exs": "Elixir", ".erl": "Erlang", ".clj": "Clojure", ".dart": "Dart", ".sh": "Shell",
+    ".bash": "Shell", ".sql": "SQL", ".f90": "Fortran", ".f": "Fortran", ".m": "Objective-C", ".vhd": "VHDL",
+    ".v": "Verilog", ".sv": "Verilog", ".asm": "Assembly", ".s": "Assembly", ".zig": "Zig", ".nim": "Nim",
+    ".tcl": "Tcl", ".proto": "Protocol Buffer", ".cmake": "CMake", ".tex": "TeX", ".html": "HTML", ".css": "CSS",
+    ".scss": "CSS", ".vue": "Vue", ".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".md": "Markdown",
+    ".rst": "reStructuredText",
+}  # fmt: skip
+"""Suffix → language; a file of any other is no source code."""
+NAMED: dict[str, str] = {"Makefile": "Makefile", "Dockerfile": "Dockerfile", "CMakeLists.txt": "CMake"}
+NOT_OWN = frozenset(
+    (".git", ".hg", ".svn", "node_modules", "__pycache__", "site-packages", "dist-packages", "vendor", "third_party",
+     ".venv", "venv", ".tox", ".mypy_cache", ".idea", "target", "bower_components")
+)  # fmt: skip
+"""Folders of a tree that hold what others wrote, or what programs did."""
+
+
+class FilesReader:
+    """kind: files."""
+
+    def plan(self, source: Files, directory: Path, part_bytes: int) -> list[Part]:
+        root, files = found(source, source.path, directory, TEXT_FILES, source.pattern)
+        return grouped(source, root, map(whole, files), part_bytes)
+
+    def read(self, source: Files, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            yield as_text(relative(piece.path, part.root), Path(piece.path).read_bytes())
+
+
+class CodeReader:
+    """kind: code."""
+
+    def plan(self, source: Code, directory: Path, part_bytes: int) -> list[Part]:
+        root = directory / Path(source.path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"source {source.name!r}: {root} is no folder of source code")
+        pieces = list(_tree(root, checked(source, source.languages)))
+        if not pieces:
+            raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
+        return grouped(source, root, pieces, part_bytes)
+
+    def read(self, source: Code, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            yield as_code(relative(piece.path, part.root), Path(piece.path).read_bytes())
+
+
+class StandardLibraryReader:
+    """kind: stdlib. Without the tests and what is not the library itself."""
+
+    left_out = frozenset(
+        ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "site-packages", "dist-packages")
+    )
+
+    def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[Part]:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = sorted(p for p in root.rglob("*.py") if not self.left_out & set(p.relative_to(root).parts[:-1]))
+        if not paths:
+            raise DataError(f"{root} holds no source code; this Python comes without its library's source")
+        return grouped(source, root, map(whole, paths), part_bytes)
+
+    def read(self, source: StandardLibrary, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            yield as_code(relative(piece.path, part.root), Path(piece.path).read_bytes())
+
+
+def checked(source: Source, languages: Sequence[str] | None) -> frozenset[str]:
+    """The languages asked for, or all. ConfigError for one that is not known."""
+    known = frozenset((*LANGUAGES.values(), *NAMED.values()))
+    for name in languages or ():
+        if name not in known:
+            hint = did_you_mean(nearest(name, known)) or f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"source {source.name!r}: no language {name!r} is known; {hint}")
+    return frozenset(languages) if languages else known
+
+
+def language_of(name: str) -> str | None:
+    """The language that a file's name says it is in."""
+    path = PurePosixPath(name)
+    return NAMED.get(path.name) or LANGUAGES.get(path.suffix.lower())
+
+
+def is_own(name: str) -> bool:
+    """Whether no folder on the way is of others' or of programs' making."""
+    return not NOT_OWN & set(PurePosixPath(name).parts[:-1])
+
+
+def _tree(root: Path, languages: frozenset[str]) -> Iterator[Piece]:
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if name not in NOT_OWN)
+        for name in sorted(names):
+            path = Path(folder) / name
+            if language_of(name) in languages and path.is_file() and not path.is_symlink():
+                yield whole(path)
+
+
+def as_text(id: str, content: bytes) -> Read:
+    """A file's text in UTF-8, line ends made one kind."""
+    if b"\0" in content:
+        return Unread(id, "binary", "holds a NUL byte")
+    try:
+        return RawDocument(id, content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        return Unread(id, "not_utf8", f"byte {error.start} (0x{content[error.start]:02x})")
+
+
+def as_code(id: str, content: bytes) -> Read:
+    """As `as_text`, Python in the encoding that it declares; with its language."""
+    language = language_of(id)
+    if language == "Python" and b"coding" in content[:200]:
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+            content = content.decode(encoding).encode("utf-8")
+        except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+            return Unread(id, "not_utf8", f"not in the encoding it declares: {error}")
+    read = as_text(id, content)
+    return read if isinstance(read, Unread) or language is None else RawDocument(id, read.text, {"language": language})
+
+
+def chosen(names: Iterable[str], languages: frozenset[str]) -> list[str]:
+    """Of an archive's files those that are source code of these languages."""
+    return [name for name in names if language_of(name) in languages and is_own(name)]

@@ -1,0 +1,109 @@
+"""Pages of the web: the article is extracted by trafilatura (Barbaresi, ACL 2021), as datatrove has it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.recipe import Html, Warc
+
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([A-Za-z0-9_-]+)""", re.I)
+_PAGES = ("text/html", "application/xhtml+xml")
+
+
+class HtmlReader:
+    """kind: html."""
+
+    def plan(self, source: Html, directory: Path, part_bytes: int) -> list[Part]:
+        root, files = found(source, source.path, directory, (".html", ".htm", ".xhtml"))
+        return grouped(source, root, map(whole, files), part_bytes)
+
+    def read(self, source: Html, part: Part) -> Iterator[Read]:
+        for piece in part.pieces:
+            yield article(relative(piece.path, part.root), Path(piece.path).read_bytes(), {})
+
+
+class WarcReader:
+    """kind: warc."""
+
+    def plan(self, source: Warc, directory: Path, part_bytes: int) -> list[Part]:
+        suffixes = (".warc", ".warc.gz", ".wet", ".wet.gz")
+        root, files = found(source, source.path, directory, suffixes)
+        return grouped(source, root, map(whole, files), part_bytes)
+
+    def read(self, source: Warc, part: Part) -> Iterator[Read]:
+        records, failure = _warcio()
+        for piece in part.pieces:
+            with Path(piece.path).open("rb") as stream:
+                try:
+                    for record in records(stream):
+                        yield from _record(record, relative(piece.path, part.root))
+                except failure as error:
+                    raise DataError(f"{piece.path}: damaged web archive: {error}; fetch the file again") from error
+
+
+def _warcio() -> tuple[Any, type[Exception]]:
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    except ModuleNotFoundError:
+        raise UsageError("web archives need the extra `data`: pip install 'bedplate[data]'") from None
+    return ArchiveIterator, ArchiveLoadFailed
+
+
+def _record(record: Any, name: str) -> Iterator[Read]:
+    """A page's article; what is no page (requests, metadata) is no document, and other media are said to be so."""
+    if record.rec_type not in {"response", "conversion"}:
+        return
+    headers = record.rec_headers
+    url = headers.get_header("WARC-Target-URI") or ""
+    id = f"{name}#{headers.get_header('WARC-Record-ID') or url}"
+    http = record.http_headers.get_header("Content-Type") if record.http_headers else None
+    kind = headers.get_header("WARC-Identified-Payload-Type") or http or ""
+    content = record.content_stream().read()
+    about = {"url": url} if url else {}
+    if record.rec_type == "conversion":
+        text = content.decode("utf-8", "replace")
+        yield RawDocument(id, text, about) if text.strip() else Unread(id, "no_article", "the record is empty")
+    elif record.http_headers and not str(record.http_headers.get_statuscode()).startswith("2"):
+        yield Unread(id, "no_page", f"HTTP status {record.http_headers.get_statuscode()}")
+    elif kind and kind.split(";")[0].strip().lower() not in _PAGES:
+        yield Unread(id, "no_page", f"of the type {kind.split(';')[0].strip()}")
+    else:
+        yield article(id, content, about, kind)
+
+
+def article(id: str, content: bytes, about: dict[str, str], content_type: str = "") -> Read:
+    """The main text of a page."""
+    html = decoded(content, content_type)
+    if html is None:
+        return Unread(id, "not_utf8", "the page is in no encoding that it names")
+    try:
+        from trafilatura import extract
+    except ModuleNotFoundError:
+        raise UsageError("pages of HTML need the extra `data`: pip install 'bedplate[data]'") from None
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what it says of each page is in the fate
+    try:
+        # not `deduplicate`: what it leaves out depends on the pages before, so on how the work is divided
+        text = extract(html, favor_precision=True, include_comments=False, deduplicate=False)
+    except Exception as error:  # the parser's, on a page that is none
+        return Unread(id, "no_article", f"{type(error).__name__}: {error}")
+    return RawDocument(id, text, about) if text and text.strip() else Unread(id, "no_article", "no main text was found")
+
+
+def decoded(content: bytes, content_type: str) -> str | None:
+    """As the protocol says, as the page says, as UTF-8, or as Windows calls Latin-1; None where none of them can be."""
+    said = re.search(r"charset=[\"']?([\w-]+)", content_type)
+    inside = _CHARSET.search(content[:4096])
+    names = [said[1] if said else None, inside[1].decode("ascii") if inside else None, "utf-8", "cp1252"]
+    for name in filter(None, names):
+        try:
+            return content.decode(name)
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return None

@@ -1,0 +1,196 @@
+"""The recipe of a corpus: which sources, what is kept of them, which tokenizer, in a strict YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from bedplate.core.config import Strict, load_config
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Preset = Literal["prose", "code", "mixed", "none"]
+
+
+class _Source(Strict):
+    """What every source may say. preset: the curation of this source, by default the recipe's. limit: only the first so
+    many documents."""
+
+    name: Name
+    weight: float | None = pydantic.Field(default=None, ge=0)
+    licence: str | None = None
+    preset: Preset | None = None
+    limit: int | None = pydantic.Field(default=None, ge=1)
+
+
+class Files(_Source):
+    """Text files: each a document. path: a file or a folder, read below for `pattern`."""
+
+    kind: Literal["files"]
+    path: str
+    pattern: str | None = None
+
+
+class Code(_Source):
+    """A tree of source code: each file a document, without what is generated, vendored or no code. languages: by
+    default all that are known."""
+
+    kind: Literal["code"]
+    path: str
+    languages: tuple[str, ...] | None = None
+
+
+class Json(_Source):
+    """JSON lines, plain or compressed (.gz, .zst): each line's text in `text`. path: a file, or a folder of such."""
+
+    kind: Literal["jsonl"]
+    path: str
+    text: str = "text"
+    id: str | None = None
+
+
+class Parquet(_Source):
+    """Parquet files: each row's text in the column `text`."""
+
+    kind: Literal["parquet"]
+    path: str
+    text: str = "text"
+    id: str | None = None
+
+
+class Html(_Source):
+    """Pages of HTML, from which the article is extracted."""
+
+    kind: Literal["html"]
+    path: str
+
+
+class Warc(_Source):
+    """Web archives (.warc, .warc.gz; .wet holds text already): the article of each page."""
+
+    kind: Literal["warc"]
+    path: str
+
+
+class PyPI(_Source):
+    """Source code of packages of the package index that pip is configured with; nothing of them is run. packages:
+    `name==version` each."""
+
+    kind: Literal["pypi"]
+    packages: tuple[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")], ...]
+    languages: tuple[str, ...] | None = None
+
+
+class Hub(_Source):
+    """A data set of the Hugging Face Hub, `hf:owner/name[@revision]`, read as a stream from its Parquet or JSON-lines
+    files that `pattern` selects."""
+
+    kind: Literal["hub"]
+    data: Annotated[str, pydantic.Field(pattern=r"^hf:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")]
+    pattern: str = "**"
+    text: str = "text"
+    id: str | None = None
+
+
+class StandardLibrary(_Source):
+    """The running interpreter's own standard library: each module a document."""
+
+    kind: Literal["stdlib"]
+    licence: str | None = "PSF-2.0"
+
+
+Source = Annotated[
+    Files | Code | Json | Parquet | Html | Warc | PyPI | Hub | StandardLibrary, pydantic.Field(discriminator="kind")
+]
+
+
+class TrainTokenizer(Strict):
+    """Byte-level BPE of the corpus itself. sample_mb: of so much text, drawn evenly from what is kept. special: control
+    tokens beside the end of a document."""
+
+    vocab_size: int = pydantic.Field(default=16_384, ge=260, le=1 << 20)
+    sample_mb: float = pydantic.Field(default=64.0, gt=0)
+    special: tuple[str, ...] = ()
+
+
+class TokenizerChoice(Strict):
+    """Either a tokenizer to train, or one that exists: a directory with tokenizer.json, or a base's name."""
+
+    train: TrainTokenizer | None = None
+    use: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one(self) -> TokenizerChoice:
+        if (self.train is None) == (self.use is None):
+            raise ValueError("give either train or use")
+        return self
+
+
+class MinHashSettings(Strict):
+    """Near-duplicates, as FineWeb has it (https://arxiv.org/abs/2406.17557): shingles of so many words; two documents
+    are one where any of `bands` bands of `rows` hashes is equal."""
+
+    words: int = pydantic.Field(default=5, ge=1)
+    bands: int = pydantic.Field(default=14, ge=1)
+    rows: int = pydantic.Field(default=8, ge=1)
+    seed: int = 1
+
+
+class Dedup(Strict):
+    """exact: texts that are equal but for their white space; minhash: near-duplicates, or null for none."""
+
+    exact: bool = True
+    minhash: MinHashSettings | None = MinHashSettings()
+
+
+class Decontaminate(Strict):
+    """Documents that share so many words in a row with an evaluation are dropped. against: text, JSON-lines, .csv or
+    .tsv files, folders of such, or suites of the catalogue."""
+
+    against: tuple[str, ...] = ()
+    words: int = pydantic.Field(default=13, ge=4)
+
+
+class Split(Strict):
+    """valid: this share of each source's documents is held out, chosen by the hash of each text."""
+
+    valid: Share = 0.01
+
+
+class Recipe(Strict):
+    """The whole file.
+
+    rules: settings over the preset's, by rule and then by setting; null turns a rule off. part_mb: a unit of work has
+    about so much raw text. shard_tokens: a shard has at most about so many.
+    """
+
+    corpus: Name
+    preset: Preset = "prose"
+    language: str = "en"
+    sources: tuple[Source, ...] = pydantic.Field(min_length=1)
+    tokenizer: TokenizerChoice = TokenizerChoice(train=TrainTokenizer())
+    rules: dict[str, dict[str, Any] | None] = pydantic.Field(default_factory=dict)
+    dedup: Dedup = Dedup()
+    decontaminate: Decontaminate = Decontaminate()
+    split: Split = Split()
+    seed: int = 0
+    part_mb: float = pydantic.Field(default=32.0, gt=0)
+    shard_tokens: int = pydantic.Field(default=100_000_000, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        names = [source.name for source in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two sources are named {twice!r}")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("some sources have a weight and some have none: give all or none")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Paths in it are taken from where it lies. Raises ConfigError."""
+    return load_config(path, Recipe, overrides)

@@ -1,0 +1,127 @@
+"""Documents that say what an evaluation says, so many words in a row (13 in GPT-3's appendix C,
+https://arxiv.org/abs/2005.14165)."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import sha256_file, sha256_json
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.repeated.words import n_grams, word_hashes
+
+_ENDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".txt", ".md")
+
+
+class Contamination:
+    """N-grams of evaluations: sorted hashes, and of each the evaluation that it is of."""
+
+    def __init__(
+        self, words: int, grams: NDArray[np.uint64], owners: NDArray[np.int32], names: tuple[str, ...]
+    ) -> None:
+        self.words, self.grams, self.owners, self.names = words, grams, owners, names
+
+    @classmethod
+    def of(cls, against: Sequence[str], directory: Path, words: int) -> Contamination:
+        """Read every text of the evaluations. A text of fewer words than `words` cannot be told and is not looked for.
+        DataError for what is no file, folder or suite, or holds no text of such a length."""
+        grams: list[NDArray[np.uint64]] = []
+        owners: list[NDArray[np.int32]] = []
+        for number, name in enumerate(against):
+            found = [n_grams(word_hashes(text), words) for path in files(name, directory) for text in _texts(path)]
+            every = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+            if not len(every):
+                raise DataError(f"decontaminate: {name} holds no text of {words} words, so nothing could be told by it")
+            grams.append(every)
+            owners.append(np.full(len(every), number, np.int32))
+        if not grams:
+            return cls(words, np.empty(0, np.uint64), np.empty(0, np.int32), ())
+        together, first = np.unique(np.concatenate(grams), return_index=True)
+        return cls(words, together, np.concatenate(owners)[first], tuple(against))
+
+    def save(self, path: Path) -> None:
+        np.savez(path, words=np.array(self.words), grams=self.grams, owners=self.owners, names=np.array(self.names))
+
+    @classmethod
+    def load(cls, path: Path) -> Contamination:
+        with np.load(path, allow_pickle=False) as kept:
+            names = tuple(map(str, kept["names"].tolist()))
+            return cls(int(kept["words"]), kept["grams"], kept["owners"], names)
+
+    def found_in(self, text: str) -> str | None:
+        """The evaluation that a text has words of, and which."""
+        if not len(self.grams):
+            return None
+        grams = n_grams(word_hashes(text), self.words)
+        at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
+        hit = np.flatnonzero(self.grams[at] == grams)
+        if not len(hit):
+            return None
+        name = self.names[self.owners[at[hit[0]]]]
+        return f"{name}: {len(hit)} runs of {self.words} words, the first from word {int(hit[0])}"
+
+
+def files(name: str, directory: Path) -> list[Path]:
+    """Of an evaluation by name (a suite or data set of the catalogue, pulled) or by path."""
+    from bedplate.hub.catalog import CATALOG
+
+    place = directory / Path(name).expanduser()
+    if name in CATALOG and CATALOG[name].kind in {"suite", "dataset"}:
+        from bedplate.hub.pull import pull
+
+        place = Path(pull(name, quiet=True).path)
+    elif not place.exists():
+        known = [one for one, item in CATALOG.items() if item.kind in {"suite", "dataset"}]
+        hint = did_you_mean(nearest(name, known)) or f"the catalogue has {', '.join(known)}"
+        raise DataError(f"decontaminate: {name!r} is no file, folder, suite or data set; {hint}")
+    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(_ENDS))
+    if not found:
+        raise DataError(f"decontaminate: {place} holds no file that ends in {', '.join(_ENDS)}")
+    return found
+
+
+def fingerprint(against: Sequence[str], directory: Path) -> str:
+    """What changes when an evaluation does."""
+    return sha256_json([[name, [sha256_file(path) for path in files(name, directory)]] for name in against])
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Every text of a file: of rows, each field on its own."""
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", "replace")
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t" if name.endswith(".tsv") else ","):
+            yield from row
+    elif name.endswith(".jsonl"):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield from _strings(_json(line, f"{path}, line {number}"))
+    elif name.endswith(".json"):
+        yield from _strings(_json(text, str(path)))
+    else:
+        yield text
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"decontaminate: {where}: not valid JSON: {error}") from error
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -1,0 +1,72 @@
+"""Near-duplicates by MinHash (Broder, 1997) and locality-sensitive bands: documents that agree in all hashes of a band
+are one cluster. Hash functions are multiply-shift (Dietzfelbinger et al., 1997) over hashes of n-grams of words.
+
+Shapes: D documents, S shingles of one, H = bands × rows hashes, B bands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.data.corpus.recipe import MinHashSettings
+from bedplate.data.corpus.repeated.words import n_grams, word_hashes
+
+_TOGETHER = 2048
+"""Shingles whose hashes are computed at once."""
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+class MinHash:
+    """Signatures under one choice of hash functions."""
+
+    def __init__(self, settings: MinHashSettings) -> None:
+        self.settings = settings
+        generator = np.random.Generator(np.random.PCG64(settings.seed))
+        count = settings.bands * settings.rows
+        top = np.iinfo(np.uint64).max
+        self._a = generator.integers(0, top, count, np.uint64, endpoint=True) | np.uint64(1)
+        self._b = generator.integers(0, top, count, np.uint64, endpoint=True)
+
+    def bands(self, text: str) -> NDArray[np.uint64] | None:
+        """One number for each band [B]; None for a text shorter than a shingle, which is like no other."""
+        shingles = n_grams(word_hashes(text), self.settings.words)
+        if not len(shingles):
+            return None
+        least = np.full(len(self._a), np.iinfo(np.uint64).max, np.uint64)
+        for start in range(0, len(shingles), _TOGETHER):
+            some_SH = shingles[start : start + _TOGETHER, None] * self._a
+            some_SH += self._b
+            some_SH >>= np.uint64(24)  # the high bits are the good ones
+            np.minimum(least, some_SH.min(axis=0), out=least)
+        least_BR = least.reshape(self.settings.bands, self.settings.rows)
+        found = least_BR[:, 0].copy()
+        for row in range(1, self.settings.rows):
+            found = (found ^ (found >> np.uint64(29))) * _MIX + least_BR[:, row]
+        return found
+
+
+def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of each document [D] the first of its cluster, which is itself where it is like no other before. Documents that
+    have no signature are their own."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(has_D)
+    places = np.flatnonzero(has_D)
+    left: list[NDArray[np.int64]] = []
+    right: list[NDArray[np.int64]] = []
+    for band in range(bands_DB.shape[1] if len(places) else 0):
+        values = bands_DB[places, band]
+        order = np.argsort(values, kind="stable")
+        same = np.flatnonzero(values[order][1:] == values[order][:-1])
+        left.append(places[order[same]])
+        right.append(places[order[same + 1]])
+    if not left:
+        return np.arange(count)
+    rows, columns = np.concatenate(left), np.concatenate(right)
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    firsts = np.full(int(labels.max()) + 1, count, np.int64)
+    np.minimum.at(firsts, labels, np.arange(count))
+    return firsts[labels]

@@ -1,0 +1,88 @@
+"""The words of a text as 64-bit hashes, told apart by nothing but what they say: lower case, numbers made one, without
+punctuation and accents. `datatrove.utils.text.simplify_text` gives the same words, between spaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_MOST = 1 << 20
+PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(
+    map(chr, (x for a, b in ((0, 9), (11, 13), (13, 32), (127, 160)) for x in range(a, b)))
+)
+_SPACES = str.maketrans(PUNCTUATION, " " * len(PUNCTUATION))
+_SEPARATORS = frozenset(".,،٫⎖⎗⎘")
+
+
+class _Remembered(dict[str, tuple[int, ...]]):
+    """Stretch between white space → hashes of its words."""
+
+    def __missing__(self, stretch: str) -> tuple[int, ...]:
+        if len(self) > _MOST:
+            self.clear()
+        found = self[stretch] = tuple(map(_hash, simplified(stretch).split()))
+        return found
+
+
+_remembered = _Remembered()
+
+
+def word_hashes(text: str) -> NDArray[np.uint64]:
+    """[W], in order."""
+    return np.fromiter(chain.from_iterable(map(_remembered.__getitem__, text.split())), np.uint64)
+
+
+def simplified(text: str) -> str:
+    """The words of a text between single spaces."""
+    text = _one_number(text.lower()).translate(_SPACES)
+    if not text.isascii():
+        text = "".join(
+            c for c in unicodedata.normalize("NFD", " ".join(text.split())) if unicodedata.category(c) != "Mn"
+        )
+    return " ".join(text.split())
+
+
+def _one_number(text: str) -> str:
+    """Each run of decimal digits, with one separator and further digits behind it, becomes 0."""
+    if not any(c.isdecimal() for c in text):
+        return text
+    made: list[str] = []
+    at, size = 0, len(text)
+    while at < size:
+        if not text[at].isdecimal():
+            made.append(text[at])
+            at += 1
+            continue
+        at = _digits(text, at)
+        if at + 1 < size and text[at] in _SEPARATORS and text[at + 1].isdecimal():
+            at = _digits(text, at + 1)
+        made.append("0")
+    return "".join(made)
+
+
+def _digits(text: str, at: int) -> int:
+    while at < len(text) and text[at].isdecimal():
+        at += 1
+    return at
+
+
+def n_grams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """A hash of each n-gram [W − n + 1], polynomial modulo 2⁶⁴."""
+    count = len(hashes) - n + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    found = hashes[:count].copy()
+    for k in range(1, n):
+        found *= _BASE
+        found += hashes[k : k + count]
+    return found
+
+
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,0 +1,255 @@
+"""Shards of token ids in datatrove's format, and the corpus directory that they stand in.
+
+A shard is `NAME.ds`, the ids little-endian (uint16 or uint32), each document followed by the end token, and
+`NAME.ds.index`, where each document ends (uint64, in tokens). Both are memory-mapped: nothing is read that is not asked
+for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from bisect import bisect_right
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import DataError, TokenizerError, UsageError
+from bedplate.core.files import DISK_FULL, safe_join, sha256_file
+from bedplate.data.corpus.manifest import Manifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
+
+INDEX = ".index"
+Verify = Literal["sizes", "hashes"]
+
+
+class ShardWriter:
+    """Writes one shard, as a context; `entry` says what it holds afterwards. Both files appear whole or not at all.
+
+    UsageError where the disk is full, DataError for an id that the vocabulary does not have."""
+
+    def __init__(self, directory: Path, file: str, tokenizer: TokenizerEntry, dtype: str) -> None:
+        self._directory, self._file, self._tokenizer = directory, file, tokenizer
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._path = safe_join(directory, file)
+        self._ends: list[int] = []
+        self._tokens = self._bytes = 0
+        self._digest = hashlib.sha256()
+        self.entry: ShardEntry | None = None
+
+    def __enter__(self) -> Self:
+        with _room(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._out: BinaryIO = self._part(self._path).open("wb")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Written so far, end tokens included."""
+        return self._tokens
+
+    def write(self, ids: Sequence[int] | NDArray[Any], size_bytes: int) -> None:
+        """One document's ids, without the end token. size_bytes: of its text."""
+        wide = np.asarray(ids, dtype=np.int64)
+        if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < self._tokenizer.vocab_size:
+            wrong = int(wide.max()) if wide.max() >= self._tokenizer.vocab_size else int(wide.min())
+            raise DataError(f"the id {wrong} is not in the vocabulary of {self._tokenizer.vocab_size}")
+        raw = np.append(wide, self._tokenizer.eos_id).astype(self._dtype).tobytes()
+        with _room(self._path):
+            self._out.write(raw)
+        self._digest.update(raw)
+        self._tokens += len(wide) + 1
+        self._bytes += size_bytes
+        self._ends.append(self._tokens)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        index = self._path.with_name(self._path.name + INDEX)
+        try:
+            with _room(self._path):
+                self._out.close()
+                if error is None:
+                    ends = np.asarray(self._ends, dtype="<u8").tobytes()
+                    self._part(index).write_bytes(ends)
+                    self._part(index).replace(index)
+                    self._part(self._path).replace(self._path)
+                    self.entry = ShardEntry(
+                        file=self._file,
+                        sha256=self._digest.hexdigest(),
+                        index_sha256=hashlib.sha256(ends).hexdigest(),
+                        documents=len(self._ends),
+                        tokens=self._tokens,
+                        bytes=self._bytes,
+                    )
+        finally:
+            for path in (self._path, index):
+                self._part(path).unlink(missing_ok=True)
+
+    @staticmethod
+    def _part(path: Path) -> Path:
+        return path.with_name(path.name + ".part")
+
+
+@contextlib.contextmanager
+def _room(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; {what}") from error
+
+
+class Documents(Sequence[NDArray[Any]]):
+    """The documents of a source's split, in order: each its ids with the end token, a view of the mapped file."""
+
+    def __init__(self, corpus: Corpus, shards: Sequence[ShardEntry]) -> None:
+        self._corpus, self._shards = corpus, shards
+        self._firsts = [0]
+        for shard in shards:
+            self._firsts.append(self._firsts[-1] + shard.documents)
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | list[NDArray[Any]]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no document {index} among {len(self)}")
+        shard, within = self.place(number)
+        ids, ends = self._corpus.mapped(shard)
+        return ids[int(ends[within - 1]) if within else 0 : int(ends[within])]
+
+    def place(self, number: int) -> tuple[ShardEntry, int]:
+        """The shard that a document stands in, and its number there."""
+        at = bisect_right(self._firsts, number) - 1
+        return self._shards[at], number - self._firsts[at]
+
+    def lengths(self, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Tokens of the documents of these numbers, or of all, end tokens included."""
+        if numbers is None:
+            every = [np.diff(self._corpus.mapped(one)[1], prepend=np.uint64(0)) for one in self._shards]
+            return np.concatenate(every).astype(np.int64) if every else np.empty(0, np.int64)
+        found = np.empty(len(numbers), np.int64)
+        shards = np.searchsorted(np.asarray(self._firsts), numbers, side="right") - 1
+        for at in np.unique(shards):
+            here = shards == at
+            within = numbers[here] - self._firsts[at]
+            ends = self._corpus.mapped(self._shards[at])[1]
+            starts = np.where(within > 0, ends[np.maximum(within - 1, 0)], 0)
+            found[here] = ends[within].astype(np.int64) - starts.astype(np.int64)
+        return found
+
+
+class Corpus:
+    """A corpus directory. Nothing of it is held in memory but its manifest and, of each shard that was asked for, two
+    mappings."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory, self.manifest = directory, manifest
+        self._mapped: dict[str, tuple[NDArray[Any], NDArray[np.uint64]]] = {}
+
+    @classmethod
+    def open(cls, path: Path | str, verify: Verify = "sizes") -> Corpus:
+        """verify: what is held against corpus.json, the files' sizes or, reading all, their hashes. DataError names the
+        shard that is missing, short, or not what was written; TokenizerError a tokenizer that is another."""
+        directory = Path(path)
+        corpus = cls(directory, read_manifest(directory))
+        for _, _, shard in corpus.manifest.shards():
+            corpus._check(shard, verify)
+        corpus.check_tokenizer()
+        return corpus
+
+    @cached_property
+    def sources(self) -> Mapping[str, SourceEntry]:
+        return {source.name: source for source in self.manifest.sources}
+
+    @property
+    def sha256(self) -> str:
+        """The content's name: of every shard and the tokenizer."""
+        return self.manifest.sha256
+
+    @property
+    def eos_id(self) -> int:
+        return self.manifest.tokenizer.eos_id
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest.tokenizer.vocab_size
+
+    def shards(self, source: str, split: Split) -> tuple[ShardEntry, ...]:
+        if source not in self.sources:
+            raise DataError(f"{self.directory} has no source {source!r}; it has {', '.join(self.sources)}")
+        return self.sources[source].splits.get(split, ())
+
+    def tokens(self, source: str, split: Split) -> int:
+        """How many, end tokens included."""
+        return sum(shard.tokens for shard in self.shards(source, split))
+
+    def documents(self, source: str, split: Split) -> Documents:
+        return Documents(self, self.shards(source, split))
+
+    def mapped(self, shard: ShardEntry) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        """A shard's ids and the ends of its documents, as they lie on disk."""
+        found = self._mapped.get(shard.file)
+        if found is None:
+            path = safe_join(self.directory, shard.file)
+            dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+            index = path.with_name(path.name + INDEX)
+            found = _map(path, dtype, shard.tokens), _map(index, np.dtype("<u8"), shard.documents)
+            self._mapped[shard.file] = found
+        return found
+
+    def check_tokenizer(self) -> None:
+        """TokenizerError where tokenizer.json is not the one that the ids are of."""
+        from bedplate.text.tokenizer import Tokenizer
+
+        wanted = self.manifest.tokenizer
+        found = Tokenizer.from_directory(self.directory)
+        if found.identity != wanted.tokenizer_id or found.vocab_size != wanted.vocab_size:
+            raise TokenizerError(
+                f"{self.directory / wanted.file} is not the tokenizer that the ids were made with: its identity is "
+                f"{found.identity} with {found.vocab_size} ids, corpus.json says {wanted.tokenizer_id} with "
+                f"{wanted.vocab_size}; restore the file or build the corpus again"
+            )
+
+    def _check(self, shard: ShardEntry, verify: Verify) -> None:
+        path = safe_join(self.directory, shard.file)
+        itemsize = np.dtype(self.manifest.dtype).itemsize
+        index = path.with_name(path.name + INDEX)
+        for file, size, digest in (
+            (path, shard.tokens * itemsize, shard.sha256),
+            (index, shard.documents * 8, shard.index_sha256),
+        ):
+            if not file.is_file():
+                raise DataError(f"{file} is missing; corpus.json lists it with the sha256 {digest}. Restore the file")
+            found = file.stat().st_size
+            if found != size:
+                kind = "is short" if found < size else "has grown"
+                raise DataError(
+                    f"{file} {kind}: {found} bytes, not {size}; its sha256 is {sha256_file(file)}, corpus.json says "
+                    f"{digest}. Restore the file or build the corpus again"
+                )
+            if verify == "hashes" and (now := sha256_file(file)) != digest:
+                raise DataError(
+                    f"{file} is not what was written: its sha256 is {now}, corpus.json says {digest}. Restore the file "
+                    "or build the corpus again"
+                )
+        ends = self.mapped(shard)[1]
+        if shard.documents and int(ends[-1]) != shard.tokens:
+            raise DataError(f"{index} ends at {int(ends[-1])} tokens, but {path.name} has {shard.tokens}; restore it")
+
+
+def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """An empty file cannot be mapped."""
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.empty(0, dtype)

@@ -1,0 +1,103 @@
+"""A release of the package index as an archive: its source distribution, or else a wheel. Nothing of it is run."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pypi_simple
+import requests
+
+from bedplate.core.errors import HubError, UnreachableError
+from bedplate.core.files import file_lock
+from bedplate.hub import index
+from bedplate.hub.cache import cache_directory
+
+_KINDS = (".tar.gz", ".zip", "-none-any.whl", ".whl")
+"""Ends of names, best first: sources, then what is for any machine."""
+
+
+def release(requirement: str, *, quiet: bool = False) -> Path:
+    """The archive of `name==version` on disk, fetched if it is not there and checked against the index's sha256.
+
+    Raises UnreachableError, HubError (not offered, or without a hash), HashMismatchError.
+    """
+    project, _, version = requirement.partition("==")
+    folder = cache_directory() / "releases" / f"{_normal(project)}-{version}"
+    with file_lock(folder.parent / f".{folder.name}.lock"):
+        done = _best([path for path in folder.glob("*") if not path.name.endswith(".part")])
+        if done is None:
+            folder.mkdir(exist_ok=True)
+            done = _fetch(project, version, folder, quiet)
+    return done
+
+
+def _fetch(project: str, version: str, folder: Path, quiet: bool) -> Path:
+    settings = index.pip_settings()
+    for place in settings.folders:
+        names = [path for path in place.glob("*") if _is_of(path.name, project, version)] if place.is_dir() else []
+        found = _best(names)
+        if found is not None:
+            return found
+    with index.session(settings) as session:
+        offered: list[pypi_simple.DistributionPackage] = []
+        for page in index.pages(session, settings, project, version):
+            offered = [one for one in page if one.version == version and one.filename.endswith(_KINDS)]
+            if offered:
+                break
+        if not offered:
+            raise HubError(f"the configured package index has no archive of {project} {version}; give another version")
+        package = min(offered, key=lambda one: (_rank(one.filename), one.filename))
+        sha256 = (package.digests or {}).get("sha256")
+        if sha256 is None:
+            raise HubError(f"{package.filename}: the index gives no sha256, so it cannot be checked; it is not used")
+        part = folder / f"{package.filename}.part"
+        try:
+            with session.get(package.url, stream=True, timeout=index.TIMEOUT) as response:
+                response.raise_for_status()
+                size = int(response.headers.get("Content-Length") or 0)
+                index.write_checked(response.iter_content(1 << 18), part, sha256, size, package.filename, quiet)
+        except requests.RequestException as error:
+            part.unlink(missing_ok=True)
+            raise UnreachableError(f"{package.filename}: the download broke off ({error}); run it again") from error
+    return part.rename(folder / package.filename)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _is_of(filename: str, project: str, version: str) -> bool:
+    """PEP 625 and PEP 427: the name's and the version's hyphens are underscores in file names."""
+    start = re.match(r"(.+?)-([0-9][^-]*?)(?:\.tar\.gz|\.zip|-.*\.whl)$", filename)
+    return start is not None and _normal(start[1]) == _normal(project) and start[2] == version
+
+
+def _rank(filename: str) -> int:
+    return next((rank for rank, kind in enumerate(_KINDS) if filename.endswith(kind)), len(_KINDS))
+
+
+def _best(paths: list[Path]) -> Path | None:
+    known = [path for path in paths if path.name.endswith(_KINDS)]
+    return min(known, key=lambda path: (_rank(path.name), path.name)) if known else None
+
+
+def members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """The plain files of an archive with their content, in its order. HubError where it is damaged."""
+    try:
+        if archive.suffix in {".whl", ".zip"}:
+            with zipfile.ZipFile(archive) as zipped:
+                for info in zipped.infolist():
+                    if not info.is_dir() and (info.external_attr >> 16) & 0o170000 != 0o120000:
+                        yield info.filename, zipped.read(info)
+            return
+        with tarfile.open(archive, "r:*") as tarred:
+            for entry in tarred:
+                stream = tarred.extractfile(entry) if entry.isfile() else None
+                if stream is not None:
+                    yield entry.name, stream.read()
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise HubError(f"{archive}: cannot be unpacked: {error}; remove it, to have it fetched again") from error

@@ -1,0 +1,63 @@
+"""Small corpora for the tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from bedplate.core.files import atomic_write
+from bedplate.data.corpus.manifest import Manifest, SourceEntry, TokenizerEntry
+from bedplate.data.corpus.shards import ShardWriter
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer_parts import TokenizerParts
+
+END = "<|endoftext|>"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, and an end."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([tokenizers.AddedToken(END, special=True, normalized=False)])
+    return Tokenizer(TokenizerParts(backend, {"eos_token": END}, (256,), None, "made"))
+
+
+def write_corpus(
+    directory: Path, sources: Mapping[str, Sequence[str]], *, valid: int = 0, shards: int = 1, dtype: str = "uint16"
+) -> Path:
+    """A corpus of texts, one token a byte. valid: so many last documents of each source; shards: of a train split."""
+    tokenizer = byte_tokenizer()
+    assert tokenizer.eos_id is not None
+    entry = TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    made: list[SourceEntry] = []
+    for name, texts in sources.items():
+        splits: dict = {}
+        for split, part, count in (
+            ("train", texts[: len(texts) - valid], shards),
+            ("valid", texts[len(texts) - valid :], 1),
+        ):
+            splits[split] = tuple(
+                _shard(directory, f"shards/{name}-{split}-{k:05}.ds", part[k::count], tokenizer, entry, dtype)
+                for k in range(count)
+                if part
+            )
+        every = [shard for shards_ in splits.values() for shard in shards_]
+        totals = {key: sum(getattr(shard, key) for shard in every) for key in ("documents", "tokens", "bytes")}
+        made.append(SourceEntry(name=name, splits=splits, **totals))
+    manifest = Manifest(recipe="0" * 64, tokenizer=entry, dtype=dtype, sources=tuple(made))  # pyright: ignore
+    tokenizer.save(directory)
+    atomic_write(directory / "corpus.json", manifest.model_dump_json(indent=2))
+    return directory
+
+
+def _shard(directory: Path, file: str, texts: Sequence[str], tokenizer: Tokenizer, entry: TokenizerEntry, dtype: str):
+    with ShardWriter(directory, file, entry, dtype) as writer:
+        for text in texts:
+            writer.write(tokenizer.encode(text), len(text.encode()))
+    assert writer.entry is not None
+    return writer.entry

@@ -1,0 +1,246 @@
+"""A corpus from files to shards: what is kept and why, nothing lost on the way, gone on with where it was killed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bedplate.core.config import parse_config
+from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
+from bedplate.core.executor import Job, LocalExecutor, Outcome
+from bedplate.core.files import sha256_file
+from bedplate.data.corpus import sift as sifting
+from bedplate.data.corpus.build import Built, build
+from bedplate.data.corpus.fates import fates_of, read_fates
+from bedplate.data.corpus.funnel import read_funnel
+from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.shards import Corpus
+from bedplate.text.tokenizer import Tokenizer
+
+RECIPE = """
+corpus: small
+preset: code
+part_mb: 0.004
+sources:
+  - {name: tree, kind: code, path: tree}
+  - {name: notes, kind: jsonl, path: notes.jsonl, preset: none, licence: CC0-1.0}
+tokenizer: {train: {vocab_size: 400}}
+decontaminate: {against: [held.txt], words: 8}
+split: {valid: 0.2}
+"""
+SAID = "the answer to the ultimate question of life is forty two"
+
+
+def function(number: int) -> str:
+    """Each of words of its own: numbers do not tell near-duplicates apart."""
+    draw = random.Random(number)
+    names = ["".join(draw.choices("abcdefghijklmnop", k=7)) for _ in range(9)]
+    return f"def made({', '.join(names)}):\n" + "".join(f"    {a} = {b}({a})\n" for a in names for b in names[:3])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    (tree / "node_modules").mkdir(parents=True)
+    for number in range(24):
+        (tree / f"module_{number:02}.py").write_text(function(number))
+    (tree / "copy.py").write_text(function(3).replace("\n", "\n\n"))
+    (tree / "near.py").write_text(function(5) * 6 + "# more\n")
+    (tree / "near_too.py").write_text(function(5) * 6 + "# less\n")
+    (tree / "leak.py").write_text(function(77) + f"# {SAID.upper()}!\n")
+    (tree / "short.py").write_text("x = 1\n")
+    (tree / "latin.py").write_bytes(b"# caf\xe9\n" * 40)
+    (tree / "data.bin").write_bytes(b"\0\1")
+    (tree / "node_modules" / "theirs.js").write_text("var a = 1;\n" * 40)
+    lines = [json.dumps({"text": f"{function(100 + n)} mail me at a{n}@b.org"}) for n in range(30)]
+    lines += ["{not json", json.dumps({"title": "no text"}), json.dumps({"text": "\ud800"}), json.dumps({"text": " "})]
+    (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "held.txt").write_text(f"Somewhere it is said: {SAID}.")
+    return tmp_path
+
+
+def made(place: Path, out: str = "out", text: str = RECIPE, **settings: Any) -> Built:
+    return build(parse_config(text, Recipe, "recipe.yaml"), place, place / out, quiet=True, **settings)
+
+
+def test_every_document_has_a_fate_and_the_counts_agree(place: Path) -> None:
+    corpus = made(place).corpus
+    out = place / "out"
+    wanted = {
+        "module_00.py": None, "copy.py": "exact_duplicate", "near_too.py": "near_duplicate", "leak.py": "contaminated",
+        "short.py": "code", "latin.py": "unreadable",
+    }  # fmt: skip
+    for id, rule in wanted.items():
+        [fate] = fates_of(out, id)
+        if id != "copy.py":  # which of two is first is the order of their names
+            assert fate.rule == rule, id
+    assert {fates_of(out, id)[0].rule for id in ("copy.py", "module_03.py")} == {None, "exact_duplicate"}
+    assert fates_of(out, "leak.py")[0].detail.startswith("held.txt: ")
+    assert fates_of(out, "latin.py")[0].detail == "not_utf8: byte 5 (0xe9)"
+    with pytest.raises(DataError, match=r"read no document 'data.bin'"):
+        fates_of(out, "data.bin")
+    with pytest.raises(DataError, match=r"did you mean 'module_01\.py'"):
+        fates_of(out, "modul_01.py")
+    fates = [fate for path in (out / "fates").iterdir() for fate in read_fates(path)]
+    funnel = read_funnel(out)
+    assert funnel["documents"] == len(fates) == 30 + 34
+    assert funnel["kept"] == sum(fate.rule is None for fate in fates)
+    assert funnel["documents"] - sum(step["dropped"] for step in funnel["steps"]) == funnel["kept"]
+    assert [step["rule"] for step in funnel["steps"]] == [
+        "unreadable", "length", "code", "contaminated", "exact_duplicate", "near_duplicate",
+    ]  # fmt: skip
+    notes = funnel["sources"]["notes"]
+    assert {step["rule"]: step["reasons"] for step in notes["steps"]}["unreadable"] == {
+        "lone_surrogate": 1, "no_text": 1, "not_json": 1,
+    }  # fmt: skip
+    for name, source in corpus.sources.items():
+        assert source.documents == sum(fate.rule is None and fate.source == name for fate in fates)
+    assert "| notes | jsonl | CC0-1.0 | 34 | 30 |" in (out / "card.md").read_text()
+    assert sum(funnel["after"]) == funnel["kept"]
+
+
+def test_the_shards_hold_the_texts_and_splits_share_nothing(place: Path) -> None:
+    made(place)
+    corpus = Corpus.open(place / "out", verify="hashes")
+    tokenizer = Tokenizer.from_directory(place / "out")
+    texts: dict[str, list[str]] = {
+        split: [tokenizer.decode(ids[:-1].tolist()) for ids in corpus.documents("tree", split)]  # type: ignore[arg-type]
+        for split in ("train", "valid")
+    }
+    assert texts["valid"]
+    assert not set(texts["train"]) & set(texts["valid"])
+    kept = [f for path in (place / "out/fates").glob("tree*") for f in read_fates(path) if f.rule is None]
+    files = sorted((place / "tree" / fate.id).read_text() for fate in kept)
+    assert sorted(texts["train"] + texts["valid"]) == files
+    assert corpus.sources["tree"].bytes == sum(len(text.encode()) for text in files)
+    train = corpus.documents("tree", "train")
+    assert all((ids[:-1] != corpus.eos_id).all() for ids in train)
+
+
+def test_the_same_again_is_nothing_to_do_and_another_recipe_is_refused(place: Path) -> None:
+    first = made(place)
+    again = made(place)
+    assert (first.new, again.new) == (True, False)
+    assert first.corpus.sha256 == again.corpus.sha256
+    with pytest.raises(UsageError, match="holds a corpus of another recipe"):
+        made(place, text=RECIPE + "seed: 3\n")
+    (place / "tree" / "new.py").write_text(function(99))
+    with pytest.raises(UsageError, match="of other files"):
+        made(place)
+
+
+class _Killed(LocalExecutor):
+    """Dies before its n-th job."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__({})
+        self.left, self.ran = after, list[str]()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.ran.append(job.name)
+            yield from super().run([job])
+
+
+def test_a_killed_build_goes_on_and_ends_the_same(place: Path) -> None:
+    whole = made(place, "whole").corpus
+    jobs: list[str] = []
+    for after in (2, 1, 3, 100):
+        executor = _Killed(after)
+        try:
+            made(place, executor=executor)
+        except KeyboardInterrupt:
+            assert not (place / "out/corpus.json").exists()
+        jobs += executor.ran
+    assert len(jobs) == len(set(jobs) | {f"{job} again" for job in jobs if jobs.count(job) > 1})
+    assert Corpus.open(place / "out").sha256 == whole.sha256
+    for name in ("funnel.json", "card.md", "recipe.yaml"):
+        assert sha256_file(place / "out" / name) == sha256_file(place / "whole" / name)
+    for path in (place / "whole/fates").iterdir():
+        assert sha256_file(path) == sha256_file(place / "out/fates" / path.name)
+    assert not (place / "out/.work").exists()
+
+
+def test_parts_do_not_change_what_is_in_it(place: Path) -> None:
+    many, one = made(place, "many").corpus, made(place, "one", RECIPE.replace("0.004", "32")).corpus
+    assert [s.sha256 for _, _, s in many.manifest.shards()] == [s.sha256 for _, _, s in one.manifest.shards()]
+
+
+class _Silent(LocalExecutor):
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        for job in jobs:
+            yield Outcome(job.name, job.name if self.here else None, None, 0.0)
+
+
+def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="tree-00000 ended without a result"):
+        made(place, executor=_Silent())
+    with pytest.raises(DataError, match=r"tree-00000, .*: the job ended, but wrote nothing"):
+        made(place, executor=_Silent({"x": 1}))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("broken")
+
+    monkeypatch.setattr(sifting._Sifter, "run", fails)
+    with pytest.raises(DataError, match="sifting tree-00000 failed: ZeroDivisionError: broken"):
+        made(place)
+    monkeypatch.undo()
+    keep = sifting.Tally.keep
+    monkeypatch.setattr(sifting.Tally, "keep", lambda self, text: None if "def made" in text else keep(self, text))
+    with pytest.raises(DataError, match=r"were read, but .* kept and .* dropped; the counts must agree"):
+        made(place)
+
+
+def test_nothing_to_train_on_says_why(place: Path) -> None:
+    dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
+    with pytest.raises(
+        DataError, match=r"all 64 documents were dropped: length \d+ \(empty 1, short \d+\); unreadable"
+    ):
+        made(place, text=dropped)
+    (place / "empty.jsonl").write_text("")
+    empty = "corpus: e\npreset: none\nsources: [{name: a, kind: jsonl, path: empty.jsonl}]\n"
+    with pytest.raises(DataError, match="the corpus is empty"):
+        made(place, "e", empty)
+    for text, message in (
+        (empty.replace("empty.jsonl", "gone.jsonl"), r"source 'a': .*gone.jsonl does not exist"),
+        (empty.replace("kind: jsonl", "kind: code"), "is no folder of source code"),
+        (RECIPE.replace("held.txt", "hold.txt"), "'hold.txt' is no file, folder, suite or data set"),
+        (RECIPE + "rules: {kode: {}}\n", "no rule 'kode'; did you mean 'code'"),
+    ):
+        with pytest.raises(BedplateError, match=message):
+            made(place, "f", text)
+
+
+def test_recipes_are_strict() -> None:
+    for change, message in (
+        ("sources: [{name: a, kind: tape, path: b}]", "found using 'kind' does not match any of the expected tags"),
+        ("sources: [{name: a, kind: files, path: b}, {name: a, kind: files, path: c}]", "two sources are named 'a'"),
+        ("sources: [{name: a, kind: files, path: b, weight: 1}, {name: c, kind: files, path: c}]", "give all or none"),
+        ("sources: []", "at least 1 item"),
+        ("sources: [{name: a, kind: files, path: b}]\ntokenizer: {}", "give either train or use"),
+        ("sources: [{name: a, kind: pypi, packages: [attrs]}]", "should match pattern"),
+        ("sources: [{name: a, kind: files, path: b}]\nprest: code", "did you mean 'preset'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(f"corpus: x\n{change}\n", Recipe, "r.yaml")
+
+
+def test_a_limit_and_a_tokenizer_that_exists(place: Path) -> None:
+    made(place)
+    text = (
+        "corpus: two\npreset: none\nsources: [{name: tree, kind: code, path: tree, limit: 6, weight: 2}]\n"
+        f"tokenizer: {{use: {place / 'out'}}}\n"
+    )
+    corpus = made(place, "two", text).corpus
+    assert read_funnel(place / "two")["documents"] == 6
+    assert corpus.sources["tree"].weight == 2
+    assert corpus.manifest.tokenizer == Corpus.open(place / "out").manifest.tokenizer
+    assert (corpus.documents("tree", "train").lengths() > 1).all()

