@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError
 from bedplate.core.memory import free_bytes
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
 from bedplate.models.precision import dtype_name
@@ -177,3 +178,16 @@ def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
             p.grad = None
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def compiled(model: AnyModel, wanted: bool) -> Generator[None]:
+    """Each block of the model runs compiled while it is open, where that is wanted."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)] if wanted else []
+    try:
+        for block in blocks:
+            block.compile()
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  # there is no public way back

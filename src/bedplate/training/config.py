@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
@@ -87,12 +87,13 @@ class TrainConfig(Grown):
     (`economics.model.activations` says how much memory each takes). optimizer, muon, rates: what moves which parameter,
     and how fast. cautious_decay: weights decay only where that is the update's own direction
     (https://arxiv.org/abs/2510.12402). ema: decay of an exponential moving average of the weights, which is kept beside
-    them, in the state. guard: what is done about steps that would do harm.
+    them, in the state. guard: what is done about steps that would do harm. compile: blocks are compiled
+    (torch.compile), which takes a minute or so at first, and on a CPU seldom pays.
     """
 
     LATE: ClassVar[tuple[str, ...]] = (
         *("dtype", "log_steps", "router", "recompute"),
-        *("optimizer", "muon", "rates", "cautious_decay", "ema", "guard"),
+        *("optimizer", "muon", "rates", "cautious_decay", "ema", "guard", "compile"),
     )
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -119,6 +120,17 @@ class TrainConfig(Grown):
     cautious_decay: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     guard: GuardConfig = GuardConfig()
+    compile: bool = False
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_float8(cls, value: Any) -> Any:
+        if value in ("fp8", "float8", "float8_e4m3fn", "float8_e5m2"):
+            raise ValueError(
+                "training in 8 bits needs linears with scaled products and gradients, which torch itself does not have "
+                "(torchao does); use bfloat16"
+            )
+        return value
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

@@ -18,7 +18,7 @@ from bedplate.models.layers.kept import recomputing
 from bedplate.models.layers.routing import listening
 from bedplate.training.arithmetic import Arithmetic, held
 from bedplate.training.batch import MicroBatch
-from bedplate.training.computing import computing, only_trained, policy_of, run_arithmetic
+from bedplate.training.computing import compiled, computing, only_trained, policy_of, run_arithmetic
 from bedplate.training.config import TrainConfig
 from bedplate.training.guard import Guard
 from bedplate.training.interrupts import Interrupts
@@ -28,10 +28,12 @@ from bedplate.training.objectives import AnyModel, Models, Objective, Term
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
 from bedplate.training.random_states import random_states, seeded, set_random_states
 from bedplate.training.ranks import ALONE, Ranks
-from bedplate.training.readings import LOSS, ReadStep, UnreadStep, read_steps, shown
+from bedplate.training.readings import LOSS, UnreadStep, read_steps
 from bedplate.training.routers import Routers
+from bedplate.training.skipped import Skipped
 from bedplate.training.sources import BatchSource
 from bedplate.training.state import METRICS_FILE, RunState, StateStore, check_fingerprint, run_directory
+from bedplate.training.utilisation import Utilisation
 
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
@@ -78,6 +80,7 @@ def train(
     description: str = "training",
     store: StateStore | None = None,
     ranks: Ranks = ALONE,
+    utilisation: Utilisation | None = None,
 ) -> TrainResult:
     """Trains the `trainable` parameters in place; every other one is frozen meanwhile.
 
@@ -89,7 +92,8 @@ def train(
     identity: what else a resumed run must have in common with the saved one, such as the base's weights_id.
     on_checkpoint(step, models) is called after each save that `save_steps` asks for, and after the last; what it draws
     from the global random generators is undone.
-    ranks: the processes that train together, each on its share of one source.
+    ranks: the processes that train together, each on its share of one source. utilisation: with it, lines say which
+    share of the devices' peak was used ("mfu").
 
     Raises TrainingError (another run's state in `out`, more steps that would do harm than `config.guard` allows, a
     model that another run of this process computes with), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM,
@@ -113,9 +117,9 @@ def train(
         with computing(roles, arithmetic if ranks.world == 1 else held(policy_of(roles))) as originals:
             kinds = kinds_of(policy_of(roles).modules())
             optimization = Optimization(trained.items(), config, originals, kinds, ranks)
-            with only_trained(roles, optimization), seeded(config.seed):
+            with only_trained(roles, optimization), compiled(policy_of(roles), config.compile), seeded(config.seed):
                 routers = Routers.of(policy_of(roles), config.router, trained.values(), ranks)
-                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, ranks, routers)
+                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, ranks, routers, utilisation)
                 run = _Run(roles, source, objective, *made)
                 if last is not None:
                     run.restore(last)
@@ -141,17 +145,18 @@ class _Run(Generic[B]):
         arithmetic: Arithmetic,
         ranks: Ranks,
         routers: Routers | None,
+        utilisation: Utilisation | None,
     ) -> None:
         self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
         self.store, self.optimization, self.on_checkpoint = store, optimization, on_checkpoint
         self.about, self.arithmetic, self.ranks, self.routers = about, arithmetic, ranks, routers
+        self.utilisation = utilisation
         self.device = next(iter(optimization.parameters.values())).device
         self.tally = _Tally()
         self.unread: list[UnreadStep] = []
         self.unread_seconds = 0.0
         self.guard = Guard(config.guard, self.device)
-        self.skipped: list[tuple[int, str]] = []
-        """Of steps that were not applied, the number and what was wrong."""
+        self.skipped = Skipped(config.guard)
         self.spare: B | None = None
         """For passes in which this rank has nothing to do, and the others wait for it."""
         self.metrics_at = 0
@@ -299,9 +304,9 @@ class _Run(Generic[B]):
         read = read_steps(self.unread)
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
         for step, found in zip(self.unread, read, strict=True):
-            about = self._about_skipped(step, found) if found.skipped else {}
+            about = self.skipped.add(step.number, found, self.ranks) if found.skipped else {}
             if found.stops:
-                raise self._stopped()
+                raise self.skipped.error()
             sums = self.ranks.sums({**found.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
             counts = {name: int(sums[name]) for name in step.counts}
@@ -315,6 +320,7 @@ class _Run(Generic[B]):
                 **counts,
                 "tokens_per_second": counts["tokens"] / seconds,
                 "examples_per_second": counts["examples"] / seconds,
+                **self._share_of_peak(counts["tokens"], seconds),
                 **about,
             }
             log.write({name: _finite(value) for name, value in row.items()})
@@ -329,30 +335,8 @@ class _Run(Generic[B]):
             )
         self.unread, self.unread_seconds = [], 0.0
 
-    def _about_skipped(self, step: UnreadStep, found: ReadStep) -> dict[str, Any]:
-        """What a line says of a step that was not applied: why, and the examples of all ranks."""
-        own = {"broken": [[list(ids), what] for ids, what in found.broken], "ids": list(found.ids)}
-        everyone = self.ranks.every(own)
-        broken = [(ids, what) for one in everyone for ids, what in one["broken"]]
-        ids = [id for one in everyone for id in one["ids"]]
-        if broken:
-            ids, why = broken[0]
-        elif not math.isfinite(found.norm):
-            why = f"the gradient's norm is {found.norm}"
-        else:
-            why = f"a spike: the gradient's norm is {found.norm:.4g}"
-        self.skipped.append((step.number, f"step {step.number}: {why}, on the examples {shown(ids)}"))
-        return {"skipped": why, "skipped_examples": ids}
-
-    def _stopped(self) -> TrainingError:
-        guard = self.config.guard
-        last = self.skipped[-1][0]
-        recent = [what for number, what in self.skipped if number > last - guard.window]
-        allowed = f" {guard.allowed} such steps are allowed among {guard.window}." if guard.allowed else ""
-        return TrainingError(
-            f"{'; '.join(recent[-8:])}.{allowed} The state before this step is kept; "
-            "lower the learning rate, or look at these examples"
-        )
+    def _share_of_peak(self, tokens: int, seconds: float) -> dict[str, float]:
+        return {} if self.utilisation is None else {"mfu": self.utilisation.share(tokens, seconds, self.ranks.world)}
 
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()

@@ -74,8 +74,3 @@ def _read(step: UnreadStep, numbers: Iterator[float]) -> ReadStep:
     norm, skipped, stops = (next(numbers) for _ in range(3))
     every = [id for ids, _ in step.parts for id in ids]
     return ReadStep(values, norm, bool(skipped), bool(stops), every, broken)
-
-
-def shown(ids: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from tests.tiny import tiny_spec
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
@@ -69,13 +70,14 @@ def run(
     stop_at: int | None = None,
     dtype: torch.dtype = torch.float64,
     computes: str = "auto",
+    epochs: int = 2,
 ) -> tuple[dict[str, Tensor], TrainResult | None]:
     """Whole weights after training, in one process (None) or on all ranks."""
     torch.manual_seed(0)
     model = Decoder(spec, dtype=dtype)
     ranks: Ranks = ALONE if parallel is None else parallelised(model, parallel, computes)  # type: ignore[arg-type]
     source = ExampleSource(
-        examples(), 7, micro_tokens=40, order="shuffled", epochs=2, shard=ranks.shard, share_prefix=False
+        examples(), 7, micro_tokens=40, order="shuffled", epochs=epochs, shard=ranks.shard, share_prefix=False
     )
 
     def stop(step: int, _: object) -> None:
@@ -156,9 +158,12 @@ def data_and_shard(out: Path) -> None:
 
 
 def shard(out: Path) -> None:
-    recompute = CONFIG.model_copy(update={"recompute": "full"})
     equals_one(out, "shard", DENSE, CONFIG, ParallelConfig())
-    equals_one(out, "shard_recompute", DENSE, recompute, ParallelConfig())
+
+
+def shard_and_recompute(out: Path) -> None:
+    config = CONFIG.model_copy(update={"recompute": "full"})
+    equals_one(out, "shard_recompute", DENSE, config, ParallelConfig())
 
 
 def shard_with_muon(out: Path) -> None:
@@ -172,6 +177,9 @@ def replicas(out: Path) -> None:
 
 def tensor(out: Path) -> None:
     equals_one(out, "tensor", DENSE, CONFIG, ParallelConfig(tensor=2))
+
+
+def tensor_beside_experts(out: Path) -> None:
     equals_one(out, "tensor_experts", EXPERTS, CONFIG, ParallelConfig(tensor=2))
 
 
@@ -278,6 +286,14 @@ def killed_while_saving(out: Path) -> None:
     except BaseException as error:
         (out / "killed.txt").write_text(repr(error))
     os._exit(0)
+
+
+def long_run(out: Path) -> None:
+    """Wherever it stands, to its end."""
+    config = SAVED.model_copy(update={"optimizer": "muon"})
+    found, _ = run(out / "run", EXPERTS, config, ParallelConfig(), epochs=20)
+    if dist.get_rank() == 0:
+        save_file(found, out / "weights.safetensors")
 
 
 # --- one process

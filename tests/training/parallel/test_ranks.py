@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.training.parallel import checks
 from tests.training.parallel.worker import PHASES
 
@@ -19,7 +25,12 @@ from bedplate.training.ranks import ALONE
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 240
-NAMES = [(check.__name__, world) for world, wanted in PHASES for check in wanted if check != checks.killed_while_saving]
+NAMES = [
+    pytest.param(check.__name__, world, marks=pytest.mark.slow if check in more else ())
+    for world, few, more in PHASES
+    for check in (*few, *more)
+    if check is not checks.killed_while_saving
+]
 
 
 def free_port(count: int) -> int:
@@ -32,25 +43,28 @@ def free_port(count: int) -> int:
             return port
 
 
-@pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ranks")
-    port = str(free_port(len(PHASES)))
+@contextlib.contextmanager
+def started(out: Path, *which: str) -> Generator[subprocess.Popen[bytes]]:
+    """All of the processes, of which none is left afterwards."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
-    command = [sys.executable, "-m", "tests.training.parallel.worker"]
-    processes = [
-        subprocess.Popen([*command, str(n), port, str(out)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-        for n in range(4)
-    ]
-    try:
-        for process in processes:
-            process.wait(SECONDS)
-    finally:
-        for process in processes:
-            process.kill()
-            if process.stderr is not None:
-                (out / f"stderr-{process.pid}").write_bytes(process.stderr.read())
-                process.stderr.close()
+    command = [sys.executable, "-m", "tests.training.parallel.worker", str(free_port(len(PHASES))), str(out), *which]
+    with (out / "stderr").open("wb") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True)
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processes wrote. Those that take longer run where a slow test is to be passed."""
+    out = tmp_path_factory.mktemp("ranks")
+    slow = any(item.get_closest_marker("slow") for item in request.session.items if item.path == Path(__file__))
+    with started(out, *(["all"] if slow else [])) as process:
+        process.wait(SECONDS)
     return out
 
 
@@ -58,7 +72,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ranks(name: str, world: int, group: Path) -> None:
     for rank in range(world):
         found = json.loads((group / f"found-{rank}.json").read_text())
-        assert name in found, [one.read_text()[-2000:] for one in group.glob("stderr-*")]
+        assert name in found, (group / "stderr").read_text()[-2000:]
         assert found[name] is None, f"rank {rank}: {found[name]}"
 
 
@@ -74,3 +88,31 @@ def test_a_rank_that_is_killed_while_saving_leaves_the_last_state(group: Path) -
     assert result.resumed_at == 1
     expected, _ = checks.run(group / "not_killed", checks.EXPERTS, checks.SAVED, None)
     assert all(torch.allclose(found[name], expected[name], 0, 1e-12) for name in expected)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    """At moments drawn at random, both ranks; bit by bit what an unbroken run learns."""
+    outs = [tmp_path / name for name in ("whole", "killed")]
+    for out in outs:
+        out.mkdir()
+    whole, killed = outs
+    began = time.monotonic()
+    with started(whole, "long") as process:
+        assert process.wait(SECONDS) == 0
+    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
+    while kills < 20:
+        with started(killed, "long") as process:
+            # The first third or so of its time goes into starting.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds * draw.uniform(0.2, 0.6))
+            if process.poll() is not None:
+                break
+        kills += 1
+    with started(killed, "long") as process:
+        assert process.wait(SECONDS) == 0
+    assert kills >= 3
+    expected, found = (load_file(out / "weights.safetensors") for out in outs)
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    rows = [[json.loads(line)["loss"] for line in (out / "run/metrics.jsonl").read_text().splitlines()] for out in outs]
+    assert rows[0] == rows[1]
