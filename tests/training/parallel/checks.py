@@ -18,17 +18,15 @@ from safetensors.torch import save_file
 from tests.tiny import tiny_spec
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.tensor import DTensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.decoder import Decoder
-from bedplate.models.layers.routing import Router
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft, Term
-from bedplate.training.parallel import ParallelConfig, parallelised
+from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
 from bedplate.training.parallel.states import States
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import ExampleSource
@@ -87,18 +85,7 @@ def run(
     result: TrainResult | None = None
     with contextlib.suppress(InterruptedError):
         result = train(model, source, objective or Sft(), config, out, model.named_parameters(), stop, ranks=ranks)
-    found = {name: whole(p).clone() for name, p in model.named_parameters()}
-    biases = {f"bias/{n}": m.selection_bias.clone() for n, m in model.named_modules() if has_bias(m)}
-    return found | biases, result
-
-
-def has_bias(module: torch.nn.Module) -> bool:
-    return isinstance(module, Router) and module.selection_bias is not None
-
-
-def whole(parameter: Tensor) -> Tensor:
-    found = parameter.detach()
-    return found.full_tensor() if isinstance(found, DTensor) else found
+    return {name: tensor.clone() for name, tensor in whole_state(model)}, result
 
 
 def here(out: Path, name: str) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from bedplate.core.errors import UnsupportedModelError, UsageError
@@ -86,3 +90,11 @@ def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """What the model's `state_dict` is on one process, tensor by tensor on the CPU: to export it. Every rank must go
+    through all of it, whichever of them writes."""
+    for name, tensor in model.state_dict().items():
+        found = tensor.detach()
+        yield name, (found.full_tensor() if isinstance(found, DTensor) else found).cpu()
