@@ -21,7 +21,8 @@ import torch
 
 import goals
 import sampling
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.adapters.peft import peft_files
 from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.base import Base

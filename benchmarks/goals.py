@@ -31,6 +31,9 @@ OF_BASES: Mapping[str, Mapping[str, float | None]] = {
 EXPERTS: Mapping[str, float] = {"decode": 1.2, "batch16": 2.0}
 """A mixture's, against llama.cpp, at every level."""
 
+FIRST_TOKEN: Mapping[str, float] = {"smollm2-135m": 2.0}
+"""Seconds from the start of `bedplate generate` on a base never seen before to its first token, at every level."""
+
 
 def of_base(level: str, base: str) -> Mapping[str, float | None]:
     """The goals of a base: of the one that the levels' goals are for, unless it has its own."""

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 import goals
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import hf_module_name
+from bedplate.adapters.modules import hf_module_name
 from bedplate.evaluation.examples import Example as Labelled
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 
@@ -31,11 +33,18 @@ _NO_BROWSER = "NO CHROMIUM"
 
 
 def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
-    """Kernels are built, and this machine is measured, once for all tests and workers of a run: neither depends on the
-    test. Workers' folders lie side by side in the run's."""
+    """This machine is measured once for all tests and workers of a run, whose folders lie side by side in the run's.
+    Kernels are kept where the user's are, under the hash of all that they are made of: what has not changed since an
+    earlier run is not compiled again."""
     base = factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    link_machine(home, run / "of-this-machine")
+    shared, kernels = run / "of-this-machine", REAL_HOME / "native"
+    if not (shared / "native").exists():
+        shared.mkdir(exist_ok=True)
+        kernels.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another worker was faster
+            (shared / "native").symlink_to(kernels)
+    link_machine(home, shared)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,10 +57,21 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders for homes, each new. The factory numbers its own by looking through all that it has made, which for the
+    home of every test would take longer and longer."""
+    root = tmp_path_factory.mktemp("homes")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+def isolated_home(
+    homes: Iterator[Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
     """A fresh BEDPLATE_HOME for each test; one marked `real` sees the user's hub cache, so as not to pull twice."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     _share_machine(home, tmp_path_factory)
     if request.node.get_closest_marker("real"):
         (REAL_HOME / "hub").mkdir(parents=True, exist_ok=True)

@@ -39,11 +39,13 @@ def _main(arguments: list[str], environment: Mapping[str, str], out: str, errors
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [main, *arguments]
-    importlib.import_module(main).main()
+    module, _, name = main.partition(":")
+    getattr(importlib.import_module(module), name or "main")()
 
 
 class Command:
-    """A running `bedplate ...`, or another module's main(); what it prints goes to `directory`, made if need be."""
+    """A running `bedplate ...`, or another module's main() or function (`module:function`); what it prints goes to
+    `directory`, made if need be."""
 
     def __init__(
         self, directory: Path, *arguments: str | Path, main: str = "bedplate.cli.main", **environment: str

@@ -11,7 +11,8 @@ from shapes import SMALL, WORK, generations, prompts, random_llama, smollm2
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Sampling
 from bedplate.inference.engine.sampler import drawn
@@ -76,7 +77,7 @@ def random_adapter(base: Base, seed: int, config: LoraConfig = LORA) -> dict[str
 def quantised_weights(part: Part, here: Base, there: Base, tokens_BT: Tensor) -> None:
     """The same integers on both sides, and whether the device has products of packed ones."""
     for bits in ("int8", "int4"):
-        found = [logits(replace(base, model=quantised(base.model, bits)), tokens_BT) for base in (here, there)]
+        found = [logits(replace(base, held=quantised(base.model, bits)), tokens_BT) for base in (here, there)]
         part.add(Check(f"logits with {bits} weights, relative", difference(*found), RELATIVE))
     if not packs(there.device, torch.bfloat16):
         part.add(Left("int4 products", "torch has none for packed weights that are right on this device"))

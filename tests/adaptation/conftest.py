@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
+from bedplate.adaptation.after import compare_skins
+from bedplate.adaptation.context import context
 from bedplate.adaptation.report.report import Report, write_report
 from bedplate.report.schema import report_schema
 
@@ -30,6 +32,15 @@ def published() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "write_report", written)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewest_calls() -> Iterator[None]:
+    """Latency is read off the fewest calls that a ladder makes where calls are slow, not of up to 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (context, compare_skins):
+            patch.setattr(module, "LATENCY_CALLS", context.LEAST_CALLS)
         yield
 
 
@@ -55,10 +66,10 @@ def write_rows(path: Path, groups: int = 150, each: int = 2, noise: float = 0.05
     return path
 
 
-def write_task(directory: Path, base: Path, *, rows: Path | None = None, **adapt: object) -> Path:
-    """A task file with its rows beside it."""
+def write_task(directory: Path, base: Path, *, rows: Path | None = None, groups: int = 150, **adapt: object) -> Path:
+    """A task file with its rows beside it: these, or two in each of so many groups."""
     directory.mkdir(parents=True, exist_ok=True)
-    data = write_rows(directory / "rows.jsonl") if rows is None else rows
+    data = write_rows(directory / "rows.jsonl", groups) if rows is None else rows
     task = {
         "task": "toy-sentiment",
         "inputs": {"review": {"column": "text", "kind": "text"}},

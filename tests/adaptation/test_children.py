@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tests.adaptation.conftest import write_rows, write_task
+from tests.elsewhere import answers as answers_elsewhere
 from tests.homes import new_home
 from tests.near import assert_near
 
@@ -36,17 +34,6 @@ from bedplate.skins.files import read_skin
 TRAINED = ("soft_prompt", "lora", "dora", "full", "continued_pretrain")
 CHILDREN = ("full", "continued_pretrain")
 TEXTS = ("this product works number 3 a", "a product that broke: terrible quality", "great")
-ASK = """
-import json, sys
-from bedplate.inference.predict.loaded import load
-texts, directories = json.loads(sys.argv[1])
-found = []
-for directory in directories:
-    skin = load(directory)
-    found.append([[p.output, p.scores] for p in skin.predict([{"review": t} for t in texts], one_by_one=True)])
-    skin.close()
-print(json.dumps(found))
-"""
 
 
 def write_text(path: Path, documents: int = 40, seed: int = 0) -> Path:
@@ -89,19 +76,11 @@ def answers(directory: Path) -> list[list[Any]]:
         skin.close()
 
 
-def test_each_skin_answers_the_same_in_another_process(run: tuple[Report, Path]):
+def test_each_skin_answers_the_same_in_another_process(run: tuple[Report, Path], tmp_path: Path):
     report, out = run
     assert {row["rung"]: row["status"] for row in report.rungs} == dict.fromkeys(("zero_shot", *TRAINED), "done")
     directories = [str(out / report.row(name)["skin"]) for name in TRAINED]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps([TEXTS, directories])],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
-    elsewhere = json.loads(done.stdout)
+    elsewhere = answers_elsewhere(tmp_path, directories, [{"review": text} for text in TEXTS])
     here = [answers(Path(directory)) for directory in directories]
     assert elsewhere == here
     assert len({json.dumps(one) for one in here}) == len(TRAINED)

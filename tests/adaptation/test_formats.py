@@ -177,7 +177,7 @@ def poisoned(self: TaskBase, weights: Any) -> LocalModel:
         for parameter in model.parameters():
             parameter.neg_()
     if weights not in self._formats:
-        self._formats[weights] = LocalModel(replace(base, model=model), weights=weights)
+        self._formats[weights] = LocalModel(replace(base, held=model), weights=weights)
     return self._formats[weights]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.adaptation.conftest import write_rows, write_task
+from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
@@ -26,15 +25,6 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.nearest import read_vectors
-
-TELL = """
-import json, sys
-from bedplate.inference.predict.loaded import load
-skin = load(sys.argv[1])
-answers = skin.predict(json.loads(sys.argv[2]), one_by_one=True)
-print(json.dumps([[a.output, dict(a.scores)] for a in answers]))
-skin.close()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +100,14 @@ def test_the_neighbours_of_a_row_are_those_of_its_vector(run: tuple[Report, Path
 
 
 def test_another_process_and_a_server_give_the_reports_answers(
-    run: tuple[Report, Path, Path], tiny_base: Path, encoder: Path
+    run: tuple[Report, Path, Path], tiny_base: Path, encoder: Path, tmp_path: Path
 ):
     report, directory, path = run
     place = directory / "out" / report.row("knn_few_shot")["skin"]
     valid = {row["id"]: row for row in report.data["rows"]["valid"]["knn_few_shot"]}
     examples = load_examples(load_task(path)).valid[:12]
     rows = [e.inputs["review"] for e in examples]
-    told = subprocess.run(
-        [sys.executable, "-c", TELL, str(place), json.dumps(rows)], capture_output=True, text=True, check=True
-    )
-    elsewhere = json.loads(told.stdout.splitlines()[-1])
+    (elsewhere,) = answers(tmp_path, [place], rows)
     skin = load(place)
     assert isinstance(skin, LoadedSkin)
     try:

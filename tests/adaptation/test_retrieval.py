@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.adaptation.conftest import write_task
-from tests.adaptation.test_knn_few_shot import TELL
+from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
@@ -109,17 +107,14 @@ def test_passages_are_stretches_of_the_documents(run: tuple[Report, Path, Path])
 
 
 def test_another_process_and_a_server_give_the_reports_answers(
-    run: tuple[Report, Path, Path], tiny_base: Path, encoder: Path
+    run: tuple[Report, Path, Path], tiny_base: Path, encoder: Path, tmp_path: Path
 ):
     report, directory, path = run
     place = directory / "out" / report.row("retrieval")["skin"]
     valid = {row["id"]: row for row in report.data["rows"]["valid"]["retrieval"]}
     examples = load_examples(load_task(path)).valid[:8]
     rows = [e.inputs["review"] for e in examples]
-    told = subprocess.run(
-        [sys.executable, "-c", TELL, str(place), json.dumps(rows)], capture_output=True, text=True, check=True
-    )
-    elsewhere = json.loads(told.stdout.splitlines()[-1])
+    (elsewhere,) = answers(tmp_path, [place], rows)
     skin = load(place)
     assert isinstance(skin, LoadedSkin)
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
+from tests.elsewhere import answers
 from tests.homes import new_home
 
 from bedplate.adaptation.context.throughput import Throughput, measure_throughput
@@ -38,15 +37,6 @@ RUNGS_RUN = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "soft
 SKINS = ("zero_shot", "few_shot", "soft_prompt", "lora")
 CHOOSES = ("probe",)
 """Rungs that cannot write, but choose among labels."""
-ANSWER = """
-import json, sys
-from bedplate.inference.predict.loaded import load
-rows, found = json.load(open(sys.argv[1])), {}
-for directory in sys.argv[2:]:
-    with load(directory) as skin:
-        found[directory] = [one.output for one in skin.predict(rows, one_by_one=True)]
-print(json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -102,20 +92,17 @@ def test_every_rung_answers_or_says_why_not_and_the_ladder_ends_in_a_verdict(run
     assert report.data["task"] in page
 
 
-def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, Path]):
+def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, Path], tmp_path: Path):
     report, directory = run
     out = directory / "out"
     task = load_task(directory / "task.yaml")
     rows = [example.inputs for example in load_examples(task).valid]
-    (directory / "inputs.json").write_text(json.dumps(rows))
     skins = {rung: str(out / "skins" / rung) for rung in _skins(report)}
-    command = [sys.executable, "-c", ANSWER, str(directory / "inputs.json"), *skins.values()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    answers = json.loads(done.stdout)
-    for rung, skin in skins.items():
+    found = answers(tmp_path, list(skins.values()), rows)
+    for rung, said in zip(skins, found, strict=True):
         told = [row["prediction"] for row in report.data["rows"]["valid"][rung]]
         # what was cut off is no prediction in the report
-        given = [None if was is None else one for one, was in zip(answers[skin], told, strict=True)]
+        given = [None if was is None else one for (one, _), was in zip(said, told, strict=True)]
         assert given == told, rung
         assert report.data["export"][rung]["equal"] == report.data["export"][rung]["rows"] > 0
 

@@ -14,7 +14,8 @@ from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import hf_module_name, read_peft, task_type_of, write_peft
+from bedplate.adapters.modules import hf_module_name
+from bedplate.adapters.peft import read_peft, task_type_of, write_peft
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Request, Sampling, Score, Scores
 from bedplate.inference.measure.parity import reference_of

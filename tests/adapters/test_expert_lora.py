@@ -11,8 +11,9 @@ import torch
 from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, adaptable
-from bedplate.adapters.peft import hf_module_name, read_peft, write_peft
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import adaptable, hf_module_name
+from bedplate.adapters.peft import read_peft, write_peft
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling

@@ -9,12 +9,12 @@ import torch
 from tests.adapters.toy_adapter import ScaleConfig
 from tests.near import assert_near
 
-from bedplate.adapters import ADAPTERS, Adapter
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import peft_files
 from bedplate.adapters.soft_prompt import SoftPrompt, prompt_peft_files
+from bedplate.adapters.table import ADAPTERS, Adapter
 from bedplate.adapters.tensors import read_tensors, tensor_bytes
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder

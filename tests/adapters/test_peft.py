@@ -12,8 +12,9 @@ from tests.references import reference_bert, reference_llama
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.lora import LoraConfig, block_linears
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, hf_module_name, peft_files, read_peft, write_peft
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, hf_module_name
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft, write_peft
 from bedplate.core.errors import SkinError
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES

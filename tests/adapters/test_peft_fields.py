@@ -12,7 +12,8 @@ from tests.near import assert_near
 from tests.references import reference_llama
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, read_peft
 from bedplate.core.errors import SkinError
 

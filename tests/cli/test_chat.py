@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from tests.inference.fake_server import ODD, Fake, fake_server
+
+from bedplate.cli.main import main
 
 COMMAND = [sys.executable, "-m", "bedplate.cli.main", "chat"]
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -262,13 +265,27 @@ def test_piped_json(fake: Fake) -> None:
     assert len(rows) == 4
 
 
+def test_a_chat_with_a_server_loads_no_torch(fake: Fake) -> None:
+    code = (
+        "import sys\nfrom bedplate.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", code, "chat", "ok", "--url", fake.url]
+    done = subprocess.run(words, input="hi\n", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "Hello\n[]\n"), done.stderr
+
+
 def test_piped_labels_say_their_scores_beside_the_answer(fake: Fake) -> None:
     done = piped(fake, "good\n", "label")
     assert done.stdout == "positive\n"
     assert [line.split()[:2] for line in done.stderr.splitlines()] == [["positive", "90.0%"], ["negative", "10.0%"]]
 
 
-def test_bad_calls_are_one_line(fake: Fake) -> None:
+def test_bad_calls_are_one_line(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     for arguments, part in (
         ([], "name a skin or a base, or give --url"),
         (["--url", "nowhere"], "no server's address"),
@@ -277,8 +294,10 @@ def test_bad_calls_are_one_line(fake: Fake) -> None:
         (["label", "--url", fake.url, "--system", "be kind"], "takes no system message"),
         (["no-such-base"], "no-such-base"),
     ):
-        done = subprocess.run([*COMMAND, *arguments], input="", capture_output=True, text=True, check=False)
-        assert done.returncode in {1, 2}
-        assert done.stdout == ""
-        assert part in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        with pytest.raises(SystemExit) as stop:
+            main(["chat", *arguments])
+        said = capsys.readouterr()
+        assert stop.value.code in {1, 2}
+        assert said.out == ""
+        assert part in said.err
+        assert said.err.count("\n") == 1, said.err

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
@@ -165,36 +163,31 @@ def test_outputs_that_exist_or_cannot_be_written_are_refused(
     assert (code, "no such file" in error) == (2, True)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(skin_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    skin_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = tmp_path_factory.mktemp("said")
     source = write_rows(tmp_path / "in.jsonl", [{"id": i, "review": f"good {i}"} for i in range(240)])
-    command = [
-        sys.executable,
-        "-m",
-        "bedplate.cli.main",
-        "predict",
-        str(skin_dir),
-        str(source),
-        "--batch",
-        "8",
-        "--out",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True, env=environment, capture_output=True)
+
+    def started(out: str, *more: str) -> Command:
+        return Command(said, "predict", skin_dir, source, "--batch", "8", "--out", tmp_path / out, *more)
+
+    whole = started("whole.jsonl")
+    assert whole.wait() == 0, whole.errors
     partial = tmp_path / "out.jsonl.partial"
-    with subprocess.Popen([*command, str(tmp_path / "out.jsonl")], env=environment) as process:
-        deadline = time.monotonic() + 60
-        while (not partial.exists() or partial.stat().st_size < 2000) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    killed = started("out.jsonl")
+    deadline = time.monotonic() + 60
+    while (not partial.exists() or partial.stat().st_size < 2000) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.kill()
     assert not (tmp_path / "out.jsonl").exists()
     done = partial.read_bytes().count(b"\n")
     assert 0 < done < 240
     with partial.open("ab") as file:
         file.write(b'{"id": 9999, "li')  # as a kill in the middle of a write leaves it
-    result = subprocess.run(
-        [*command, str(tmp_path / "out.jsonl"), "--json"], check=True, env=environment, capture_output=True
-    )
-    counts = json.loads(result.stdout)
+    again = started("out.jsonl", "--json")
+    assert again.wait() == 0, again.errors
+    counts = json.loads(again.said)
     assert counts["resumed"] == done // 8 * 8
     assert counts["rows"] == 240
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -225,7 +218,9 @@ def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
     assert len(read(out)) == 10
 
 
-def test_stdin_to_stdout_and_memory_that_does_not_grow(skin_dir: Path) -> None:
+def test_stdin_to_stdout_and_memory_that_does_not_grow(
+    skin_dir: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     taken = []
 
     def lines() -> Any:
@@ -246,6 +241,9 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(skin_dir: Path) -> None:
     loaded.close()
     assert counts.rows == 40
     assert max(ahead) == 0  # never more rows read than the batch in hand
-    command = [sys.executable, "-m", "bedplate.cli.main", "predict", str(skin_dir), "-", "--out", "-"]
-    result = subprocess.run(command, input=b'{"text": "row 0"}\n', check=True, capture_output=True)
-    assert json.loads(result.stdout)["output"] == json.loads(written[0].splitlines()[0])["output"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "row 0"}\n')))
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(skin_dir), "-", "--out", "-"])
+    assert not stop.value.code
+    said = capfdbinary.readouterr().out
+    assert json.loads(said)["output"] == json.loads(written[0].splitlines()[0])["output"]

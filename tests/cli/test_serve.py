@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
@@ -111,21 +110,18 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("int4", "native")
 
 
-def test_several_bases_answer_under_their_names(bases):
-    line = [sys.executable, "-m", "bedplate.cli.main", "serve", *map(str, bases[:1]), "--port", "0", "--json"]
-    line += ["--base", str(bases[1]), "--base", str(bases[2]), "--kernel", "torch"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            said = json.loads(process.stdout.readline())
-            assert said["models"] == ["one", "two", "three"]
-            for name in said["models"]:
-                body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-                reply = httpx.post(f"{said['url']}/chat/completions", json=body, trust_env=False, timeout=30)
-                assert (reply.status_code, reply.json()["model"]) == (200, name)
-        finally:
-            process.terminate()
-            process.wait(20)
+def test_several_bases_answer_under_their_names(bases, tmp_path):
+    line = ("serve", bases[0], "--port", "0", "--json", "--base", bases[1], "--base", bases[2], "--kernel", "torch")
+    process = Command(tmp_path, *line)
+    try:
+        said = json.loads(process.first_line())
+        assert said["models"] == ["one", "two", "three"]
+        for name in said["models"]:
+            body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+            reply = httpx.post(f"{said['url']}/chat/completions", json=body, trust_env=False, timeout=30)
+            assert (reply.status_code, reply.json()["model"]) == (200, name)
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.economics import oracles
 from torch.utils.flop_counter import FlopCounterMode
 
-from bedplate.adapters.lora import block_linears
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.adapter_size import lora_parameters

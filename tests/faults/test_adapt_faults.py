@@ -36,11 +36,13 @@ def stop_when(process: Command, sign: Path, number: signal.Signals) -> tuple[int
     return process.wait(), process.errors
 
 
+FEW = 80
+"""Groups of rows: enough for a verdict. What is tested here does not depend on how many there are."""
 PHASES = ("task.yaml", "rungs/zero_shot/plan.json", "rungs/probe/plan.json", "rungs/lora/seed-0/state.safetensors")
 
 
 def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Path):
-    task, out = write_task(tmp_path, base), tmp_path / "out"
+    task, out = write_task(tmp_path, base, groups=FEW), tmp_path / "out"
     finished: dict[Path, int] = {}
     rungs = ("--rungs", "majority,from_scratch,zero_shot,probe,lora")
     for phase in (*PHASES, "test/majority.json"):
@@ -61,7 +63,7 @@ def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Pat
 
 
 def test_killed_while_tuning_then_the_same_command_ends_with_the_same_weights(tmp_path: Path, base: Path):
-    task = write_task(tmp_path, base)
+    task = write_task(tmp_path, base, groups=FEW)
     rungs = ("--rungs", "lora")
     whole = start(task, tmp_path / "whole", *rungs)
     assert whole.wait() == 0, whole.errors
@@ -186,7 +188,7 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, base: Path, capsys: py
 
 def test_then_a_second_run_works(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     """The same place, after the mistake was mended."""
-    task = write_task(tmp_path, base)
+    task = write_task(tmp_path, base, groups=FEW)
     assert refused(capsys, task, "--out", tmp_path / "out", "adapt.target.value=2")[0] == 2
     with pytest.raises(SystemExit) as done:
         main(["adapt", str(task), "--out", str(tmp_path / "out"), "--rungs", "majority,zero_shot", "--json"])

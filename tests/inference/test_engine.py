@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.head import Head
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import BusyError, ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (

@@ -16,7 +16,8 @@ import transformers
 from torch import Tensor
 
 from bedplate.adapters.head import Head
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (

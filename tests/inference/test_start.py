@@ -7,6 +7,7 @@ import sys
 
 NEEDLESS = (
     *("transformers", "peft", "scipy", "sklearn", "pandas", "sympy", "torch._dynamo", "torch._inductor"),
+    *("pydantic", "bedplate.skins", "bedplate.models.specs.presets"),
     *("requests", "pypi_simple", "bs4", "huggingface_hub", "starlette", "uvicorn", "jsonschema"),
 )
 OPENED = """

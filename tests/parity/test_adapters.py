@@ -13,7 +13,8 @@ from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import hf_module_name, read_peft, write_peft
+from bedplate.adapters.modules import hf_module_name
+from bedplate.adapters.peft import read_peft, write_peft
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base

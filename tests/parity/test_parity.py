@@ -19,13 +19,16 @@ EVERY: list[tuple[int, int, DType]] = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_family_is_its_reference(name: str, tmp_path: Path) -> None:
     assert len(FAMILIES["hf", name].examples) >= 2, "two shapes at least"
-    check(name, CASES, tmp_path)
+    more = range(2, len(FAMILIES["hf", name].examples))
+    check(name, [*CASES, *((example, 1, "float32") for example in more)], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_family_is_its_reference_with_every_seed(name: str, tmp_path: Path) -> None:
-    check(name, EVERY, tmp_path)
+    more = range(2, len(FAMILIES["hf", name].examples))
+    others = [(example, seed, dtype) for example in more for one, seed, dtype in EVERY if one == 0]
+    check(name, [*EVERY, *others], tmp_path)
 
 
 def check(name: str, cases: list[tuple[int, int, DType]], directory: Path) -> None:

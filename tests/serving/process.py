@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Process:
 
     def request(self, method: str, path: str, key: str | None = "one", **more: Any) -> httpx.Response:
         headers = {**self.head(key), **more.pop("headers", {})}
-        with httpx.Client(trust_env=False, timeout=60) as client:
+        with httpx.Client(trust_env=False, timeout=60, verify=False) as client:  # reads no certificates
             return client.request(method, self.url + path, headers=headers, **more)
 
     def chat(self, key: str | None = "one", **fields: Any) -> httpx.Response:
@@ -59,6 +60,35 @@ class Process:
         """Resident memory, bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def loading_slowly() -> None:
+    """`bedplate ...` whose bases take as many seconds longer to load as its first argument says."""
+    from bedplate.cli.main import main
+    from bedplate.serving.models import engines
+
+    seconds, load = float(sys.argv.pop(1)), engines._load
+
+    def slowly(*arguments: Any, **settings: Any) -> Any:
+        time.sleep(seconds)
+        return load(*arguments, **settings)
+
+    engines._load = slowly
+    main()
+
+
+def telemetry_without_its_library() -> None:
+    """What is said where telemetry is configured and OpenTelemetry is not installed: a name and a message."""
+    import bedplate.serving.server.app  # noqa: F401
+    from bedplate.serving.server.telemetry import Telemetry
+    from bedplate.serving.settings.config import TelemetryConfig
+
+    assert not [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
+    sys.modules["opentelemetry.sdk.trace"] = sys.modules["opentelemetry.sdk.resources"] = None  # type: ignore[assignment]
+    try:
+        Telemetry(TelemetryConfig(endpoint="http://127.0.0.1:9"))
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
 
 
 @contextlib.contextmanager

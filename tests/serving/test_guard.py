@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import stat
-import subprocess
-import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.guard import Caller, CallerGuard, guard_for, is_loopback
 from bedplate.serving.callers.keys import (
@@ -353,14 +351,14 @@ def test_limits_and_quotas_are_open_by_default():
     assert not KeyQuota(tokens_per_day=1).unlimited
 
 
-def keys_command(*arguments: str, code: int = 0) -> dict[str, Any]:
-    line = [sys.executable, "-m", "bedplate.cli.main", "keys", *arguments, "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout)
+def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, capsys):
+    def keys_command(*arguments: str, code: int = 0) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as stop:
+            main(["keys", *arguments, "--json"])
+        said = capsys.readouterr()
+        assert (stop.value.code or 0) == code, said.err
+        return json.loads(said.out)
 
-
-def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home):
     path = tmp_path / "keys.yaml"
     on = ("--file", str(path))
     made = keys_command(

@@ -14,7 +14,8 @@ from torch import nn
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import hf_module_name, write_peft
+from bedplate.adapters.modules import hf_module_name
+from bedplate.adapters.peft import write_peft
 from bedplate.core.errors import DataError, UsageError
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
-from bedplate.adapters.lora import adaptable, attached_experts, check_tensors, initial_tensors
 from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.layers.linear import Linear
@@ -100,6 +100,8 @@ class Bank:
         site = self._sites[path]
         own = {end: values[f"{path}.{end}"] for end in config.shapes(path, site.module)}
         if isinstance(site, ExpertSite):
+            from bedplate.adapters.lora import attached_experts  # with its config's checks, which a base has no need of
+
             return attached_experts(config, path, site.module, own, train)
         return config.attach(path, site.module, own, train)
 

@@ -19,6 +19,7 @@ from bedplate.adapters.dora import MAGNITUDE, Magnitude, row_norms
 from bedplate.adapters.expert_site import ExpertLowRank
 from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, stored
 from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.modules import are_experts
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
@@ -116,29 +117,6 @@ def attached_experts(
     return ExpertLowRank(a, b, config.scaling(path))
 
 
-def adaptable(model: nn.Module) -> dict[str, Adaptable]:
-    """`block_linears`, and the experts inside the blocks, in the model's order."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, Linear | ExpertLinear) and "layers" in path.split(".")[:-1]
-    }
-
-
-def are_experts(path: str) -> bool:
-    """Whether a module path is that of experts (`….experts.down`)."""
-    return path.split(".")[-2:-1] == ["experts"]
-
-
-def block_linears(model: nn.Module) -> dict[str, Linear]:
-    """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, Linear) and "layers" in path.split(".")[:-1]
-    }
-
-
 def match_targets(
     targets: str | Iterable[str], paths: Iterable[str], hf_name: Callable[[str], str] | None = None
 ) -> list[str]:
@@ -180,36 +158,3 @@ def _forms(path: str, hf_name: Callable[[str], str] | None) -> tuple[str, ...]:
         if are_experts(path):
             return (path,)
         raise
-
-
-def initial_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], seed: int) -> dict[str, Tensor]:
-    """A fresh adapter, float32 on the CPU, with which the model equals the base."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        f"{path}.{end}": tensor
-        for path, module in modules.items()
-        for end, tensor in config.initial(path, module, generator).items()
-    }
-
-
-def check_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], tensors: Mapping[str, Tensor]) -> None:
-    """Raise SkinError unless `tensors` holds exactly what the configuration says for every module, finite."""
-    expected = {
-        f"{path}.{end}": shape for path, module in modules.items() for end, shape in config.shapes(path, module).items()
-    }
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or unknown:
-        what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"
-        raise SkinError(
-            f"the adapter's tensors do not fit its targets on this model: {what}"
-            + (f" (unmatched: {', '.join(unknown[:3])})" if unknown else "")
-            + ". Was it made for another base or with other targets?"
-        )
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise SkinError(f"adapter tensor {name} has shape {list(tensor.shape)}, this model needs {list(shape)}")
-        if not tensor.is_floating_point():
-            raise SkinError(f"adapter tensor {name} has dtype {tensor.dtype}, a floating-point type is needed")
-        if not bool(torch.isfinite(tensor).all()):
-            raise SkinError(f"adapter tensor {name} holds NaN or infinity; the adapter is refused")

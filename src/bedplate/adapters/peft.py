@@ -17,7 +17,8 @@ from torch import Tensor
 from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.fused import apart, is_part, joined, row_counts
 from bedplate.adapters.linear_adapter import Adaptable
-from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, check_tensors, match_targets
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
+from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
 from bedplate.adapters.peft_experts import (
     expert_keys,
     from_peft,
@@ -41,15 +42,6 @@ SPEC = "bedplate.spec"
 _KEY = re.compile(
     rf"base_model\.model\.(?P<module>.+)\.(?:(?P<side>lora_[AB])\.weight|(?P<magnitude>{MAGNITUDE})(?:\.weight)?)"
 )
-
-
-def hf_module_name(weights: WeightMap, path: str) -> str:
-    """A module path of ours → its Hugging Face name, which several share that stand in one matrix. SkinError when the
-    family has no such module."""
-    name = weights.holder(f"{path}.weight")
-    if name is None:
-        raise SkinError(f"the family has no Hugging Face name for {path}; an adapter on it cannot be exported")
-    return name.removesuffix(".weight")
 
 
 def peft_files(

@@ -58,10 +58,8 @@ def chat(
     from bedplate.inference.chat.conversation import Conversation
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk
-    from bedplate.inference.ways.threads import use_cores
 
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    use_cores()
     loading: dict[str, Any] = {"dtype": dtype, "weights": weights, "kernel": kernel, "device": device, "base": base}
     loading["allow_other_weights"] = allow_other_weights
     with contextlib.ExitStack() as stack:
@@ -71,6 +69,9 @@ def chat(
             endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
             open_partner: Callable[[str | None], Partner] = partial(RemoteModel, endpoint)
         else:
+            from bedplate.inference.ways.threads import use_cores  # loads torch, which a server's model does without
+
+            use_cores()
             open_partner = partial(open_local, **loading)
         conversation = Conversation(open_partner(model), open_partner, system=system, settings=settings)
         stack.callback(conversation.close)

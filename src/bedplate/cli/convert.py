@@ -33,7 +33,7 @@ def convert(
     shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Convert a checkpoint: Hugging Face directory (one file or shards; GPTQ, AWQ and float8 become plain) or GGUF.
+    """Convert a checkpoint: Hugging Face directory (one file, shards; GPTQ, AWQ, float8 and ONNX become plain) or GGUF.
 
     The result is read back, and the values are compared with the source's: equal, or rounded by so much.
     """

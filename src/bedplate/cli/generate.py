@@ -10,6 +10,7 @@ import typer
 
 from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
+from bedplate.core.garbage import left_alone
 
 
 def generate(
@@ -38,21 +39,23 @@ def generate(
     if system is not None and not chat:
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
-    from bedplate.inference.engine.requests import Generate, Generation, Sampling
-    from bedplate.inference.predict.opening import Asked, open_base
-    from bedplate.inference.ways.threads import use_cores
+    with left_alone():
+        from bedplate.inference.engine.requests import Generate, Generation, Sampling
+        from bedplate.inference.predict.opening import Asked, open_base
+        from bedplate.inference.ways.threads import use_cores
 
-    use_cores()
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
-    with open_base(base, Asked(dtype, weights, kernel), device).model() as model:
+        use_cores()
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=tuple(stop or ()),
+        )
+        opened = open_base(base, Asked(dtype, weights, kernel), device).model()
+    with opened as model:
         if chat:
             messages = [{"role": "user", "content": text}]
             if system is not None:

@@ -7,6 +7,7 @@ is owed, in an order that seed and block decide.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
@@ -164,7 +165,8 @@ class Mixture:
         """The sources of a block's rows, in order."""
         self._reach(block + 1)
         counts = self._before[block + 1] - self._before[block]
-        order = np.random.Generator(np.random.PCG64([self._seed, block]))
+        seed = int.from_bytes(hashlib.sha256(f"{self._seed}/{block}".encode()).digest()[:16], "little")
+        order = np.random.Generator(np.random.PCG64(seed))
         return order.permutation(np.repeat(np.arange(len(self.names)), counts))
 
     def _reach(self, block: int) -> None:

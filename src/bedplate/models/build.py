@@ -54,10 +54,6 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
     """Raises UnsupportedModelError where a side, or what binds the two, cannot be built."""
     if not isinstance(spec.encoder, TransformerSpec):
         raise UnsupportedModelError("an encoder–decoder that hears cannot be built yet, only counted and priced")
-    if not spec.shared_embedding:
-        raise UnsupportedModelError(
-            "an encoder–decoder with shared_embedding = False cannot be built yet, only counted and priced"
-        )
     for side in (spec.encoder, spec.decoder):
         if side.norm_placement not in ("pre", "post") or side.parallel:
             what = "parallel" if side.parallel else f"norm_placement = {side.norm_placement!r}"

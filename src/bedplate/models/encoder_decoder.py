@@ -83,7 +83,8 @@ class Side(nn.Module):
 
 
 class EncoderDecoder(Model):
-    """Both sides read one token table. `encode` reads; a forward pass writes what follows the decoder's tokens."""
+    """`encode` reads; a forward pass writes what follows the decoder's tokens. Both sides read one token table,
+    `embedding`, or the decoder one of its own, `target_embedding`."""
 
     can = frozenset(("generate", "score", "embed", "classify", "encode"))
     head_bias: Tensor | None
@@ -97,15 +98,23 @@ class EncoderDecoder(Model):
         super().__init__()
         self.spec, hidden, words = spec, spec.decoder.hidden_size, spec.vocab_size
         self.scales = spec.decoder.scales or Scales()
-        self.embedding = nn.Embedding(words, hidden, device=device, dtype=dtype)
+        self.embedding = nn.Embedding(spec.source_vocab_size, spec.hidden_size, device=device, dtype=dtype)
+        apart = not spec.shared_embedding
+        self.target_embedding = nn.Embedding(words, hidden, device=device, dtype=dtype) if apart else None
         self.encoder = Side(spec.stack, device, dtype)
         self.decoder = Side(spec.decoder, device, dtype)
         self.lm_head = None if spec.decoder.tied_head else Linear(hidden, words, False, device, dtype)
         bias = torch.zeros(words, device=device, dtype=dtype) if spec.decoder.head_bias else None
         # Its published models add it and never train it.
         self.register_buffer("head_bias", bias)
-        if not self.embedding.weight.is_meta:
-            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
+        for table in (self.embedding, self.target_embedding):
+            if table is not None and not table.weight.is_meta:
+                nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
+
+    @property
+    def written(self) -> nn.Embedding:
+        """The table of the tokens that it writes."""
+        return self.embedding if self.target_embedding is None else self.target_embedding
 
     def encode(
         self,
@@ -139,12 +148,12 @@ class EncoderDecoder(Model):
             attend = FromStates(own, states_BSD, inputs.placed(), inputs.encoder.placed())
         if attend is None:
             raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
-        return self.decoder(inputs, self.embedding, attend, capture, depth)
+        return self.decoder(inputs, self.written, attend, capture, depth)
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of the decoder's states [N, D]."""
         if self.scales.head != 1:
             hidden_ND = hidden_ND * self.scales.head
-        table = self.embedding.weight
+        table = self.written.weight
         logits_NV = F.linear(hidden_ND, table) if self.lm_head is None else self.lm_head(hidden_ND)
         return logits_NV if self.head_bias is None else logits_NV + self.head_bias

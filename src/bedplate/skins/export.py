@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bedplate.adapters import ADAPTERS
 from bedplate.adapters.soft_prompt import prompt_peft_files
+from bedplate.adapters.table import ADAPTERS
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_directory
 from bedplate.models.checkpoints.base import load_base

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.peft import hf_module_name
+from bedplate.adapters.modules import hf_module_name
 from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
@@ -97,7 +97,7 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
 def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     """The skin's own prompt around each of TEXTS; the end of it where the context is shorter."""
     tokenizer, given = base.need_tokenizer(), [dict.fromkeys(skin.inputs, text) for text in TEXTS]
-    if "generate" in base.model.can:
+    if "generate" in base.can:
         found = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in given]
     else:
         found = [tokenizer.encode(str(skin.prompt.text(inputs)), add_special_tokens=True) for inputs in given]

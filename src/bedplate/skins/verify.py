@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from bedplate.adapters.lora import adaptable, check_tensors, match_targets
-from bedplate.adapters.peft import hf_module_name
+from bedplate.adapters.lora import match_targets
+from bedplate.adapters.modules import adaptable, check_tensors, hf_module_name
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.precision import DTYPES, dtype_name

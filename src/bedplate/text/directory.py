@@ -14,18 +14,24 @@ from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
 
+FILE = "tokenizer.json"
+TARGET_FILE = "target_tokenizer.json"
+"""Of the texts that an encoder–decoder writes, where it reads another vocabulary. (No published layout has a name for
+it; Marian's own files call the pieces `target_vocab.json`.)"""
+
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 
 
-def parts_from_directory(directory: Path) -> TokenizerParts:
-    """Raises TokenizerError for files that are missing, corrupt or inconsistent.
+def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
+    """Raises TokenizerError for files that are missing, corrupt or inconsistent. file: the one with the vocabulary;
+    what stands beside it, such as the tokens' roles, is that of all.
 
     Truncation and padding that tokenizer.json asks for are turned off: nothing is cut silently."""
-    path = directory / "tokenizer.json"
+    path = directory / file
     if not path.is_file():
         other = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
         hint = f" ({', '.join(other)} is there; convert it with transformers' save_pretrained)" if other else ""
-        raise TokenizerError(f"{directory} has no tokenizer.json{hint}")
+        raise TokenizerError(f"{directory} has no {file}{hint}")
     try:
         backend = tokenizers.Tokenizer.from_str(_read(path))
     except TokenizerError:
@@ -36,7 +42,9 @@ def parts_from_directory(directory: Path) -> TokenizerParts:
     backend.no_padding()
     config = _read_object(directory / "tokenizer_config.json")
     roles = _roles(config, _read_object(directory / "special_tokens_map.json"), path)
-    _add_tokens(backend, config, roles)
+    # The ids that the config gives to tokens are those of the first vocabulary.
+    ids = config if file == FILE else {k: v for k, v in config.items() if k != "added_tokens_decoder"}
+    _add_tokens(backend, ids, roles)
     parts = TokenizerParts(
         backend=backend,
         roles=roles,
@@ -51,6 +59,11 @@ def parts_from_directory(directory: Path) -> TokenizerParts:
     return replace(parts, eos_ids=ends or (() if own is None else (own,)))
 
 
+def save_target(parts: TokenizerParts, directory: Path) -> None:
+    """Write the vocabulary of what is written beside that of what is read."""
+    atomic_write(directory / TARGET_FILE, parts.backend.to_str(pretty=True))
+
+
 def save_parts(parts: TokenizerParts, directory: Path, types: bool = False) -> None:
     """Write tokenizer.json and tokenizer_config.json (chat template inside); each file whole or not at all. types: the
     model tells a pair's texts apart, of which transformers otherwise leaves it to the tokenizer's class to say so."""
@@ -63,7 +76,7 @@ def save_parts(parts: TokenizerParts, directory: Path, types: bool = False) -> N
     }
     if parts.template is not None:
         config["chat_template"] = parts.template
-    atomic_write(directory / "tokenizer.json", parts.backend.to_str(pretty=True))
+    atomic_write(directory / FILE, parts.backend.to_str(pretty=True))
     atomic_write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
 
 

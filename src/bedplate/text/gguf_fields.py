@@ -7,13 +7,13 @@ llama.cpp is the reference for these files: what it does with a pre-tokenizer's 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from bedplate.core.errors import TokenizerError
-from bedplate.text import sentencepiece
+from bedplate.text import sentencepiece, unigram
 from bedplate.text.decoding import state
 from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from bedplate.text.tokenizer_parts import TokenizerParts
@@ -42,20 +42,24 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     tokens, types = _tokens(fields, source)
     if model == "gpt2":
         pre_tokenizer = _pre_tokenizer(fields, source)
-        backend = _byte_level_bpe(tokens, _merges(fields, tokens, source), pre_tokenizer)
+        backend = _built(lambda merges: _byte_level_bpe(tokens, merges, pre_tokenizer), fields, source)
         ids, bos = _role_ids(fields, len(tokens), source), pre_tokenizer.bos
     elif model == "llama":
         backend = _sentencepiece(fields, tokens, types, source)
         ids, bos = _role_ids(_SENTENCEPIECE_IDS | dict(fields), len(tokens), source), True
+    elif model == "t5":
+        backend = _unigram(fields, tokens, types, source)
+        ids, bos = _role_ids(fields, len(tokens), source), False
     elif model == "gemma4":
         _check_bytes(tokens, source)
-        backend = sentencepiece.build_merged(tokens, _merges(fields, tokens, source), _unknown(tokens, types))
+        unknown = _unknown(tokens, types)
+        backend = _built(lambda merges: sentencepiece.build_merged(tokens, merges, unknown), fields, source)
         ids, bos = _role_ids(fields, len(tokens), source), True
     else:
         raise TokenizerError(
             f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
-            "(SentencePiece), 'gemma4' (BPE of characters). Load the model's Hugging Face directory with its "
-            "tokenizer.json instead"
+            "(SentencePiece), 't5' (SentencePiece's Unigram), 'gemma4' (BPE of characters). Load the model's Hugging "
+            "Face directory with its tokenizer.json instead"
         )
     _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
     _add_ends(backend, tokens, ids, fields, bos, source)
@@ -67,6 +71,7 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
         eos_ids=tuple(dict.fromkeys(int(index) for index in ends if index is not None)),
         template=None if template is None else str(template),
         source=source,
+        size=len(tokens),
     )
 
 
@@ -87,25 +92,62 @@ def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int
     types = [int(kind) for kind in _field(fields, "token_type", list, source)]
     if len(types) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(types)} token types; the file is inconsistent")
+    # A model may have more rows than tokens, which the format does not allow: writers fill them up.
+    while tokens and types[-1] == UNUSED and tokens[-1] == _filler(len(tokens) - 1):
+        tokens.pop()
+        types.pop()
     if len(set(tokens)) != len(tokens):
         twice = next(token for position, token in enumerate(tokens) if token in set(tokens[:position]))
         raise TokenizerError(f"{source}: the token {twice!r} is in the vocabulary twice; the file is inconsistent")
     return tokens, types
 
 
-def _merges(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[tuple[str, str]]:
-    known = set(tokens)
+def _filler(index: int) -> str:
+    """What an id without a token is called."""
+    return f"[PAD{index}]"
+
+
+def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The metadata with a token for each of a model's rows."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    more = range(len(tokens), rows)
+    found = {
+        "tokenizer.ggml.tokens": [*tokens, *map(_filler, more)],
+        "tokenizer.ggml.token_type": [*fields["tokenizer.ggml.token_type"], *(UNUSED for _ in more)],
+    }
+    if "tokenizer.ggml.scores" in fields:
+        found["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *(0.0 for _ in more)]
+    return {**fields, **found} if more else dict(fields)
+
+
+def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
+    """The two parts of each merge. That they are tokens, and make a third, is for whoever builds with them to see."""
     merges: list[tuple[str, str]] = []
-    for position, merge in enumerate(_field(fields, "merges", list, source)):
-        # llama.cpp looks for the separating space from the second character on
-        left, space, right = str(merge)[:1], *str(merge)[1:].partition(" ")[1:]
-        left += str(merge)[1:].partition(" ")[0]
-        if not space or not {left, right, left + right} <= known:
-            raise TokenizerError(
-                f"{source}: merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third"
-            )
-        merges.append((left, right))
+    for position, merge in enumerate(map(str, _field(fields, "merges", list, source))):
+        cut = merge.find(" ", 1)  # llama.cpp looks for the separating space from the second character on
+        if cut < 0:
+            raise _no_merge(position, merge, source)
+        merges.append((merge[:cut], merge[cut + 1 :]))
     return merges
+
+
+def _no_merge(position: int, merge: str, source: str) -> TokenizerError:
+    return TokenizerError(
+        f"{source}: merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third"
+    )
+
+
+def _built(build: Callable[[list[tuple[str, str]]], Tokenizer], fields: Mapping[str, Any], source: str) -> Tokenizer:
+    """A tokenizer of the file's merges. TokenizerError for one that does not fit the vocabulary."""
+    merges = _merges(fields, source)
+    try:
+        return build(merges)
+    except Exception as error:  # the library's own kind for a part that is no token
+        known = set(_field(fields, "tokens", list, source))
+        for position, (left, right) in enumerate(merges):
+            if not {left, right, left + right} <= known:
+                raise _no_merge(position, f"{left} {right}", source) from error
+        raise
 
 
 def _pre_tokenizer(fields: Mapping[str, Any], source: str) -> PreTokenizer:
@@ -127,10 +169,28 @@ def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_to
     return backend
 
 
-def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+def _scores(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[float]:
     scores = [float(score) for score in _field(fields, "scores", list, source)]
-    if len(scores) != len(tokens):
+    if len(scores) != len(_field(fields, "tokens", list, source)):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+    return scores[: len(tokens)]
+
+
+def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+    if UNKNOWN not in types:
+        raise TokenizerError(f"{source}: no token is of the type of unknown ones; the file is inconsistent")
+    return unigram.build(
+        tokens,
+        _scores(fields, tokens, source),
+        types.index(UNKNOWN),
+        unigram.table_of(fields.get("tokenizer.ggml.precompiled_charsmap")),
+        bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+        bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+    )
+
+
+def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+    scores = _scores(fields, tokens, source)
     _check_bytes(tokens, source)
     joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
@@ -207,8 +267,8 @@ def _add_ends(
 
 
 def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
-    """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table and
-    for SentencePiece ones whose merges follow from scores.
+    """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table, for
+    SentencePiece ones whose merges follow from scores, and for Unigram ones.
 
     Raises TokenizerError where the format (as supported here) cannot say what the tokenizer does."""
     content = json.loads(parts.backend.to_str())
@@ -220,6 +280,11 @@ def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
         named = {**dict.fromkeys(bytes_, BYTE), unknown: UNKNOWN}
         types = [named.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
         own = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+    elif unigram.is_one(content):
+        own = unigram.fields_of(content, parts.source)
+        pieces = content["model"]["vocab"]
+        own["scores"] = [pieces[index][1] if index < len(pieces) else 0.0 for index in range(len(tokens))]
+        types[own["unknown_token_id"]] = UNKNOWN
     else:
         merges = [" ".join(pair) for pair in content["model"].get("merges", ())]
         own = {"model": "gpt2", "pre": _known_name(content, parts.source), "merges": merges, "add_space_prefix": False}
@@ -242,7 +307,7 @@ def _written_tokens(parts: TokenizerParts) -> tuple[list[str], list[int]]:
     tokens: list[str] = []
     types: list[int] = []
     for index in range(max(by_id) + 1):
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
+        tokens.append(by_id.get(index, _filler(index)))
         kind = UNUSED if index not in by_id else NORMAL
         types.append((CONTROL if added[index].special else USER_DEFINED) if index in added else kind)
     return tokens, types

@@ -15,10 +15,11 @@ from typing import Any
 import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError
+from bedplate.core.files import sha256_json
 from bedplate.text import marks, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
-from bedplate.text.directory import parts_from_directory, save_parts
+from bedplate.text.directory import FILE, parts_from_directory, save_parts, save_target
 from bedplate.text.encoder_inputs import EncoderInput, TextOrPair, encoder_input
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.sandbox import MARK_VARIABLE
@@ -35,10 +36,13 @@ class Around:
 
 
 class Tokenizer:
-    """One tokenizer. Immutable; safe to share between threads."""
+    """One tokenizer; or, of an encoder–decoder with two vocabularies, that of what is written, with the one of what is
+    read inside it. Immutable; safe to share between threads."""
 
-    def __init__(self, made_of: tokenizer_parts.TokenizerParts, around: Around | None = None) -> None:
-        self._around = around
+    def __init__(
+        self, made_of: tokenizer_parts.TokenizerParts, around: Around | None = None, source: Tokenizer | None = None
+    ) -> None:
+        self._around, self._source = around, source
         self._parts = made_of
         self._backend = made_of.backend
         self._decoding = Decoding(made_of.backend)
@@ -53,18 +57,30 @@ class Tokenizer:
             self.chat = ChatTemplate(made_of.template, tokens=made_of.roles)
 
     @classmethod
-    def from_directory(cls, directory: Path | str) -> Tokenizer:
+    def from_directory(cls, directory: Path | str, file: str = FILE) -> Tokenizer:
         """From a Hugging Face directory. Raises TokenizerError for files that are missing or corrupt."""
-        return cls(parts_from_directory(Path(directory)))
+        return cls(parts_from_directory(Path(directory), file))
 
-    def for_encoder(self, first_is_forced: bool) -> Tokenizer:
+    def for_encoder(self, first_is_forced: bool, target: Tokenizer | None = None) -> Tokenizer:
         """The same for an encoder–decoder: prompts and answers are whole texts, each with what the post-processor sets
-        around it. first_is_forced: an answer's first token is the decoder's start's, and no part of it."""
+        around it. first_is_forced: an answer's first token is the decoder's start's, and no part of it. target: of the
+        texts that it writes, where they have a vocabulary of their own."""
+        before, after = self._set_around()
+        answer = () if first_is_forced else (self if target is None else target)._set_around()[0]
+        around = Around(before, after, answer)
+        return Tokenizer(self._parts, around) if target is None else Tokenizer(target._parts, around, self)
+
+    def _set_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the post-processor sets before and behind a text."""
         inside, whole = self.encode("a"), self.encode("a", add_special_tokens=True)
         places = range(len(whole) - len(inside) + 1)
         at = next((i for i in places if whole[i : i + len(inside)] == inside), 0)
-        before, after = tuple(whole[:at]), tuple(whole[at + len(inside) :])
-        return Tokenizer(self._parts, Around(before, after, () if first_is_forced else before))
+        return tuple(whole[:at]), tuple(whole[at + len(inside) :])
+
+    @property
+    def reading(self) -> Tokenizer:
+        """The one of the texts that are read: this one, but where there are two vocabularies."""
+        return self if self._source is None else self._source
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -78,18 +94,23 @@ class Tokenizer:
     def save(self, directory: Path | str, *, types: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads. types: the model
         tells a pair's texts apart."""
-        save_parts(self._parts, Path(directory), types)
+        save_parts(self.reading._parts, Path(directory), types)
+        if self._source is not None:
+            save_target(self._parts, Path(directory))
 
     @cached_property
     def identity(self) -> str:
         """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
-        return tokenizer_parts.identity(self._parts)
+        own = tokenizer_parts.identity(self._parts)
+        return own if self._source is None else sha256_json([self._source.identity, own])
 
     # --- vocabulary
 
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
+        if self._parts.size is not None:
+            return self._parts.size
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
@@ -153,7 +174,7 @@ class Tokenizer:
 
     def encode_prompt(self, text: str, *, parse_special: bool = True) -> list[int]:
         """The ids of a plain prompt: of the text, and what begins and ends it."""
-        return [*self.prompt_start, *self.encode(text, parse_special=parse_special), *self.prompt_end]
+        return [*self.prompt_start, *self.reading.encode(text, parse_special=parse_special), *self.prompt_end]
 
     def encode_answer(self, text: str) -> list[int]:
         """The ids of an answer that is a text of its own (`answers_apart`), with the token that ends it."""
@@ -172,6 +193,8 @@ class Tokenizer:
     def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:
         """Texts, or pairs of texts, as an encoder reads them, in parallel threads: with the special tokens that are set
         around them; control tokens in a text are the characters they are written with. limit: cut to so many tokens."""
+        if self._source is not None:
+            return self._source.encoder_inputs(inputs, limit)
         for one in inputs:
             for text in (one,) if isinstance(one, str) else one:
                 _valid(text)

@@ -17,7 +17,8 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_t
 @dataclass(frozen=True)
 class TokenizerParts:
     """`roles`: token text by role name (`bos_token` …). `eos_ids`: the ids that end a generation. `config`: further
-    entries of tokenizer_config.json that are kept on export. `source`: for messages."""
+    entries of tokenizer_config.json that are kept on export. `source`: for messages. `size`: one more than the largest
+    id, where that was told."""
 
     backend: tokenizers.Tokenizer
     roles: dict[str, str]
@@ -25,6 +26,7 @@ class TokenizerParts:
     template: str | None
     source: str
     config: dict[str, Any] = field(default_factory=dict[str, Any])
+    size: int | None = None
 
     def role_id(self, role: str) -> int | None:
         token = self.roles.get(role)

@@ -62,6 +62,13 @@ def test_what_is_read_and_written_is_tokenised_as_transformers_does(tiny_t5: Pat
         assert model.generate("4 figs", max_tokens=4).usage.prompt_tokens == len(theirs("4 figs").input_ids)
 
 
+def test_a_prompt_and_its_answer_have_a_room_each(tiny_t5: Path) -> None:
+    base = load_base(tiny_t5)
+    assert base.spec.context_length == base.spec.main.context_length == 512
+    rooms = [base.prompt_room(answer) for answer in (0, 511, 512)]  # the decoder's start takes one of its 512 places
+    assert rooms == [512, 512, 0]
+
+
 def test_a_ladder_on_an_encoder_decoder(
     tiny_t5: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

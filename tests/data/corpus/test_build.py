@@ -201,10 +201,13 @@ def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch
 
 def test_nothing_to_train_on_says_why(place: Path) -> None:
     dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
-    with pytest.raises(
-        DataError, match=r"all 64 documents were dropped: length \d+ \(empty 1, short \d+\); unreadable"
-    ):
+    why = r"source 'tree' has nothing left .* all 30 documents were dropped: length 29 \(short 29\); unreadable 1 \("
+    with pytest.raises(DataError, match=why):
         made(place, text=dropped)
+    copied = RECIPE.replace("path: notes.jsonl", "path: copied.jsonl")
+    (place / "copied.jsonl").write_text(json.dumps({"text": function(3)}) + "\n")
+    with pytest.raises(DataError, match=r"source 'notes' .* all 1 documents were dropped: copies 1; change"):
+        made(place, "copied", copied)
     (place / "empty.jsonl").write_text("")
     empty = "corpus: e\npreset: none\nsources: [{name: a, kind: jsonl, path: empty.jsonl}]\n"
     with pytest.raises(DataError, match="the corpus is empty"):

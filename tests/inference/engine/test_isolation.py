@@ -17,7 +17,8 @@ from tests.tiny import tiny_spec
 from torch import Tensor
 
 from bedplate.adapters.head import Head
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import NotFiniteError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classify, Embed, Generate, Request, Sampling, Score

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling

@@ -12,7 +12,8 @@ from tests.counting import Counted
 from tests.made import made_base
 from tests.tiny import tiny_spec
 
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling

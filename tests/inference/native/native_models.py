@@ -9,7 +9,7 @@ import torch
 from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
-from bedplate.adapters.lora import block_linears
+from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import detection
 from bedplate.inference.native.decoder import Forwarded, NativeDecoder, WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8

@@ -30,7 +30,8 @@ from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
 from bedplate.inference.native import compiler, detection
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported

@@ -22,7 +22,7 @@ from tests.inference.native.native_specs import spec_of
 from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
 
-from bedplate.adapters.lora import block_linears
+from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.decoder import SOURCES, Forwarded, NativeAdapter, NativeDecoder, WeightFormat
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 from bedplate.inference.native.library import PLACES, load

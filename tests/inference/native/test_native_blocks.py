@@ -22,7 +22,7 @@ from tests.inference.native.native_models import (
 from tests.inference.native.native_specs import EXPERTS, spec_of
 from torch import Tensor
 
-from bedplate.adapters.lora import block_linears
+from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.decoder import SOURCES, NativeDecoder
 from bedplate.inference.native.library import Library, load
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,13 @@ from tests.inference.mixtures import random_prompt
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score, Scores
 from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.native.library import load
+from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.ways import choice
 from bedplate.inference.ways.way import Weights
 from bedplate.models.checkpoints.base import Base, load_base
@@ -119,6 +122,32 @@ def test_an_adapter_unloaded_and_loaded_anew_is_the_new_one(base: Base) -> None:
             said.append(numbers(engine.run([request])[0]))
             engine.unload_adapter("a")
     assert said[0] == said[2] != said[1]
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("q5_0", "int4")])
+def test_what_the_kernel_reads_itself_is_left_in_the_file_until_torch_is_asked(
+    base: Base, tmp_path: Path, kind: str, weights: Weights
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    export_gguf(base, path, kind)
+    request = Generate(random_prompt(1, 20), Sampling(max_tokens=8, ignore_eos=True, logprobs=2))
+    with Engine(load_base(path, dtype="bfloat16"), weights=weights) as engine:
+        wanted, own = numbers(engine.run([request])[0]), adapter(engine.base, 0)
+        engine.load_adapter("a", LORA, own)
+        adapted = numbers(engine.run([replace(request, adapter="a")])[0])
+    with open_base(path, Asked(weights=weights)).model() as model:
+        engine, outline = model.engine, model.base.outline
+        waiting = {name for name, p in outline.named_parameters() if p.is_meta}
+        assert waiting == {f"{name}.weight" for name in block_linears(outline)}
+        assert numbers(engine.run([request])[0]) == wanted
+        assert waiting == {name for name, p in outline.named_parameters() if p.is_meta}
+        engine.load_adapter("a", LORA, own)
+        assert not any(p.is_meta for p in outline.parameters())
+        assert numbers(engine.run([replace(request, adapter="a")])[0]) == adapted
+        assert numbers(engine.run([request])[0]) == wanted
+    with open_base(path, Asked(weights=weights)).model() as model:
+        assert model.logits([1, 2, 3]).isfinite().all()
+        assert not any(p.is_meta for p in model.base.outline.parameters())
 
 
 @pytest.mark.parametrize(("kind", "weights", "bits"), [("q4_1", "int4", 4), ("q8_0", "int8", 8)])

@@ -14,7 +14,8 @@ from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.adapters.head import Head
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.native.library import load as load_library
 from bedplate.inference.predict.loaded import LoadedSkin

@@ -16,7 +16,8 @@ from tests.tiny import tiny_spec
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs

@@ -70,10 +70,24 @@ def greedy(server, text, count):
     return " no"
 
 
-def run_lm_eval(root, server: Server, model: str, tasks: str, *more: str, path: str = "/v1/completions", **arguments):
-    """The samples of each task, as lm-eval logs them."""
+ONE_AFTER_ANOTHER = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["lm_eval", *words]
+    runpy.run_module("lm_eval", run_name="__main__")
+"""
+"""`python -m lm_eval ...` for several command lines: most of a run's time is spent on importing it."""
+
+
+def command(root, server: Server, model: str, tasks: str, *more: str, path: str = "/v1/completions", **arguments):
+    """What lm-eval is called with; samples are logged under root / model."""
     given = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
     said = ",".join(f"{key}={value}" for key, value in given.items())
+    line = ["run", "--model", model, "--model_args", said, "--tasks", tasks, "--include_path", str(root)]
+    return [*line, "--log_samples", "--output_path", str(root / model), *more]
+
+
+def run_lm_eval(root, *commands: list[str]) -> None:
     kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME", "TMPDIR") if key in os.environ}
     environment = kept | {
         "HF_HOME": str(root / "hf"),
@@ -82,17 +96,15 @@ def run_lm_eval(root, server: Server, model: str, tasks: str, *more: str, path: 
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "*",
     }
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--model_args", said, "--tasks", tasks]
-    command += ["--include_path", str(root), "--log_samples", "--output_path", str(root / "out"), *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    line = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {}
-    for name in tasks.split(","):
-        (file,) = (root / "out").rglob(f"samples_{name}_*.jsonl")
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        found[name] = sorted(lines, key=lambda line: line["doc_id"])
-        file.unlink()
-    return found
+
+
+def samples(root, model: str, task: str):
+    """Of a task, as lm-eval logs them."""
+    (file,) = (root / model).rglob(f"samples_{task}_*.jsonl")
+    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda line: line["doc_id"])
 
 
 def log_likelihood(server, context, continuation):
@@ -108,12 +120,38 @@ def log_likelihood(server, context, continuation):
     return scores.totals[0], made.token_ids == rest
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_completions_score_and_write_as_the_engine_does(tmp_path, server, batch):
-    write_tasks(tmp_path, server)
-    tasks = "bp_choice,bp_single,bp_rolling,bp_written"
+COMPLETIONS, CHATS = "local-completions", "local-chat-completions"
+TASKS = ("bp_choice", "bp_single", "bp_rolling", "bp_written")
+
+
+def completions(root, server, batch: int):
     sizes = ("--batch_size", str(batch))
-    found = run_lm_eval(tmp_path, server, "local-completions", tasks, *sizes, tokenizer_backend="remote")
+    return command(root, server, COMPLETIONS, ",".join(TASKS), *sizes, tokenizer_backend="remote")
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory, server):
+    """Where lm-eval logged what it was answered: completions, three at a time, and chats."""
+    root = tmp_path_factory.mktemp("lm-eval")
+    write_tasks(root, server)
+    chats = command(root, server, CHATS, "bp_written", "--apply_chat_template", path="/v1/chat/completions")
+    run_lm_eval(root, completions(root, server, 3), chats)
+    return root
+
+
+def test_completions_score_and_write_as_the_engine_does(logged, server):
+    check_completions(logged, server)
+
+
+@pytest.mark.slow
+def test_completions_one_at_a_time_too(tmp_path, server):
+    write_tasks(tmp_path, server)
+    run_lm_eval(tmp_path, completions(tmp_path, server, 1))
+    check_completions(tmp_path, server)
+
+
+def check_completions(root, server):
+    found = {task: samples(root, COMPLETIONS, task) for task in TASKS}
     flags = []
     for name in ("bp_choice", "bp_single"):
         assert len(found[name]) == len(TEXTS)
@@ -136,11 +174,8 @@ def test_completions_score_and_write_as_the_engine_does(tmp_path, server, batch)
         assert sample["resps"][0][0] == engine_of(server).run([request])[0].text
 
 
-def test_chats_write_as_the_engine_does(tmp_path, server):
-    write_tasks(tmp_path, server)
-    path = "/v1/chat/completions"
-    found = run_lm_eval(tmp_path, server, "local-chat-completions", "bp_written", "--apply_chat_template", path=path)
-    for sample, text in zip(found["bp_written"], TEXTS, strict=True):
+def test_chats_write_as_the_engine_does(logged, server):
+    for sample, text in zip(samples(logged, CHATS, "bp_written"), TEXTS, strict=True):
         tokens = server.tokenizer.encode_chat([{"role": "user", "content": prompt_of(text)}])
         # this client sends the first four stop strings only
         request = Generate(tuple(tokens), Sampling(max_tokens=8, stop=STOP[:4]))

@@ -32,8 +32,9 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.composed import Answers, CascadePredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.lookup import embed_texts, text_tokens
+from bedplate.inference.predict.lookup import embed_texts
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.reading import text_tokens
 
 if TYPE_CHECKING:
     from bedplate.inference.ways.way import Kernel, Weights
@@ -213,7 +214,7 @@ def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -
     distinct = list(dict.fromkeys(texts))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
     # a decoder's last states say what comes next, those of the middle what the text is about
-    depth = round(spec.layers * 2 / 3) if "generate" in engine.base.model.can else None
+    depth = round(spec.layers * 2 / 3) if "generate" in engine.base.can else None
     vectors = dict.fromkeys(distinct, np.zeros(spec.hidden_size))
     for start in progress(range(0, len(fits), _AT_ONCE), "embedding inputs"):
         part = fits[start : start + _AT_ONCE]

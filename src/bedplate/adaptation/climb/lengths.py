@@ -25,7 +25,8 @@ def too_long(context: Context) -> str | None:
         return f"{context.at.given} is an encoder, which writes no answer of kind {context.task.output.kind}"
     prompt, output = context.default_prompt()
     spec, tokenizer = context.at.facts, context.model.tokenizer
-    limit = context.model.base.spec.context_length
+    base = context.model.base
+    limit = base.spec.context_length
     for example in (*context.train, *context.valid):
         if isinstance(output, LabelOutput) and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
@@ -38,10 +39,13 @@ def too_long(context: Context) -> str | None:
             found = prompt.tokens(tokenizer, example.inputs)
             answer = target_text(prompt, output, example.target)
             most = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
-        if len(found) + most > limit:
+        if len(found) > base.prompt_room(most):
             beside = f" and its answer up to {most:,}" if most else ""
+            holds = f"more than the context of {spec.name} holds ({limit:,})"
+            if tokenizer.answers_apart:
+                holds = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, more than the context of "
-                f"{spec.name} holds ({limit:,}); shorten or remove the row (nothing is cut off silently)"
+                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, {holds}; shorten or remove the row "
+                "(nothing is cut off silently)"
             )
     return None

@@ -204,7 +204,7 @@ def _facts(given: str, model: LocalModel) -> BaseFacts:
     return BaseFacts(
         given,
         base.name,
-        "decoder" if "generate" in base.model.can else "encoder",
+        "decoder" if "generate" in base.can else "encoder",
         base.family.name,
         base.identity,
         base.path,

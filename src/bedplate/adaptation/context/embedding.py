@@ -15,7 +15,8 @@ from bedplate.adaptation.context.context import Context
 from bedplate.core.files import atomic_write
 from bedplate.core.progress import progress
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.lookup import embed_texts, text_tokens
+from bedplate.inference.predict.lookup import embed_texts
+from bedplate.inference.predict.reading import text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
 from bedplate.skins.neighbours import text_of
@@ -68,7 +69,7 @@ def embedders_of(context: Context) -> list[Embedder]:
         own = source == context.source
         model = context.model if own else context.embedder(source)
         depths = [None]
-        if "generate" in model.base.model.can:
+        if "generate" in model.base.can:
             # the last states say what comes next, those of the middle what the text is about
             depths = [round(model.base.spec.layers * 2 / 3), None]
         for depth in depths:

@@ -42,7 +42,7 @@ def training_bytes(base: Base, step_tokens: int) -> float:
 def no_room(context: Context, step_tokens: int) -> Skip | None:
     """Why every weight of this base cannot be trained on this machine, or None."""
     base = context.model.base
-    if "generate" not in base.model.can:
+    if "generate" not in base.can:
         return Skip("every weight is trained of decoders only")
     memory, needed = free_on(base.device), training_bytes(base, step_tokens)
     if memory is not None and needed > memory:
@@ -80,7 +80,7 @@ def write_child(context: Context, rung: str, model: Model, made: Mapping[str, An
     lineage = {key: value for key, value in base.lineage.items() if key not in ("parent", "source", "same_values")}
     hashes = {"data": dict(context.hashes), "task": context.task.task, "rung": rung}
     export_base(
-        replace(base, model=model, identified=identity, lineage=lineage | {"made": {**hashes, **made}}), directory
+        replace(base, held=model, identified=identity, lineage=lineage | {"made": {**hashes, **made}}), directory
     )
     context.at.child(directory, fresh=True)
     return directory

@@ -55,7 +55,7 @@ class ContinuedPretrain(Rung):
         text = context.raw_text
         if text is None:
             return Skip("the task file names no text of the domain (`adapt.raw_text`)")
-        if "encode" in context.model.base.model.can:
+        if "encode" in context.model.base.can:
             return Skip("raw text goes on after itself, and this base writes beside an encoder that reads")
         unfit = no_room(context, MICRO_TOKENS)
         if unfit is not None:

@@ -91,7 +91,7 @@ class FewShot(Rung):
             if isinstance(output, LabelOutput):
                 prompt.label_tokens(tokenizer, longest.inputs, shown, output, limit=limit)
             else:
-                limit = min(limit, context.model.base.spec.context_length - output.max_tokens)
+                limit = min(limit, context.model.base.prompt_room(output.max_tokens))
                 prompt.tokens(tokenizer, longest.inputs, shown, limit=limit)
         except ContextLengthExceeded:
             return False

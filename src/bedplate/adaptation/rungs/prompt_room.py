@@ -9,7 +9,8 @@ from bedplate.skins.prompt import Prompt
 
 
 def prompt_limit(context: Context) -> int:
-    """Tokens that a prompt may have with its answer: those of the budget, at most the base's context."""
+    """Tokens that a prompt may have, with its answer where that follows it: those of the budget, at most the base's
+    context."""
     budget = context.spec.budget.max_prompt_tokens
     held = context.model.base.spec.context_length
     return held if budget is None else min(budget, held)
@@ -21,5 +22,7 @@ def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
     tokenizer = context.model.tokenizer
     if isinstance(output, LabelOutput):
         found, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)
-        return prompt_limit(context) - len(found) - max(map(len, answers))
-    return prompt_limit(context) - len(prompt.tokens(tokenizer, longest.inputs)) - output.max_tokens
+        answer = max(map(len, answers))
+    else:
+        found, answer = prompt.tokens(tokenizer, longest.inputs), output.max_tokens
+    return prompt_limit(context) - len(found) - (0 if tokenizer.answers_apart else answer)

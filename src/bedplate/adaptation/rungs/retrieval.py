@@ -23,7 +23,7 @@ from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.documents_spec import cut, task_documents
 from bedplate.data.documents import Documents
-from bedplate.inference.predict.lookup import text_tokens
+from bedplate.inference.predict.reading import text_tokens
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Prompt
 
@@ -161,12 +161,12 @@ def _counter(context: Context, embedder: Embedder) -> Callable[[str], int]:
     """Tokens of a text for the base, and for what embeds, if that has more or cannot take so many."""
     tokenizer = context.model.tokenizer
     if embedder.source is None:
-        return lambda text: len(tokenizer.encode(text, parse_special=False))
+        return lambda text: len(tokenizer.reading.encode(text, parse_special=False))
     base = embedder.engine(context).base
     other, most = base.need_tokenizer(), base.spec.context_length
 
     def count(text: str) -> int:
-        own = len(tokenizer.encode(text, parse_special=False))
+        own = len(tokenizer.reading.encode(text, parse_special=False))
         theirs = len(text_tokens(other, text))
         # what the embedder cannot take whole is longer than any passage
         return own if theirs <= most else max(own, 1 << 30)

@@ -44,7 +44,7 @@ class SoftPrompts(TuningRung):
 
     def unfit(self, context: Context) -> str | None:
         length = context.model.base.spec.context_length
-        if "encode" in context.model.base.model.can:
+        if "encode" in context.model.base.can:
             return f"{self.name} stands before what a decoder continues, and this base has an encoder"
         if length < 4 * VECTORS:
             return f"{VECTORS} vectors would fill too much of the context of {length} tokens"

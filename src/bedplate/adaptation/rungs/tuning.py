@@ -146,7 +146,7 @@ class TuningRung(Rung):
 
     def unfit(self, context: Context) -> str | None:
         """Why this base or task cannot be tuned so, or None."""
-        return None if "generate" in context.model.base.model.can else f"{self.name} is for decoders here"
+        return None if "generate" in context.model.base.can else f"{self.name} is for decoders here"
 
     def kept(self, context: Context) -> Mapping[str, float]:
         """Rung → seconds that this one leaves to it."""

@@ -17,32 +17,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.config import dump_config
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor, ProcessExecutor
-from bedplate.core.files import atomic_write, file_lock, sha256_json
+from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
-from bedplate.data.corpus.card import card
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
-from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, entry_of, make_tokenizer
-from bedplate.data.corpus.fates import Fate, Tally, write_fates
-from bedplate.data.corpus.funnel import funnel_of
-from bedplate.data.corpus.manifest import MANIFEST, SPLITS, Manifest, ShardEntry, SourceEntry
+from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, make_tokenizer
+from bedplate.data.corpus.fates import Tally
+from bedplate.data.corpus.manifest import MANIFEST, SPLITS, ShardEntry
 from bedplate.data.corpus.readers.part import Part
 from bedplate.data.corpus.readers.table import READERS
 from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.records import RECORD, Ended, write_records
 from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
-from bedplate.data.corpus.repeated.duplicates import EXACT, copies
+from bedplate.data.corpus.repeated.duplicates import copies
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.corpus.sift import SiftedPart, finished
 
 WORK = ".work"
 BYTES_PER_TOKEN = 3.5
 """What shards are measured out by, before a token is counted."""
-DUPLICATE = {EXACT: "exact_duplicate"}
-NEAR_DUPLICATE = "near_duplicate"
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def build(
     checked(recipe.rules)
     runner = executor or (LocalExecutor({"judges": judges or {}}) if processes == 1 else ProcessExecutor(processes))
     needs = ("judges",) if isinstance(runner, LocalExecutor) and executor is None else ()
-    with file_lock(out / ".lock"):
+    with file_lock(out / ".lock", wait=False):
         return _Build(recipe, directory.absolute(), out, runner, needs, quiet).run(keep_work)
 
 
@@ -97,13 +93,15 @@ class _Build:
         splits = self._split(parts, sifted)
         self._refuse_nothing(parts, sifted, splits)
         entries = self._encode(parts, sifted, splits)
-        corpus = self._finish(parts, sifted, splits, entries, asked)
+        with np.load(self._work / "copies.npz") as kept:
+            ended = Ended(parts, sifted, splits, entries, kept["fate"], kept["of"])
+        corpus = write_records(self._recipe, self._out, ended, {"asked": asked, "versions": _versions()})
         if not keep_work:
             shutil.rmtree(self._work)
         return Built(corpus, True)
 
     def _again(self, asked: str) -> Built:
-        record = self._out / "build.json"
+        record = self._out / RECORD
         if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != asked:
             raise UsageError(
                 f"{self._out} holds a corpus of another recipe, of other files or of other versions; give another "
@@ -222,27 +220,30 @@ class _Build:
     def _refuse_nothing(
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> None:
-        if any((one == TRAIN).any() for one in splits.values()):
-            return
-        total = Tally()
-        for part in parts:
-            total.add(sifted[part.name].tally)
-        rules = sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
-        said = "; ".join(
-            f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
-            for rule, reasons in rules
-        )
-        raise DataError(
-            f"nothing is left to train on: all {total.documents} documents were dropped: {said or 'as copies'}; change "
-            "the rules in the recipe (`rules: {NAME: null}` turns one off) or its preset"
-        )
+        for source in dict.fromkeys(part.source for part in parts):
+            mine = [part.name for part in parts if part.source == source]
+            if any((splits[name] == TRAIN).any() for name in mine):
+                continue
+            total = Tally()
+            for name in mine:
+                total.add(sifted[name].tally)
+            said = "; ".join(
+                f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
+                for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
+            )
+            copied = f"{'; ' if said else ''}copies {total.kept}" if total.kept else ""
+            raise DataError(
+                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: {said}"
+                f"{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
+                "take the source out"
+            )
 
     # --- ids
 
     def _encode(
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> dict[str, list[dict[str, ShardEntry]]]:
-        decides = [[sifted[p.name].content, splits[p.name].tolist()] for p in parts]
+        decides = [[sifted[p.name].content, sha256_bytes(splits[p.name].tobytes())] for p in parts]
         key = sha256_json([decides, self._values["tokenizer"], _versions()])
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
@@ -304,79 +305,6 @@ class _Build:
             if names:
                 made.append(Group(source, number, tuple(names)))
         return made
-
-    # --- what is written beside the shards
-
-    def _finish(
-        self,
-        parts: Sequence[Part],
-        sifted: Mapping[str, SiftedPart],
-        splits: Mapping[str, NDArray[np.int8]],
-        entries: Mapping[str, Sequence[Mapping[str, ShardEntry]]],
-        asked: str,
-    ) -> Corpus:
-        tallies = self._fates(parts, sifted, splits)
-        sources = tuple(self._source(source.name, entries.get(source.name, ())) for source in self._recipe.sources)
-        recipe = sha256_json([self._values, [[part.name, sifted[part.name].content] for part in parts]])
-        from bedplate.text.tokenizer import Tokenizer
-
-        tokenizer = entry_of(Tokenizer.from_directory(self._out))
-        dtype = "uint16" if self._dtype() == "uint16" else "uint32"
-        manifest = Manifest(recipe=recipe, tokenizer=tokenizer, dtype=dtype, sources=sources)
-        funnel = funnel_of(self._recipe, tallies, manifest)
-        atomic_write(self._out / "funnel.json", json.dumps(funnel, ensure_ascii=False, indent=1) + "\n")
-        atomic_write(self._out / "recipe.yaml", dump_config(self._recipe))
-        atomic_write(self._out / "card.md", card(self._recipe, funnel, manifest))
-        atomic_write(self._out / "build.json", json.dumps({"asked": asked, "versions": _versions()}, indent=1) + "\n")
-        atomic_write(self._out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-        return Corpus.open(self._out)
-
-    def _source(self, name: str, groups: Sequence[Mapping[str, ShardEntry]]) -> SourceEntry:
-        source = next(one for one in self._recipe.sources if one.name == name)
-        splits = {split: tuple(one[split] for one in groups if split in one) for split in SPLITS}
-        shards = [shard for some in splits.values() for shard in some]
-        return SourceEntry(
-            name=name,
-            weight=source.weight,
-            licence=source.licence,
-            documents=sum(shard.documents for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            bytes=sum(shard.bytes for shard in shards),
-            splits=splits,  # pyright: ignore[reportArgumentType]
-        )
-
-    def _fates(
-        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
-    ) -> dict[str, Tally]:
-        """Writes every document's fate; what was counted, by source, copies among it."""
-        with np.load(self._work / "copies.npz") as kept:
-            fate, of = kept["fate"], kept["of"]
-        ids = [f.id for part in parts for f in sifted[part.name].fates() if f.rule is None]
-        tallies: dict[str, Tally] = {}
-        at = 0
-        for part in parts:
-            done = sifted[part.name]
-            tally, sizes, written = done.tally, done.array("sizes"), list[Fate]()
-            places = iter(range(len(sizes)))
-            for one in done.fates():
-                if one.rule is not None:
-                    written.append(one)
-                    continue
-                within = next(places)
-                place = int(splits[part.name][within])
-                if place == COPY:
-                    rule = DUPLICATE.get(int(fate[at + within]), NEAR_DUPLICATE)
-                    detail = f"copy: of {ids[int(of[at + within])]}"
-                    tally.unkeep(int(sizes[within, 0]), int(sizes[within, 1]))
-                    tally.drop(rule, detail, int(sizes[within, 1]), one.id, "")
-                    written.append(replace(one, rule=rule, detail=detail))
-                else:
-                    written.append(replace(one, split=SPLITS[place]))
-            at += len(sizes)
-            tally.check(part.name)
-            write_fates(self._out / "fates" / f"{part.name}.jsonl.gz", written)
-            tallies.setdefault(part.source, Tally()).add(tally)
-        return tallies
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.files import atomic_directory, atomic_write
-from bedplate.data.corpus.curate.draft import Draft, Judge, Rule, Tools
+from bedplate.data.corpus.curate.draft import Draft, Judge, Rule, Together, Tools
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
 from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread
@@ -26,6 +26,8 @@ from bedplate.data.corpus.repeated.duplicates import text_hash
 from bedplate.data.corpus.repeated.minhash import MinHash
 
 UNREADABLE, CONTAMINATED = "unreadable", "contaminated"
+_TOGETHER = 64
+"""Documents that a rule may see at once."""
 _PROSE = frozenset(("Markdown", "reStructuredText"))
 """Languages of a tree of code that are prose."""
 
@@ -68,12 +70,12 @@ class _Sifter:
         sizes: list[tuple[int, int]] = []
         bands: list[NDArray[np.uint64] | None] = []
         with gzip.GzipFile(out / "kept.jsonl.gz", "wb", 1, mtime=0) as kept:
-            for read in documents:
-                draft, fate = self._fate(read, tally)
+            for read, sent in self._sent(documents):
+                fate = self._settled(read, sent, tally)
                 fates.append(fate)
                 digest.update(f"{read.id}\0{text_hash(read.text) if isinstance(read, RawDocument) else ''}\n".encode())
-                if draft is not None:
-                    text = draft.text
+                if fate.rule is None and sent is not None:
+                    text = sent.draft.text
                     kept.write(json.dumps({"id": read.id, "text": text}, ensure_ascii=False).encode() + b"\n")
                     hashes.append(text_hash(text))
                     sizes.append((len(text), len(text.encode())))
@@ -89,44 +91,77 @@ class _Sifter:
         summary = {"key": key, "content": digest.hexdigest(), "tally": asdict(tally)}
         atomic_write(out / "part.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
-    def _fate(self, read: Read, tally: Tally) -> tuple[Draft | None, Fate]:
-        """What becomes of a document; its draft where it is kept."""
+    def _sent(self, documents: Iterator[Read]) -> Iterator[tuple[Read, _Sent | None]]:
+        """Every document, and what its rules said: those of some documents rule by rule, so that what is faster
+        together can be. None for what could not be read."""
+        while some := list(islice(documents, _TOGETHER)):
+            sent = [_Sent.of(read, self._tools) for read in some]
+            for preset in dict.fromkeys(self._preset_of(one.draft) for one in sent if one is not None):
+                mine = [one for one in sent if one is not None and self._preset_of(one.draft) == preset]
+                for name, rule in self._rules_of(preset):
+                    _apply(name, rule, [one for one in mine if one.rule is None])
+            yield from zip(some, sent, strict=True)
+
+    def _settled(self, read: Read, sent: _Sent | None, tally: Tally) -> Fate:
+        """What becomes of a document, counted."""
         name, text = self._source.name, read.text if isinstance(read, RawDocument) else ""
         tally.saw(text)
-        if isinstance(read, Unread):
-            detail = f"{read.why}: {read.detail}"
-            tally.drop(UNREADABLE, detail, 0, read.id, "")
-            return None, Fate(read.id, name, UNREADABLE, detail, 0)
-        size = len(text.encode("utf-8", "surrogatepass"))
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            detail = "lone_surrogate: not Unicode text"
-            tally.drop(UNREADABLE, detail, size, read.id, "")
-            return None, Fate(read.id, name, UNREADABLE, detail, len(text))
-        draft, changed = Draft(text, read.about, self._tools), list[str]()
-        for rule, judge in self._rules_for(read):
-            before = draft.text
-            reason = judge(draft)
-            if reason is not None:
-                tally.drop(rule, reason, size, read.id, text)
-                return None, Fate(read.id, name, rule, reason, len(text), tuple(changed))
-            if draft.text != before:
-                changed.append(rule)
-        hit = self._contamination.found_in(draft.text)
-        if hit is not None:
-            tally.drop(CONTAMINATED, hit, size, read.id, text)
-            return None, Fate(read.id, name, CONTAMINATED, hit, len(text), tuple(changed))
-        for rule in changed:
-            tally.changed[rule] = tally.changed.get(rule, 0) + 1
-        tally.keep(draft.text)
-        return draft, Fate(read.id, name, None, "", len(text), tuple(changed))
+        if sent is None or isinstance(read, Unread):
+            lone = "lone_surrogate: not Unicode text"
+            detail = f"{read.why}: {read.detail}" if isinstance(read, Unread) else lone
+            tally.drop(UNREADABLE, detail, len(text.encode("utf-8", "surrogatepass")), read.id, "")
+            return Fate(read.id, name, UNREADABLE, detail, len(text))
+        rule, detail = sent.rule, sent.detail
+        if rule is None:
+            hit = self._contamination.found_in(sent.draft.text)
+            rule, detail = (None, "") if hit is None else (CONTAMINATED, hit)
+        if rule is not None:
+            tally.drop(rule, detail, len(text.encode()), read.id, text)
+            return Fate(read.id, name, rule, detail, len(text), tuple(sent.changed))
+        for one in sent.changed:
+            tally.changed[one] = tally.changed.get(one, 0) + 1
+        tally.keep(sent.draft.text)
+        return Fate(read.id, name, None, "", len(text), tuple(sent.changed))
 
-    def _rules_for(self, read: RawDocument) -> list[tuple[str, Rule]]:
-        preset = self._preset
-        if preset == "mixed":
-            preset = "code" if read.about.get("language", "Markdown") not in _PROSE else "prose"
+    def _preset_of(self, draft: Draft) -> str:
+        if self._preset != "mixed":
+            return self._preset
+        return "code" if draft.about.get("language", "Markdown") not in _PROSE else "prose"
+
+    def _rules_of(self, preset: str) -> list[tuple[str, Rule]]:
         if preset not in self._rules:
             self._rules[preset] = rules_of(preset, self._over, self._tools)
         return self._rules[preset]
+
+
+@dataclass
+class _Sent:
+    """A draft with what the rules have said so far."""
+
+    draft: Draft
+    rule: str | None = None
+    detail: str = ""
+    changed: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def of(cls, read: Read, tools: Tools) -> _Sent | None:
+        """None for what is no text, or none of Unicode."""
+        if isinstance(read, Unread):
+            return None
+        if not read.text.isascii() and any("\ud800" <= c <= "\udfff" for c in read.text):
+            return None
+        return cls(Draft(read.text, read.about, tools))
+
+
+def _apply(name: str, rule: Rule, sent: list[_Sent]) -> None:
+    before = [one.draft.text for one in sent]
+    drafts = [one.draft for one in sent]
+    reasons = (rule.many(drafts) if drafts else ()) if isinstance(rule, Together) else map(rule, drafts)
+    for one, text, reason in zip(sent, before, reasons, strict=True):
+        if reason is not None:
+            one.rule, one.detail = name, reason
+        elif one.draft.text is not text and one.draft.text != text:
+            one.changed.append(name)
 
 
 class SiftedPart:

@@ -14,7 +14,6 @@ from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.specs import Spec
-from bedplate.models.specs.presets import PRESETS
 
 
 def resolve(name: str) -> tuple[str, Spec]:
@@ -23,6 +22,8 @@ def resolve(name: str) -> tuple[str, Spec]:
     Raises UsageError for what is none of them, with the nearest names; CheckpointError for damaged files;
     UnsupportedModelError for a family or a field that is not supported.
     """
+    from bedplate.models.specs.presets import PRESETS  # which the architecture of a base's own file has no need of
+
     key = name.strip().lower()
     if key in PRESETS:
         return key, PRESETS[key].spec

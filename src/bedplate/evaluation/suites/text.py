@@ -38,10 +38,13 @@ class GeneralText:
         tokenizer = model.tokenizer
         start, end = tokenizer.prompt_start, tokenizer.prompt_end
         window = min(WINDOW, model.base.spec.context_length - len(start) - len(end))
-        ids = tuple(tokenizer.encode(self.text, parse_special=False))
+        reading = tokenizer.reading
+        ids = tuple(reading.encode(self.text, parse_special=False))
         parts = [ids[place : place + window] for place in range(0, len(ids), window)]
         cut = [(part[: len(part) // 2], part[len(part) // 2 :]) for part in parts if len(part) > 1]
-        return [Score((*start, *read, *end), (asked,)) for read, asked in cut]
+        if reading is not tokenizer:  # what it writes has ids of its own
+            cut = [(read, tuple(tokenizer.encode(reading.decode(asked), parse_special=False))) for read, asked in cut]
+        return [Score((*start, *read, *end), (asked,)) for read, asked in cut if asked]
 
     def grade(self, results: Sequence[Result]) -> Loss:
         """The windows' losses together."""

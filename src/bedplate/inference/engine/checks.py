@@ -13,7 +13,7 @@ from bedplate.models.checkpoints.base import Base
 
 def check_decoder(base: Base, verb: str) -> None:
     """RequestError where the base reads texts and writes none."""
-    if "generate" not in base.model.can:
+    if "generate" not in base.can:
         raise RequestError(f"{base.name} is an encoder: it embeds texts, and cannot {verb}")
 
 
@@ -22,8 +22,8 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0)
     not fit behind `virtual` soft-prompt tokens, with so many `more` to come."""
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
-    check_ids(base, tokens)
-    if "encode" in base.model.can:
+    check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
+    if "encode" in base.can:
         _check_sides(base, len(tokens), more)
     elif len(tokens) + virtual + more > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
@@ -36,7 +36,7 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0)
 
 def answer_room(base: Base, prompt: int) -> int:
     """How many tokens can follow a prompt of so many."""
-    if "encode" in base.model.can:
+    if "encode" in base.can:
         return base.spec.main.context_length - len(base.decoder_start)
     return base.spec.context_length - prompt
 
@@ -57,9 +57,9 @@ def _check_sides(base: Base, prompt: int, more: int) -> None:
         )
 
 
-def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt") -> None:
-    """RequestError for an id that the base has not."""
-    vocabulary = base.spec.vocab_size
+def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabulary: int | None = None) -> None:
+    """RequestError for an id that the base has not. vocabulary: how many there are, by default of those it writes."""
+    vocabulary = base.spec.vocab_size if vocabulary is None else vocabulary
     if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
         bad = next(token for token in tokens if not 0 <= token < vocabulary)
         where = "" if param == "prompt" else f"{param}: "

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import hf_module_name
+from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
@@ -39,6 +39,9 @@ from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.device_memory import free_on
 from bedplate.models.families import in_format
+
+if TYPE_CHECKING:
+    from bedplate.adapters.lora import LoraConfig
 
 log = logging.getLogger("bedplate.inference")
 Compute = contextlib.AbstractContextManager[object]
@@ -80,10 +83,10 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base, run, causal = base, held_for(base, weights, kernel), "generate" in base.model.can
+        self.base, run, causal = base, held_for(base, weights, kernel), "generate" in base.can
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.model, adapters, hf_name=names)
+        self.bank = Bank(run.outline, adapters, hf_name=names)
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
@@ -266,6 +269,7 @@ class Engine(Closing):
             self._check_open()
             self._adapters.check_new(key)
             self._adapters.sweep()
+            self._torch.complete()  # an adapter is checked against the weights that it changes
             slot = self.bank.add(config, tensors)
             try:
                 self._forward.take(slot)
@@ -278,9 +282,9 @@ class Engine(Closing):
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
         before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
         of the context."""
-        if "generate" not in self.base.model.can:
+        if "generate" not in self.base.can:
             raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
-        if "encode" in self.base.model.can:
+        if "encode" in self.base.can:
             raise UsageError(f"{self.base.name} is an encoder–decoder; soft prompts are for decoders alone")
         self._check_open()
         with self._compute:
@@ -333,7 +337,7 @@ class Engine(Closing):
 
         What is pinned is everybody's: requests of any tenant that begin so use it.
         """
-        if not tokens or "generate" not in self.base.model.can or "encode" in self.base.model.can:
+        if not tokens or "generate" not in self.base.can or "encode" in self.base.can:
             return
         self._check_open()
         with self._compute:

@@ -105,7 +105,7 @@ class Job(ABC, Generic[R]):
         """Raises RequestError for what cannot run."""
         self.request, self.adapter, self.equipment = request, adapter, equipment
         self.stream = Stream(request)
-        self.source = len(request.tokens) if "encode" in equipment.base.model.can else 0
+        self.source = len(request.tokens) if "encode" in equipment.base.can else 0
         self.starts = equipment.base.decoder_start if self.source and self.writes else ()
         self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0

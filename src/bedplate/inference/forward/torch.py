@@ -114,6 +114,10 @@ class TorchForward(Forward):
         asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
         return PassOutput(model.head(asked_WD).float(), hidden_ND)
 
+    def complete(self) -> None:
+        """Reads what the base has left in its file."""
+        _ = self._base.model
+
     def close(self) -> None:
         if self._recorded is not None:
             self._recorded.forget()

@@ -68,9 +68,9 @@ class Pair:
     dtype: DType
 
     def tokens(self, rows: int, length: int) -> Tensor:
-        """Random token ids [rows, length] that are no padding."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(3, self.base.spec.vocab_size, (rows, length), generator=generator)
+        """Random token ids [rows, length] that are no padding, of those that it reads and writes."""
+        generator, spec = torch.Generator().manual_seed(self.seed), self.base.spec
+        return torch.randint(3, min(spec.source_vocab_size, spec.vocab_size), (rows, length), generator=generator)
 
 
 Found = Iterator[tuple[str, float, float]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bedplate.adapters import ADAPTERS
+from bedplate.adapters.table import ADAPTERS
 from bedplate.inference.native.allowed import refused_field
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES, Family, in_format

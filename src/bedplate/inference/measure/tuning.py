@@ -96,7 +96,7 @@ def fastest_steps(
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
-    if "generate" not in base.model.can:
+    if "generate" not in base.can:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
     found: list[list[float]] = [[] for _ in kinds]
     with Progress(f"{name}: tuning", turns * len(kinds), "steps") as bar:

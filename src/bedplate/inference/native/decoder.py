@@ -24,7 +24,7 @@ from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.description import OUTER, Matrix, matrices, ropes_of, shape_of, turning, vectors
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_bits
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
@@ -43,6 +43,11 @@ SOURCES = frozenset(
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
 _ANY = 1 << 31
+
+
+def takes(kind: str, weights: str) -> bool:
+    """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
+    return kind in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(kind) >= 8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +179,7 @@ class NativeDecoder:
         if self.weights in _DTYPES.values():
             kind, raw = _KINDS[self._dtype], weight.contiguous()
         else:
-            if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
+            if own is None or not takes(own.kind, self.weights):
                 flat = weight.flatten(0, -2)
                 own = quantise_int8(flat) if eight else quantise_int4(flat)
             kind, raw = own.kind, own.data

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.native.decoder import unsupported
 from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name
-from bedplate.skins.skin import EvaluatedWith, Skin
+
+if TYPE_CHECKING:  # a base alone has no need of them
+    from bedplate.skins.skin import EvaluatedWith, Skin
 
 KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
 """As `evaluated_with` names them, and as an engine takes them."""
@@ -51,6 +53,8 @@ def evaluated_now(engine: Runs) -> EvaluatedWith:
 
 def evaluated_on(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
     """The same for weights of this name; `beneath` is the dtype of the base that they stand beside."""
+    from bedplate.skins.skin import EvaluatedWith
+
     told = weights in QUANTISED and beneath != "bfloat16"
     return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if told else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -22,15 +22,16 @@ from bedplate.inference.engine.requests import (
     Score,
     Scores,
 )
-from bedplate.inference.predict.lookup import text_tokens
-from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.reading import embed_requests, label_requests, label_scores, prompt_of
+from bedplate.inference.predict.reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
-from bedplate.skins.skin import Skin
 from bedplate.text.encoder_inputs import TextOrPair
 from bedplate.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a base alone has no need of them
+    from bedplate.inference.predict.predictor import Predictor
+    from bedplate.skins.skin import Skin
 
 
 class LocalModel(Closing):
@@ -147,7 +148,7 @@ class LocalModel(Closing):
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Next-token logits after each of the tokens, float32 [T, V]."""
-        if "generate" not in self.base.model.can:
+        if "generate" not in self.base.can:
             raise RequestError(f"{self.base.name} is an encoder; it has no next-token logits")
         if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
             raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")
@@ -165,6 +166,8 @@ class LocalModel(Closing):
     ) -> Predictor:
         """The skin on this base, and on `embedder` where it has a second one. SkinError where it belongs to another, or
         was judged with other weights or another kernel."""
+        from bedplate.inference.predict.predictor import Predictor
+
         second = None if embedder is None else embedder.engine
         return Predictor(self.engine, skin, embedder=second, allow_other_weights=allow_other_weights)
 

@@ -14,6 +14,7 @@ from bedplate.core.values import Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, Terms
 from bedplate.inference.engine.stream import Stream
+from bedplate.inference.predict.reading import text_tokens
 from bedplate.skins.nearest import PoolPooling
 from bedplate.skins.neighbours import Neighbours, text_of
 from bedplate.skins.prompt import Demonstration, Passage
@@ -111,11 +112,6 @@ def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], .
 def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return list(a[:same])
-
-
-def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """A text's tokens with the special ones that the tokenizer sets, as for /v1/embeddings."""
-    return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special=False))
 
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:

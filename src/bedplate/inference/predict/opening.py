@@ -15,7 +15,7 @@ from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import Held
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.calibrate import Use
-from bedplate.inference.ways.choice import Choice, choose
+from bedplate.inference.ways.choice import Choice, choose, left_in_file
 from bedplate.inference.ways.way import QUANTISED, Kernel, Stored, Way, Weights, asked_ways, read_stored
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
@@ -71,8 +71,9 @@ def open_base(source: str | Path, asked: Asked = Asked(), device: str | torch.de
     """
     target = resolve_device(device)
     stored = _stored(source, target)
-    held = held_in(_chosen(stored, source, asked, target).way)
-    return Opened(load_base(source, dtype=held.dtype, device=device), held)
+    way = _chosen(stored, source, asked, target).way
+    held = held_in(way)
+    return Opened(load_base(source, dtype=held.dtype, device=device, leave=left_in_file(way)), held)
 
 
 def open_as(source: str | Path, held: Held, device: str | torch.device = "auto", use: Use = "generate") -> Opened:

@@ -29,7 +29,8 @@ from bedplate.inference.engine.requests import (
     Terms,
 )
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.lookup import Found, Lookup, citations, text_tokens
+from bedplate.inference.predict.lookup import Found, Lookup, citations
+from bedplate.inference.predict.reading import text_tokens
 from bedplate.skins.files import skin_id
 from bedplate.skins.output import (
     EmbeddingOutput,
@@ -234,7 +235,7 @@ class Predictor(Closing):
     @property
     def _reads_only(self) -> bool:
         """Whether the base is an encoder."""
-        return "generate" not in self.engine.base.model.can
+        return "generate" not in self.engine.base.can
 
     @property
     def _common(self) -> dict[str, Any]:

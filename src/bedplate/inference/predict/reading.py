@@ -14,6 +14,7 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs.sentence import Similarity
 from bedplate.models.specs.transformer import Classifier
 from bedplate.text.encoder_inputs import EncoderInput, TextOrPair
+from bedplate.text.tokenizer import Tokenizer
 
 QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")
 """What publishers call the prompts of what is searched with, and of what is searched (as sentence-transformers)."""
@@ -41,6 +42,11 @@ def side_prompt(base: Base, *names: str) -> str:
     searched, where publishers call them differently."""
     prompts = {} if base.sentence is None else dict(base.sentence.spec.prompts)
     return prompt_of(base, next((name for name in names if name in prompts), None))
+
+
+def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """A text's tokens with the special ones that the tokenizer sets, as for /v1/embeddings."""
+    return tuple(tokenizer.reading.encode(text, add_special_tokens=True, parse_special=False))
 
 
 def longest(base: Base, truncate: bool | int) -> int | None:

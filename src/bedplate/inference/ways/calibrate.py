@@ -22,8 +22,20 @@ from bedplate.core.measured import measured_once
 from bedplate.core.processor import processor
 from bedplate.inference.native.library import load
 from bedplate.inference.ways.threads import engine_threads
-from bedplate.inference.ways.trial import PROMPT, ROWS, Part, Pass, Trial, made_up, shortened, timed_as
+from bedplate.inference.ways.trial import (
+    PROMPT,
+    ROWS,
+    Part,
+    Pass,
+    Trial,
+    made_up,
+    read_bytes,
+    shortened,
+    sweep_bytes,
+    timed_as,
+)
 from bedplate.inference.ways.way import Way
+from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec, TransformerSpec
 
@@ -35,19 +47,22 @@ ANSWER = 64
 SHORT = 0.25
 """How long a short prompt is, of PROMPT: a sentence to be labelled behind some instructions."""
 
-VERSION = 2
+VERSION = 3
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """What keeps torch's products from instructions that the processor has."""
 
 _TURNS, _LONGEST, _AGREE, _HOPELESS, _CLEAR = 40, 3.0, 1.15, 2.5, 1.25
 """Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
 given up; how far ahead of all others one is taken without more turns."""
+_GLANCES, _FASTER = 3, 1.2
+"""Runs of a part before a way is given up for it that is not hopeless; how much faster than a sum memory is read."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn. brief: the
-    use for which it ended as soon as its fastest way was clear; the times themselves need not have agreed."""
+    """Seconds of passes of a whole base, by way. dropped: ways that were given up, after their first turn or (brief)
+    before there were times of all their passes. brief: the use for which it ended as soon as its fastest way was clear;
+    the times themselves need not have agreed."""
 
     seconds: Mapping[Way, Mapping[Pass, float]]
     dropped: tuple[Way, ...] = ()
@@ -73,7 +88,7 @@ class Measured:
     def fastest(self, ways: Sequence[Way], use: Use = "generate") -> Way:
         """The way whose mix takes least time; of equal ones the first. Torch's own ways are candidates like the others,
         so that what is chosen is never slower than the best of them in this measurement."""
-        return min(ways, key=lambda way: self.cost(way, use))
+        return min((way for way in ways if way in self.seconds), key=lambda way: self.cost(way, use))
 
 
 def measured(spec: TextSpec, ways: Sequence[Way], *, brief: Use | None = None, again: bool = False) -> Measured:
@@ -118,9 +133,11 @@ def _from_json(record: Mapping[str, Any], ways: Sequence[Way], brief: Use | None
     if record["brief"] not in (None, brief):
         raise ValueError("a measurement for another use")
     seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
-    if set(seconds) != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
+    dropped = tuple(Way(*way) for way in record["dropped"])
+    told = set(seconds) if record["brief"] is None else {*seconds, *dropped}
+    if told != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
         raise ValueError("another measurement")
-    return Measured(seconds, tuple(Way(*way) for way in record["dropped"]), record["brief"])
+    return Measured(seconds, dropped, record["brief"])
 
 
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
@@ -135,12 +152,93 @@ def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
 def measure(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None = None) -> Measured:
     """Measures these ways now, by turns: in some tenths of a second for bases of a few hundred million weights, in some
     seconds where other work keeps the times from agreeing. brief: see `measured`."""
-    models = {dtype: made_up(shortened(spec), DTYPES[dtype]) for dtype in {way.dtype for way in ways}}
+    short, models = shortened(spec), dict[str, Model]()
     with ExitStack() as stack:
-        trials = {
-            way: stack.enter_context(closing(Trial(spec, way, engine_threads(), models[way.dtype]))) for way in ways
-        }
-        return by_turns(trials, time.perf_counter, brief)
+
+        def opened(way: Way) -> Trial:
+            if way.dtype not in models:
+                models[way.dtype] = made_up(short, DTYPES[way.dtype])
+            return stack.enter_context(closing(Trial(spec, way, engine_threads(), models[way.dtype])))
+
+        if brief is None:
+            return by_turns({way: opened(way) for way in ways}, time.perf_counter)
+        return quickest(spec, ways, opened, time.perf_counter, brief)
+
+
+def quickest(
+    spec: TransformerSpec, ways: Sequence[Way], opened: Callable[[Way], Trial], clock: Callable[[], float], use: Use
+) -> Measured:
+    """The fastest way for one use, by as little measuring as tells it: what reads least comes first, and each other is
+    given up as soon as what is known of its passes takes longer. Those that are left take turns."""
+    trials: dict[Way, Trial] = {}
+    times: dict[Way, dict[tuple[Pass, str], float]] = {}
+    swept, best = _Swept(clock), math.inf
+    for way in sorted(ways, key=lambda way: (way.kernel == "torch", read_bytes(spec, way))):
+        step = swept.least(read_bytes(spec, way))
+        if step and best < Measured({way: dict.fromkeys((*ROWS, "prefill"), step)}).cost(way, use):
+            continue
+        trial = opened(way)
+        found = _glance(way, trial, best, swept, use)
+        if found is not None:
+            trials[way], times[way] = trial, found
+            best = min(best, _known(way, trial, found, use))
+    if len(trials) == 1:
+        [(way, trial)] = trials.items()
+        seconds, late, said = {way: trial.seconds(times[way])}, (), use
+    else:
+        seconds, late, said = (turns := by_turns(trials, clock, use)).seconds, turns.dropped, turns.brief
+    dropped = tuple(way for way in ways if way not in seconds or way in late)
+    return Measured(seconds, dropped, use if len(seconds) < len(ways) else said)
+
+
+class _Swept:
+    """Memory that is read between passes, and the fastest that it was read."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self._memory, self._speed = clock, torch.zeros(sweep_bytes() // 4), 0.0
+
+    def sweep(self, size: int) -> None:
+        if size:
+            start = self.clock()
+            self._memory[: size // 4].sum()
+            self._speed = max(self._speed, size / max(self.clock() - start, 1e-9))
+
+    def least(self, size: int) -> float:
+        """Seconds that reading so much takes at least, as far as it is known: 0 before anything was read. The last
+        cache may hold a part of it, and a kernel may read somewhat faster than a sum."""
+        return max(size - self._memory.nbytes, 0) / (_FASTER * self._speed) if self._speed else 0.0
+
+
+def _glance(way: Way, trial: Trial, best: float, swept: _Swept, use: Use) -> dict[tuple[Pass, str], float] | None:
+    """Times of a trial's parts, a few runs of each while they are longer than they may be; None where they stay so."""
+    times: dict[tuple[Pass, str], float] = {}
+    for part in trial.parts:
+        if part.whole:
+            part.run()  # whatever is set up at the first call
+        for _ in range(_GLANCES):
+            swept.sweep(part.sweep)
+            start = swept.clock()
+            part.run()
+            at = part.of, part.name
+            times[at] = min(times.get(at, math.inf), max(swept.clock() - start, 1e-9))
+            known = _known(way, trial, times, use)
+            if known > _HOPELESS * best:
+                return None
+            if known <= _CLEAR * best:
+                break
+        else:
+            return None
+    return times
+
+
+def _known(way: Way, trial: Trial, times: Mapping[tuple[Pass, str], float], use: Use) -> float:
+    """What the mix takes at least by these times of parts: no pass takes less than one of a single token."""
+    found = trial.seconds(times)
+    if not found:
+        return 0.0
+    if "decode_1" in found:
+        found = dict.fromkeys((*ROWS, "prefill"), found["decode_1"]) | found
+    return Measured({way: found}).cost(way, use)
 
 
 def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float], brief: Use | None = None) -> Measured:

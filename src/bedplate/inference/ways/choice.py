@@ -7,7 +7,7 @@ company.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import cast
@@ -21,16 +21,19 @@ from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
+from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, takes, unsupported
+from bedplate.inference.native.description import matrices
 from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.ways.calibrate import Measured, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes
 from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_ways
 from bedplate.models.build import build
-from bedplate.models.checkpoints.base import Base
+from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
 
@@ -101,7 +104,7 @@ def pick(spec: TextSpec, found: Measured, ways: Sequence[Way], use: Use = "gener
     """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
     memory."""
     best = found.cost(found.fastest(ways, use), use)
-    level = [way for way in ways if found.cost(way, use) <= TELLS * best]
+    level = [way for way in ways if way in found.seconds and found.cost(way, use) <= TELLS * best]
     return min(level, key=lambda way: (needs(spec, way), found.cost(way, use)))
 
 
@@ -110,9 +113,12 @@ def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
     reads = use == "score" or "decode_1" not in found.seconds[best]
     mix = "prompts" if reads else "a prompt and an answer"
     said = [f"measured fastest for {mix}"]
-    others = sorted((way for way in ways if way != best), key=lambda way: found.cost(way, use))
+    others = sorted((way for way in ways if way != best and way in found.seconds), key=lambda one: found.cost(one, use))
     torch_best = next((way for way in others if way.kernel == "torch"), None)
-    shown = [others[0]] if torch_best in (None, others[0]) else [others[0], torch_best]
+    shown = others[:1] if torch_best in (None, *others[:1]) else [others[0], torch_best]
+    if len(found.seconds) < len(ways):
+        slower = [str(way) for way in ways if way not in found.seconds]
+        said.append(f"given up as slower before all was timed: {', '.join(slower)}")
     said += [f"{way} takes {found.cost(way, use) / found.cost(best, use):.2f} times as long" for way in shown]
     return "; ".join(said)
 
@@ -135,7 +141,7 @@ def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
     cannot, run them. The base itself stays what it is."""
     if weights not in QUANTISED or (kernel != "torch" and base.device.type == "cpu"):
         return base
-    return replace(base, model=quantised(base.model, QUANTISED[weights]))
+    return replace(base, held=quantised(base.model, QUANTISED[weights]))
 
 
 def choose_forward(
@@ -159,7 +165,7 @@ def choose_forward(
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
     if kernel != "torch" and not isinstance(cache, SlotCache):
         if kernel == "native" or asked_quantised:
-            what = "and this engine in blocks" if "generate" in base.model.can else "and an encoder has none"
+            what = "and this engine in blocks" if "generate" in base.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
                 f"and values in slots, {what}"
@@ -174,8 +180,22 @@ def choose_forward(
         return torch_forward
     assert isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
+    model = base.outline if asked_quantised else base.model
+    decoder = NativeDecoder(model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
     return NativeForward(decoder, bank, cache)
+
+
+def left_in_file(way: Way) -> Leave | None:
+    """What need not be read for a base that is run in this way: the matrices that the kernel takes in their own blocks.
+    (Of the token table it reads rows.)"""
+    if way.kernel != "native" or way.weights not in QUANTISED:
+        return None
+
+    def leave(model: Model, kinds: Mapping[str, str]) -> Collection[str]:
+        names = {matrix.name for matrix in matrices(cast("Decoder", model))} - {"embedding.weight"}
+        return {name for name in names & kinds.keys() if takes(kinds[name], way.weights)}
+
+    return leave
 
 
 def stored_blocks(base: Base) -> Mapping[str, RawBlocks]:

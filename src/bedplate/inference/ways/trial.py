@@ -131,17 +131,18 @@ class Trial:
         return Part(of, name, run, min(max(self._left_out, 0), sweep_bytes()) if of != "prefill" else 0)
 
     def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
-        """Seconds of each pass of the whole base, from those of the timed parts: a step of so many rows, a prompt of
-        PROMPT tokens (an encoder's documents of as many tokens together)."""
+        """Seconds of each pass of the whole base whose parts were all timed: a step of so many rows, a prompt of PROMPT
+        tokens (an encoder's documents of as many tokens together)."""
         blocks = product_weights(self.whole) / product_weights(self.short)
         head = _head_weights(self.whole) / max(_head_weights(self.short), 1)
         found: dict[Pass, float] = {}
         for of in ROWS:
-            if (of, "head") not in best:
+            fixed, upto, whole = (best.get((of, name)) for name in ("fixed", "blocks", "head"))
+            if fixed is None or upto is None or whole is None:
                 continue
-            fixed, upto, whole = (best[of, name] for name in ("fixed", "blocks", "head"))
             found[of] = fixed + max(upto - fixed, 0.0) * blocks + max(whole - max(upto, fixed), 0.0) * head
-        found["prefill"] = best["prefill", "blocks"] * blocks * self.short.layers
+        if ("prefill", "blocks") in best:
+            found["prefill"] = best["prefill", "blocks"] * blocks * self.short.layers
         return found
 
     def close(self) -> None:
@@ -210,9 +211,9 @@ def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     """A model of ordinary numbers, made faster than random ones."""
     model = build(spec, dtype, "meta")
     # ones_like of what is on the meta device would load torch's decompositions, and with them computer algebra.
-    tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
+    tile = (torch.linspace(-1.0, 1.0, 4093) * 0.05).to(dtype)
     state = {
-        name: torch.ones(p.shape, dtype=p.dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
+        name: torch.ones(p.shape, dtype=p.dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape)
         for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)

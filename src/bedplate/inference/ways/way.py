@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve, spec_of
 from bedplate.models.checkpoints.base import locate, refuse_deeper
+from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.gguf_header import read_header
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
 
@@ -25,8 +25,13 @@ QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
 NATIVE = ("bfloat16", "float32")
 """What the native kernel takes bases in."""
 
-_BLOCKS: dict[str, Literal["int8", "int4"]] = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
-"""Blocks of a GGUF file that the native kernel takes as they are."""
+_BLOCKS: dict[str, Literal["int8", "int4"]] = {
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "int4"),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "int4"),
+    "q8_0": "int8",
+}
+"""Blocks of a GGUF file that the native kernel takes as they are (`SOURCES` of its decoder), and weights of how many
+bits ask it to."""
 _FLOATS = frozenset(DTYPES)
 _GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 _SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -65,7 +70,7 @@ def read_stored(source: str | Path) -> Stored:
         refuse_deeper(spec, len(header.tensors), str(path))
         types = {tensor.kind.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
         return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types), header)
-    with SafetensorsReader(path) as reader:
+    with open_weights(path) as reader:
         matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())
         refuse_deeper(spec, len(reader.names), str(path))
     if not matrices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.hub.pull import resolve
-from bedplate.models.checkpoints.filling import Filling
-from bedplate.models.checkpoints.gguf import GgufReader
+from bedplate.models.checkpoints.directory import open_weights
+from bedplate.models.checkpoints.filling import Filling, Unfinished
+from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
     NO_TOKENIZER,
@@ -27,19 +28,22 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
+from bedplate.models.checkpoints.vocabulary import gguf_tokenizer, read_tokenizer, refuse_other_tokenizer
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
-from bedplate.models.model import Model
+from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
+Leave = Callable[[Model, Mapping[str, str]], Collection[str]]
+"""Of a model without values, and of the types of its matrices that a GGUF file holds in blocks ("Q4_1"): the names of
+those that whoever loads it reads from the file themselves."""
 _OWN_CODE = "the Python code that its auto_map names would have to be run, which Bedplate never does"
 
 
@@ -47,12 +51,13 @@ _OWN_CODE = "the Python code that its auto_map names would have to be run, which
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `identified`: its identity, or what finds it out. `tokenizer` is None for a directory without one: such a base takes
-    token ids only. `sentence`: what its own library makes vectors by; None where it says nothing of it.
+    `held`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
+    directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
+    where it says nothing of it.
     """
 
     spec: TextSpec
-    model: Model
+    held: Model | Unfinished
     tokenizer: Tokenizer | None
     family: Family
     identified: Identity | Once
@@ -64,6 +69,21 @@ class Base:
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
     sentence: Sentence | None = None
+
+    @property
+    def model(self) -> Model:
+        """With all its weights; those that were left in the file are read when it is first asked for."""
+        return self.held.get() if isinstance(self.held, Unfinished) else self.held
+
+    @property
+    def outline(self) -> Model:
+        """The model as far as it was read: what was left in the file has its shape and dtype only (device "meta")."""
+        return self.held.model if isinstance(self.held, Unfinished) else self.held
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What its outputs are for."""
+        return self.held.can
 
     @property
     def identity(self) -> Identity:
@@ -86,7 +106,7 @@ class Base:
     def decoder_start(self) -> tuple[int, ...]:
         """What the decoder of an encoder–decoder writes after: its start, and a first token that is forced where the
         files name one. () for others. CheckpointError where the files do not say."""
-        if "encode" not in self.model.can:
+        if "encode" not in self.can:
             return ()
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
@@ -97,6 +117,14 @@ class Base:
             )
         first = defaults.get("forced_bos_token_id")
         return (start,) if first is None else (start, int(first))
+
+    def prompt_room(self, answer: int = 0) -> int:
+        """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
+        one where there is no room for the answer itself."""
+        if "encode" not in self.model.can:
+            return self.spec.context_length - answer
+        fits = answer + len(self.decoder_start) <= self.spec.main.context_length
+        return self.spec.context_length if fits else 0
 
     @property
     def text_ends(self) -> frozenset[int]:
@@ -124,17 +152,18 @@ def load_base(
     source: str | Path,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    leave: Leave | None = None,
 ) -> Base:
     """Loads a base from a catalogue name, a directory, a .gguf file or hf:owner/name.
 
     dtype: "auto" keeps the checkpoint's own, and is bfloat16 for quantised files, on every machine. `bedplate.load`
-    opens a base in what is fastest here.
+    opens a base in what is fastest here. leave: what stays in a GGUF file until `model` is first asked for.
     Raises HubError, CheckpointError (missing, truncated, inconsistent files) or UnsupportedModelError.
     """
     path, target = locate(source), resolve_device(device)
-    return (
-        _load_gguf(str(source), path, dtype, target) if path.is_file() else _load_hf(str(source), path, dtype, target)
-    )
+    if path.is_file():
+        return _load_gguf(str(source), path, dtype, target, leave)
+    return _load_hf(str(source), path, dtype, target)
 
 
 def locate(source: str | Path) -> Path:
@@ -147,7 +176,7 @@ def locate(source: str | Path) -> Path:
     return path
 
 
-def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
+def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device, leave: Leave | None) -> Base:
     reader = GgufReader(path)
     family = find_family("gguf", reader.architecture, str(path))
     embedding = family.weights.to_external("embedding.weight") or ""
@@ -166,19 +195,27 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     wanted = resolve_dtype(dtype, stored)
     states = [file_state(path)]
     filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
+    again = GgufReader(path, tensors_only=True)  # for what is read later: without the vocabulary
     with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(_gguf_tokenizer, reader.metadata)
-        model = filling.model(reader.get, wanted, device)
+        reading = beside.submit(gguf_tokenizer, reader.metadata)
+        if leave is None:
+            held = filling.model(again.get, wanted, device)
+        else:
+            kinds = StoredBlocks(path, family.weights, spec.main).kinds
+            held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
         tokenizer = reading.result()
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
+    refuse_other_tokenizer(tokenizer, spec, str(path))
+    defaults: dict[str, Any] = {}
+    if "encode" in held.can:
+        tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
+        defaults = _gguf_starts(reader.metadata, reader.architecture)
 
     def hashed() -> str:
-        again = GgufReader(path, tensors_only=True)
         return filling.weights_id(lambda name, _: again.get(name))
 
     return Base(
         spec=spec,
-        model=model,
+        held=held,
         tokenizer=tokenizer,
         family=family,
         identified=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
@@ -187,6 +224,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         dtype=wanted,
         device=device,
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
+        generation_defaults=defaults,
         lineage={"name": reader.metadata.get("general.name"), "licence": reader.metadata.get("general.license")},
     )
 
@@ -197,7 +235,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     config = config if outer is None else outer.text_config(config, where)
     family = _hf_family(config, where)
     packing = config.pop("quantization_config", None)
-    with SafetensorsReader(path) as files:
+    with open_weights(path, family.weights) as files:
         part = None if outer is None else TextPart(files, outer, where)
         reader = unpacked(part or files, packing, where)
         config = config if outer is None else outer.with_head(config, reader.names)
@@ -219,15 +257,13 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     dense = dense_id(sentence)
 
     def hashed() -> str:
-        with SafetensorsReader(path) as files:
+        with open_weights(path, family.weights) as files:
             again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
-    tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
     defaults = _generation(config) | _read_json(path / "generation_config.json")
-    if tokenizer is not None and "encode" in model.can:
-        tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
@@ -244,7 +280,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         )
     return Base(
         spec=spec,
-        model=model,
+        held=model,
         tokenizer=tokenizer,
         family=family,
         identified=identity,
@@ -284,15 +320,6 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, 
         raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
 
 
-def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
-    """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
-    if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model has only {spec.vocab_size} rows for "
-            "them; it is another model's tokenizer"
-        )
-
-
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
@@ -309,11 +336,6 @@ def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
         raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
-def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
-    return None if none else Tokenizer.from_fields(metadata)
-
-
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
     if tokenizer is None:
         return Identity(weights_id, equivalent_of=equivalent_of)
@@ -326,6 +348,16 @@ def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("is_encoder_decoder"):
         return {}
     return {name: config[name] for name in GENERATION if config.get(name) is not None}
+
+
+def _gguf_starts(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """The same out of a GGUF file."""
+    keys = {
+        "decoder_start_token_id": f"{architecture}.decoder_start_token_id",
+        "eos_token_id": "tokenizer.ggml.eos_token_id",
+        "pad_token_id": "tokenizer.ggml.padding_token_id",
+    }
+    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
@@ -341,17 +373,18 @@ def _copies(
 ) -> frozenset[str]:
     """Some writers store what is tied to the token table once more: the copies' names, which must equal it."""
     weights = family.weights
-    embedding = next((name for name in names if weights.from_external(name) == "embedding.weight"), None)
+    held = {weights.from_external(name): name for name in names}
     heads = [name for name in names if spec.tied_head and weights.from_external(name) == "lm_head.weight"]
     copies = [*heads, *(name for name in names if weights.bare(name) in weights.copies)]
-    if embedding is None or not copies:
+    table = held.get("target_embedding.weight") or held.get("embedding.weight")
+    if table is None or not copies:
         return frozenset()
-    table = get(embedding)
+    values = get(table)
     for copy in copies:
-        if not torch.equal(get(copy), table):
+        if not torch.equal(get(copy), values):
             hint = "; set tie_word_embeddings to false in config.json" if copy in heads else ""
             raise CheckpointError(
-                f"{where}: the config ties {copy!r} to the embedding, but it differs from {embedding!r}{hint}"
+                f"{where}: the config ties {copy!r} to the embedding, but it differs from {table!r}{hint}"
             )
     return frozenset(copies)
 

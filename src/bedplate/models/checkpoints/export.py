@@ -22,6 +22,7 @@ from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.text.gguf_fields import filled
 
 
 def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
@@ -44,7 +45,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
-        if "generate" in base.model.can:
+        if "generate" in base.can:
             defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
@@ -104,6 +105,8 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}
     named = {key: str(value) for key, value in about.items() if value is not None}
     metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
+    if "encode" in base.can and base.generation_defaults:
+        metadata[f"{family.key[1]}.decoder_start_token_id"] = base.decoder_start[0]
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
         return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
     if base.tokenizer is None:
         return {}
-    return base.tokenizer.to_fields()
+    return filled(base.tokenizer.to_fields(), base.spec.vocab_size)
 
 
 def family_in(base: Base, format_: str) -> Family:
@@ -138,7 +141,7 @@ def family_in(base: Base, format_: str) -> Family:
 
 def _starts(base: Base) -> dict[str, Any]:
     """What the class of an encoder–decoder reads in its config: the token that its decoder starts with, and others."""
-    if "encode" not in base.model.can:
+    if "encode" not in base.can:
         return {}
     names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
     found = {name: base.generation_defaults.get(name) for name in names}

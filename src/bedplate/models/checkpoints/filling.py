@@ -8,10 +8,11 @@ with the state that the files were in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import Get, Reading, read, readings
 from bedplate.models.checkpoints.identity import WeightsHash
 from bedplate.models.families import Family
-from bedplate.models.model import Model
+from bedplate.models.model import Ability, Model
 from bedplate.models.specs import TextSpec
 
 T = TypeVar("T")
@@ -52,16 +53,44 @@ class Filling:
         CheckpointError, naming the tensor, for values that are not finite or no real numbers.
         """
         model = self._empty(dtype)
+        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device)
+        return model
+
+    def part(
+        self,
+        get: Get,
+        dtype: torch.dtype,
+        device: torch.device,
+        states: Sequence[FileState],
+        leave: Callable[[Model], Collection[str]],
+    ) -> Model | Unfinished:
+        """The same without the parameters that `leave` names of it; they are read when somebody wants the whole, which
+        is a CheckpointError where the files are no longer in these states."""
+        model = self._empty(dtype)
+        left, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
+        later = [reading for reading in plan if left.issuperset(reading.step.ours)]
+        self._read(model, [reading for reading in plan if not left.issuperset(reading.step.ours)], get, device)
+        if not later:
+            return model
+
+        def rest() -> None:
+            self._unchanged(states)
+            self._read(model, later, get, device)
+            self._unchanged(states)
+
+        return Unfinished(model, rest)
+
+    def _read(self, model: Model, plan: Sequence[Reading], get: Get, device: torch.device) -> None:
         wanted = model.state_dict(keep_vars=True)
 
         def held(reading: Reading) -> list[tuple[str, Tensor]]:
             found = read(reading, self.spec, get, wanted, self.where)
             return [(name, self._checked(name, tensor, wanted[name]).to(device)) for name, tensor in found]
 
-        state = {name: tensor for found in _side_by_side(held, self._readings(wanted)) for name, tensor in found}
-        model.load_state_dict(state, assign=True)
+        state = {name: tensor for found in _side_by_side(held, plan) for name, tensor in found}
+        model.load_state_dict(wanted | state, assign=True)
         model.requires_grad_(False)
-        return model.eval()
+        model.eval()
 
     def weights_id(self, get: Get) -> str:
         """The hash of the values as they are stored (see `Identity`)."""
@@ -126,6 +155,30 @@ class Filling:
                 )
             raise CheckpointError(f"{self.where}: {name} holds NaN or infinite values; the checkpoint is damaged")
         return found
+
+
+class Unfinished:
+    """A model some of whose parameters are still in their file. `model` is what there is of it: the others have their
+    shape and dtype, and no values (device "meta")."""
+
+    def __init__(self, model: Model, rest: Callable[[], None]) -> None:
+        self.model = model
+        self._rest: Callable[[], None] | None = rest
+        self._lock = Lock()
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What its outputs are for."""
+        return self.model.can
+
+    def get(self) -> Model:
+        """The whole, read by whichever thread asks first. Raises CheckpointError."""
+        with self._lock:
+            if self._rest is not None:
+                with torch.inference_mode(False):  # they may be trained on later
+                    self._rest()
+                self._rest = None
+        return self.model
 
 
 def _side_by_side(work: Callable[[Reading], T], plan: Sequence[Reading]) -> Iterator[T]:

@@ -25,8 +25,11 @@ from bedplate.models.specs.transformer import TransformerSpec
 WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
-_CHUNK = 1 << 22
-"""Values dequantised at once: what is needed beside the result."""
+_EXACT = ("attn_rel_b.weight",)
+"""Tables that llama.cpp reads in single precision."""
+_CHUNK = 1 << 18
+"""Values dequantised at once: what is needed beside the result. Larger pieces are slower, too, and the C library keeps
+what was freed of them."""
 
 
 class GgufReader:
@@ -109,12 +112,13 @@ def write_gguf(
     block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
     for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
-        if values.ndim > 1 and values.shape[-1] % block:
+        whole = values.ndim < 2 or name.endswith(_EXACT)
+        if not whole and values.shape[-1] % block:
             raise UsageError(
                 f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {kind} blocks of {block}; "
                 "choose f16, bf16 or f32"
             )
-        wanted = WRITABLE[kind] if values.ndim > 1 else GGMLQuantizationType.F32
+        wanted = GGMLQuantizationType.F32 if whole else WRITABLE[kind]
         writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -133,7 +137,7 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, float):
         writer.add_float32(key, value)
     else:
-        writer.add_array(key, list(value))
+        writer.add_array(key, value if isinstance(value, bytes) else list(value))
 
 
 class StoredBlocks(Mapping[str, RawBlocks]):
@@ -159,6 +163,12 @@ class StoredBlocks(Mapping[str, RawBlocks]):
             return self._read(step.theirs[number])
         return _moved([self._read(one) for one in step.theirs], step, self._spec)[number]
 
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The type of each one's blocks, as in "Q4_1"."""
+        types = self._reader.types
+        return {name: types[step.theirs[0]] for name, (step, _) in self._found.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
@@ -168,6 +178,10 @@ class StoredBlocks(Mapping[str, RawBlocks]):
     def _read(self, name: str) -> RawBlocks:
         blocks = self._reader.blocks(name)
         assert blocks is not None  # by its type
+        if not blocks.finite():
+            raise CheckpointError(
+                f"{self._reader.path}: {name} holds NaN or infinite values; the checkpoint is damaged"
+            )
         return blocks
 
 

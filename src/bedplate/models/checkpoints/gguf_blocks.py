@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gguf
@@ -16,6 +16,18 @@ from bedplate.models.checkpoints.gguf_values import dequantise
 
 BLOCK = 32
 """Values of one block of the types that are not k-quants."""
+_HALVES: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
+"""Where in a block its scale and its minimum lie, float16: all of it that can be NaN or infinite."""
+_ENDLESS = 0x7C00
+"""The bits of a float16's exponent, all of them set in what is not finite."""
+_OVERFLOWS = 252
+"""The first exponent of a block of MXFP4 with which its largest value, 12 halves, is no float32 any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +50,28 @@ class RawBlocks:
     @property
     def bits(self) -> int:
         """Bits of a value, its share of the scales left out."""
-        return int(next(letter for letter in self.kind if letter.isdigit()))
+        return block_bits(self.kind)
 
     def rows(self, order: Tensor) -> RawBlocks:
         """The same matrix with its rows in another order."""
         return RawBlocks(self.kind, self.data[order].contiguous())
 
+    def finite(self) -> bool:
+        """Whether all the values are, which the scales tell (of types that are not listed here, nothing does)."""
+        bytes_ = self.data.numpy()
+        if self.kind == "MXFP4" and int(bytes_[..., 0].max()) >= _OVERFLOWS:
+            return bool(self.dequantised().isfinite().all())
+        halves = (bytes_[..., at : at + 2].view(np.uint16) for at in _HALVES.get(self.kind, ()))
+        return not any(bool(((one & _ENDLESS) == _ENDLESS).any()) for one in halves)
+
     def dequantised(self) -> Tensor:
         """The matrix that the blocks stand for, float32."""
         return dequantise(self.kind, self.data.flatten(-2).flatten(0, -2)).view(self.shape)
+
+
+def block_bits(kind: str) -> int:
+    """Bits of a value of a type, its share of the scales left out."""
+    return int(next(letter for letter in kind if letter.isdigit()))
 
 
 def block_size(kind: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections import Counter
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
+from bedplate.models.checkpoints.directory import Reader
 from bedplate.models.families.multimodal import Multimodal
 
 log = logging.getLogger("bedplate.models")
@@ -18,7 +18,7 @@ class TextPart:
     """A view of `files`. left_out: bytes of each other part, whose tensors are not read. CheckpointError, naming it,
     for a tensor that is of no part, or that is stored twice."""
 
-    def __init__(self, files: SafetensorsReader, outer: Multimodal, where: str) -> None:
+    def __init__(self, files: Reader, outer: Multimodal, where: str) -> None:
         self._files = files
         self._held: dict[str, str] = {}
         sizes: Counter[str] = Counter()

@@ -15,7 +15,8 @@ from bedplate.models.specs.transformer import TransformerSpec
 class EncoderDecoderSpec:
     """`decoder` attends to `encoder`'s states in every layer (its `cross_size` is their size).
 
-    shared_embedding: both read one token table (T5). Whether the head is tied to it is the decoder's `tied_head`.
+    shared_embedding: both read one token table (T5); otherwise each has its own, of a vocabulary of its own (Marian's
+    translators with two). Whether the head is tied to the decoder's is the decoder's `tied_head`.
     """
 
     encoder: TransformerSpec | AudioSpec
@@ -55,8 +56,13 @@ class EncoderDecoderSpec:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that it reads and writes."""
+        """Tokens that it writes."""
         return self.decoder.vocab_size
+
+    @property
+    def source_vocab_size(self) -> int:
+        """Tokens that it reads."""
+        return self.stack.vocab_size
 
     @property
     def hidden_size(self) -> int:

@@ -276,6 +276,11 @@ class TransformerSpec:
         return next((n for n in range(before - 1, -1, -1) if self.window(n) == self.window(layer)), None)
 
     @property
+    def source_vocab_size(self) -> int:
+        """Tokens that it reads: those that it writes."""
+        return self.vocab_size
+
+    @property
     def rotary_dim(self) -> int:
         """Features of a head that turn with the position; 0 without rotary positions."""
         if self.rope is None:

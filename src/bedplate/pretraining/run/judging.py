@@ -71,7 +71,7 @@ class Judge:
 
     def _ask(self, row: dict[str, Any]) -> None:
         wanted = self.evaluation
-        if not ((wanted.prompts or wanted.suites) and "generate" in self.base.model.can):
+        if not ((wanted.prompts or wanted.suites) and "generate" in self.base.can):
             return
         with asked(self._now()) as model:
             row["samples"] = samples(model, wanted.prompts, wanted.sample_tokens)

@@ -29,7 +29,7 @@ def as_base(
     first = next(model.parameters())
     return Base(
         spec=spec,
-        model=model,
+        held=model,
         tokenizer=tokenizer,
         family=family,
         identified=Identity("", tokenizer.identity),

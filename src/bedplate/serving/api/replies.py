@@ -228,7 +228,7 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
         prompt = self.asked.prompt[index // self.asked.choices]
         if isinstance(prompt, str):
             return prompt
-        return self._tokenizer.decode(prompt, skip_special_tokens=False)
+        return self._tokenizer.reading.decode(prompt, skip_special_tokens=False)
 
     def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
         """The prompt's tokens as steps."""

@@ -80,7 +80,7 @@ async def detokenize(call: ApiCall) -> Response:
     if bad is not None:
         message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
         raise RequestError(message, param="tokens")
-    text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+    text = await asyncio.to_thread(tokenizer.reading.decode, asked.tokens, skip_special_tokens=False)
     return json_response({"prompt": text})
 
 
@@ -116,7 +116,7 @@ async def choose(call: ApiCall, name: str | None) -> Served:
 
 def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms: Terms) -> list[int]:
     if asked.prompt is not None:
-        return tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
+        return tokenizer.reading.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
     tools = {} if asked.tools is None else {"tools": asked.tools}
     chat = read_fields(ChatRequest, {"model": served.name, "messages": asked.messages, **tools})
     if asked.add_generation_prompt is False:

@@ -17,8 +17,9 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import KERNELS, dtype_of
 from bedplate.inference.predict.opening import Asked, chosen, held_in
-from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
-from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.inference.ways.choice import left_in_file
+from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights
+from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now
 from bedplate.serving.settings.config import BaseConfig, ServerConfig
@@ -59,11 +60,15 @@ def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Seque
     asked = config.dtype or (None if open_weights else dtype_of(config.weights))
     # The only base must be that of all skins; which of several it is, its weights tell.
     hint = [card.evaluated_with for card in given if card.evaluated_with] if bases == 1 else []
+    fastest: Way | None = None
     if asked is None and hint:
         first = _dtype(_ordered(hint)[0])
+    elif asked is None:
+        fastest = chosen(config.source, _asked(config), config.device).way
+        first = fastest.dtype
     else:
-        first = asked or chosen(config.source, _asked(config), config.device).way.dtype
-    base = _load(config, first)
+        first = asked
+    base = _load(config, first, None if fastest is None else left_in_file(fastest))
     if asked is not None or config.weights == "fastest":
         return ResidentBase(config, base, (_as_asked(config, base, given, lying),))
     ways: list[Holding] = []
@@ -73,6 +78,9 @@ def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Seque
         way = Holding(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
         if not any((way.dtype, way.weights, way.kernel) == (one.dtype, one.weights, one.kernel) for one in ways):
             ways.append(way)
+    if not ways and fastest is not None and _is_of(base, fastest.dtype):
+        held = held_in(fastest)
+        ways = [Holding(held.dtype, held.weights, held.kernel)]
     ways = ways or [_fastest(config, base)]
     if not _is_of(base, ways[0].dtype):
         base = _load(config, ways[0].dtype)
@@ -160,8 +168,8 @@ def _engine(
     )
 
 
-def _load(config: BaseConfig, dtype: str) -> Base:
-    base = load_base(config.source, dtype=dtype, device=config.device)
+def _load(config: BaseConfig, dtype: str, leave: Leave | None = None) -> Base:
+    base = load_base(config.source, dtype=dtype, device=config.device, leave=leave)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
     return base

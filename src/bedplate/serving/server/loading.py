@@ -134,6 +134,6 @@ def _whole(cards: Sequence[Card]) -> list[Card]:
 
 
 def _served(engine: Engine, name: str) -> Served:
-    if "generate" in engine.base.model.can:
+    if "generate" in engine.base.can:
         return ServedBase(engine, name)
     return ServedEncoder(engine, name) if engine.base.spec.classifier is None else ServedClassifier(engine, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from bedplate.data.corpus.curate.vocabulary import Vocabulary, Words
@@ -56,4 +57,16 @@ class Draft:
 
 Rule = Callable[[Draft], str | None]
 """Why a draft is dropped (a word, and a detail behind a colon), or None where it is kept, changed or not."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """A rule that is faster for several drafts at once; for one it is as any other."""
+
+    many: Callable[[Sequence[Draft]], Sequence[str | None]]
+
+    def __call__(self, draft: Draft) -> str | None:
+        return self.many([draft])[0]
+
+
 PARAGRAPHS = re.compile(r"\n{2,}")

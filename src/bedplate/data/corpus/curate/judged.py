@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import Draft, Together, Tools
 
 
 class JudgedSettings(Strict):
@@ -17,16 +19,14 @@ class JudgedSettings(Strict):
     characters: int = 2000
 
 
-def judged(settings: JudgedSettings, tools: Tools) -> Rule:
+def judged(settings: JudgedSettings, tools: Tools) -> Together:
     """ConfigError where nobody can run the skin."""
     judge = tools.judges.get(settings.skin)
     if judge is None:
-        raise ConfigError(
-            f"rules.judged: {settings.skin!r} was not loaded; the command `bedplate data build` does that"
-        )
+        raise ConfigError(f"rules.judged: {settings.skin!r} was not loaded; `bedplate data build` does that")
 
-    def rule(draft: Draft) -> str | None:
-        [score] = judge([draft.text[: settings.characters]])
-        return None if score >= settings.at_least else f"{settings.label}: {score:.3f}"
+    def rule(drafts: Sequence[Draft]) -> list[str | None]:
+        scores = judge([draft.text[: settings.characters] for draft in drafts])
+        return [None if score >= settings.at_least else f"{settings.label}: {score:.3f}" for score in scores]
 
-    return rule
+    return Together(rule)

@@ -19,7 +19,7 @@ class LanguageSettings(Strict):
 
     languages: tuple[str, ...] | None = None
     at_least: float = 0.65
-    characters: int = 10_000
+    characters: int = 1000
 
 
 def language(settings: LanguageSettings, tools: Tools) -> Rule:

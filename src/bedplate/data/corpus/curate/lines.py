@@ -35,24 +35,30 @@ def c4(settings: C4Settings, tools: Tools) -> Rule:
 
     def rule(draft: Draft) -> str | None:
         kept: list[str] = []
+        everywhere = draft.text.lower()  # what is nowhere is looked for in no line
+        lorem = settings.lorem_ipsum and "lorem ipsum" in everywhere
+        javascript = settings.javascript and "javascript" in everywhere
+        policies = [policy for policy in _POLICIES if settings.policies and policy in everywhere]
+        watched = lorem or javascript or bool(policies)
+        bracket = settings.curly_bracket and "{" in draft.text
         for whole in draft.text.splitlines():
             line, words = whole.strip(), whole.split()
-            if any(len(word) > settings.max_word for word in words):
+            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in words):
                 continue
-            if settings.citations:
+            if settings.citations and "[" in line:
                 line = _CITATIONS.sub("", line)
             if settings.punctuated and (not line.endswith(_ENDS) or line.endswith("...")):
                 continue
             if len(words) < settings.min_words_per_line:
                 continue
-            lower = line.lower()
-            if settings.lorem_ipsum and "lorem ipsum" in lower:
+            lower = line.lower() if watched else ""
+            if lorem and "lorem ipsum" in lower:
                 return "lorem_ipsum"
-            if settings.javascript and "javascript" in lower:
+            if javascript and "javascript" in lower:
                 continue
-            if settings.curly_bracket and "{" in line:
+            if bracket and "{" in line:
                 return "curly_bracket"
-            if settings.policies and any(policy in lower for policy in _POLICIES):
+            if policies and any(policy in lower for policy in policies):
                 continue
             kept.append(line)
         count = sentences.at_least(kept, settings.min_sentences)

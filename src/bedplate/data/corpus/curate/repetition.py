@@ -4,7 +4,7 @@ are those of datatrove's filter.
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 
 import numpy as np
 import pydantic
@@ -14,9 +14,7 @@ from bedplate.core.config import Strict
 from bedplate.data.corpus.curate.draft import PARAGRAPHS, Draft, Rule, Tools
 from bedplate.data.corpus.curate.quality import repeats
 from bedplate.data.corpus.curate.vocabulary import Words
-from bedplate.data.corpus.repeated.words import n_grams
-
-_LINES = re.compile("\n+")
+from bedplate.data.corpus.repeated.words import longer
 
 
 class RepetitionSettings(Strict):
@@ -40,13 +38,14 @@ def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
         text = draft.text
         if not text:
             return "empty"
-        paragraphs = PARAGRAPHS.split(text.strip())
+        inner = text.strip()
+        paragraphs = PARAGRAPHS.split(inner) if "\n\n" in inner else [inner]
         count, characters = repeats(paragraphs)
         if count / len(paragraphs) > settings.paragraphs:
             return f"paragraphs: {count} of {len(paragraphs)}"
         if characters / len(text) > settings.paragraph_characters:
             return f"paragraph_characters: {characters / len(text):.3f}"
-        lines = _LINES.split(text)
+        lines = _lines(text)
         count, characters = repeats(lines)
         if count / len(lines) > settings.lines:
             return f"lines: {count} of {len(lines)}"
@@ -57,35 +56,51 @@ def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
     return rule
 
 
+def _lines(text: str) -> list[str]:
+    """As split by runs of newlines: an empty one before the first run, and behind the last, at the text's ends."""
+    lines = [line for line in text.split("\n") if line]
+    return [*([""] if text[0] == "\n" else []), *lines, *([""] if text[-1] == "\n" else [])]
+
+
 def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str | None:
     before = np.concatenate([[0], np.cumsum(words.length)])
-    for n, most in settings.top.items():
-        grams = n_grams(words.hash, n)
-        if len(grams):
-            _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-            largest = int(counts.max())
-            at = int(first[counts == largest].min())  # of several so frequent the one that came first
-            share = (int(before[at + n] - before[at]) + n - 1) * largest / characters
-            if share > most:
+    grams, size = words.hash, 1
+    for n in range(2, max((0, *settings.top, *settings.duplicate)) + 1):
+        grams, size = longer(grams, words.hash, size), n
+        if not len(grams):
+            return None
+        listed = grams.tolist() if n in settings.top or n in settings.duplicate else []
+        if n in settings.top:
+            at, count = _most_frequent(listed)
+            share = (int(before[at + n] - before[at]) + n - 1) * count / characters
+            if share > settings.top[n]:
                 return f"top_{n}_gram: {share:.3f} of characters"
-    for n, most in settings.duplicate.items():
-        share = _said_again(n_grams(words.hash, n), before, n) / characters
-        if share > most:
-            return f"duplicate_{n}_grams: {share:.3f} of characters"
+        if n in settings.duplicate:
+            if len(set(listed)) == len(listed):
+                if n >= max((0, *settings.top)):
+                    return None  # nor does a longer one occur twice
+                continue
+            share = _said_again(grams, before, n) / characters
+            if share > settings.duplicate[n]:
+                return f"duplicate_{n}_grams: {share:.3f} of characters"
     return None
 
 
+def _most_frequent(grams: list[int]) -> tuple[int, int]:
+    """Where it is first, and how often it occurs; of several so frequent the one that came first."""
+    counts = Counter(grams)
+    largest = max(counts.values())
+    if largest == 1:
+        return 0, 1
+    return grams.index(next(gram for gram, count in counts.items() if count == largest)), largest
+
+
 def _said_again(grams: NDArray[np.uint64], before: NDArray[np.int64], n: int) -> int:
-    """Characters in n-grams that came before, none counted twice. Only n-grams that occur twice can be."""
-    if len(grams) < 2:
-        return 0
-    order = np.argsort(grams, kind="stable")
-    same = grams[order][1:] == grams[order][:-1]
-    if not same.any():
-        return 0
-    twice = np.zeros(len(grams), bool)
-    twice[order[1:][same]] = twice[order[:-1][same]] = True
-    places = np.flatnonzero(twice)
+    """Characters in n-grams that came before, none counted twice. Only those that occur twice can be."""
+    ordered = np.sort(grams)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    at = np.minimum(np.searchsorted(twice, grams), len(twice) - 1)
+    places = np.flatnonzero(twice[at] == grams)
     seen: set[int] = set()
     characters = free = 0
     for place, gram in zip(places.tolist(), grams[places].tolist(), strict=True):

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 
 _BITS = (1 << 64) - 1
-_MOST = 1 << 20
-"""Stretches that are remembered before all is forgotten."""
+_MOST = 1 << 18
+"""Stretches that are remembered before all is forgotten, by spaCy too."""
+_NO_SPACES = frozenset(("zh", "ja", "th", "vi", "ko", "lo", "km", "my", "bo"))
+"""Languages whose words are not to be had from stretches between white space alone."""
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's (https://arxiv.org/abs/2112.11446, appendix A1.1)."""
 
@@ -37,13 +39,15 @@ class Vocabulary:
     as a whole, in datatrove's way. UsageError where datatrove and spaCy are not installed, or have no such language."""
 
     def __init__(self, language: str = "en") -> None:
+        self._language = language
         self._punctuation, self._tokenizer = _datatrove(language)
-        self._alone = language not in {"zh", "ja", "th", "vi", "ko", "lo", "km", "my", "bo"}
+        self._apart = language not in _NO_SPACES
         self._forget()
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}
         self._remembered = _Remembered(self._of_stretch)
+        self._split = _spacy(self._language, self._tokenizer) if self._apart else None
         size = 1 << 12
         self._length, self._hash = np.zeros(size, np.int64), np.zeros(size, np.uint64)
         self._symbol, self._alpha, self._stop = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.int64)
@@ -52,14 +56,17 @@ class Vocabulary:
         """The words of a text."""
         if len(self._remembered) > _MOST:
             self._forget()
-        if self._alone:
-            numbers = chain.from_iterable(map(self._remembered.__getitem__, text.split()))
-        else:
-            numbers = map(self._number, self._tokenizer.word_tokenize(text))
-        return Words(self, np.fromiter(numbers, np.int64))
+        if not self._apart:
+            return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
+        found = chain.from_iterable(map(self._remembered.__getitem__, text.split()))
+        return Words(self, np.fromiter(found, np.int64))
 
     def _of_stretch(self, stretch: str) -> tuple[int, ...]:
-        return tuple(self._number(word) for word in self._tokenizer.word_tokenize(stretch))
+        if self._split is None:
+            return tuple(map(self._number, self._tokenizer.word_tokenize(stretch)))
+        # datatrove leaves this string out, which the tokenizer cannot read
+        words = [token.text.strip() for token in self._split(stretch.replace("IS_ALPHA", ""))]
+        return tuple(self._number(word) for word in words if word)
 
     def _number(self, word: str) -> int:
         found = self._numbers.get(word)
@@ -115,3 +122,15 @@ def _datatrove(language: str) -> tuple[set[str], Any]:
     except (ValueError, ImportError, KeyError) as error:
         raise UsageError(f"there is no word tokenizer for the language {language!r}: {error}") from error
     return PUNCTUATION_SET, tokenizer
+
+
+def _spacy(language: str, tokenizer: Any) -> Any:
+    """What splits for spaCy, alone: without the sentences that datatrove's object finds as well. None where the
+    language is split by another program."""
+    from datatrove.utils.word_tokenizers import SpaCyTokenizer
+
+    if not isinstance(tokenizer, SpaCyTokenizer):
+        return None
+    import spacy
+
+    return spacy.blank(language if tokenizer.language is None else tokenizer.language).tokenizer

@@ -74,14 +74,15 @@ def _digits(text: str, at: int) -> int:
 
 def n_grams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     """A hash of each n-gram [W − n + 1], polynomial modulo 2⁶⁴."""
-    count = len(hashes) - n + 1
-    if count < 1:
-        return np.empty(0, np.uint64)
-    found = hashes[:count].copy()
-    for k in range(1, n):
-        found *= _BASE
-        found += hashes[k : k + count]
+    found = hashes
+    for size in range(1, n):
+        found = longer(found, hashes, size)
     return found
+
+
+def longer(grams: NDArray[np.uint64], hashes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
+    """From all n-grams of `size` those of one word more."""
+    return grams[:-1] * _BASE + hashes[size:]
 
 
 def _hash(word: str) -> int:

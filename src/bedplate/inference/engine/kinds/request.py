@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bedplate.skins.prompt import Passage
+if TYPE_CHECKING:
+    from bedplate.skins.prompt import Passage
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

@@ -168,6 +168,7 @@ HF = Family(
     from_hf,
     to_hf,
     HF_WEIGHTS,
+    (("gguf", "t5"),),
     by_names=by_names,
     examples=EXAMPLES,
     weights_of=weights_of,

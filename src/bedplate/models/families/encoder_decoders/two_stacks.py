@@ -1,4 +1,5 @@
-"""What BART and its kin share in Hugging Face's files: two post-norm stacks beside each other, and one token table."""
+"""What BART and its kin share in Hugging Face's files: two post-norm stacks beside each other, and one token table, or
+one of each."""
 
 from __future__ import annotations
 
@@ -62,11 +63,14 @@ def _vector(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
     return [one.reshape(-1) for one in tensors]
 
 
-def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = ()) -> WeightMap:
-    """front: what stands before the first block on each side, ours → theirs."""
+def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = (), shared: bool = True) -> WeightMap:
+    """front: what stands before the first block on each side, ours → theirs. shared: one token table for both."""
+    tables = {"embedding": "model.shared"}
+    if not shared:
+        tables = {"embedding": "model.encoder.embed_tokens", "target_embedding": "model.decoder.embed_tokens"}
     return WeightMap(
         rules=(
-            renamed("embedding.weight", "model.shared.weight"),
+            *(renamed(f"{ours}.weight", f"{theirs}.weight") for ours, theirs in tables.items()),
             *(
                 renamed(f"{side}.{ours}", f"model.{side}.{theirs}")
                 for side, _ in _SIDES
@@ -82,7 +86,7 @@ def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = ()) -> Wei
             renamed("lm_head.weight", "lm_head.weight"),
         ),
         ignorable=ignorable,
-        copies=tuple(f"model.{side}.embed_tokens.weight" for side, _ in _SIDES),
+        copies=tuple(f"model.{side}.embed_tokens.weight" for side, _ in _SIDES) if shared else (),
     )
 
 
@@ -91,11 +95,18 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
     return replace(spec, decoder=spec.decoder.with_(head_bias=_BIAS in names))
 
 
-def take_sides(fields: Fields, where: str, offset: int | None, **more: Any) -> EncoderDecoderSpec:
+def take_sides(
+    fields: Fields, where: str, offset: int | None, target_words: int | None = None, **more: Any
+) -> EncoderDecoderSpec:
     """The spec of a config, all of whose fields it takes. offset: rows of the tables of positions before that of the
-    first token, None without tables. more: of both stacks."""
-    for name, usual in (("normalize_before", False), ("add_final_layer_norm", False), ("tie_word_embeddings", True)):
+    first token, None without tables. target_words: tokens that it writes, where they have a table of their own. more:
+    of both stacks."""
+    for name, usual in (("normalize_before", False), ("add_final_layer_norm", False)):
         fields.only(name, usual)
+    if target_words is None:
+        fields.only("tie_word_embeddings", True)
+    # What is tied is the head to the decoder's table.
+    tied = bool(fields.take("tie_word_embeddings", True))
     fields.only("is_decoder", False)
     activation = fields.take("activation_function", "gelu")
     Fields({"activation_function": activation}, where).only("activation_function", *_ACTIVATIONS)
@@ -105,7 +116,7 @@ def take_sides(fields: Fields, where: str, offset: int | None, **more: Any) -> E
     scaled = bool(fields.take("scale_embedding", False))
     positions = {"position_rows": 0} if offset is None else {"position_rows": context + offset}
 
-    def side(name: str, **own: Any) -> TransformerSpec:
+    def side(name: str, words: int, **own: Any) -> TransformerSpec:
         heads = int(fields.need(f"{name}_attention_heads"))
         return TransformerSpec(
             vocab_size=words,
@@ -130,9 +141,10 @@ def take_sides(fields: Fields, where: str, offset: int | None, **more: Any) -> E
             **own,
         )
 
-    spec = EncoderDecoderSpec(side("encoder", kind="encoder"), side("decoder", kind="decoder", cross_size=hidden), True)
+    reads = side("encoder", words, kind="encoder")
+    writes = side("decoder", target_words or words, kind="decoder", cross_size=hidden, tied_head=tied)
     fields.finish()
-    return spec
+    return EncoderDecoderSpec(reads, writes, shared_embedding=target_words is None)
 
 
 def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> dict[str, Any]:
@@ -142,12 +154,12 @@ def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> di
         "architectures": [model_class],
         "model_type": model_type,
         "is_encoder_decoder": True,
-        "vocab_size": spec.vocab_size,
+        "vocab_size": spec.source_vocab_size,
         "d_model": spec.hidden_size,
         "max_position_embeddings": spec.context_length,
         "activation_function": next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.activation),
         "scale_embedding": (decoder.scales or Scales()).embedding != 1,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": decoder.tied_head,
     }
     for name, side in (("encoder", encoder), ("decoder", decoder)):
         found |= {

@@ -18,6 +18,7 @@ from bedplate.models.families.gguf import (
     qwen2,
     qwen3,
     qwen3moe,
+    t5,
 )
 
 ARCHITECTURES: dict[tuple[str, str], Family] = {
@@ -35,4 +36,5 @@ ARCHITECTURES: dict[tuple[str, str], Family] = {
     ("gguf", "granite"): granite.GGUF,
     ("gguf", "gpt-oss"): gpt_oss.GGUF,
     ("gguf", "gpt2"): gpt2.GGUF,
+    ("gguf", "t5"): t5.GGUF,
 }

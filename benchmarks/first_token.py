@@ -1,0 +1,112 @@
+"""How soon `bedplate generate` says its first token of a base that it has never seen: a whole process, from its start.
+
+Each process has a home of its own, in which the base lies as it was pulled and the native kernel is compiled, and
+nothing is known of the base: no way measured, nothing hashed. The base's file is in the system's page cache. Beside it
+the same in a home where an earlier process has been, and (reported only) llama.cpp from the same file.
+
+usage: first_token.py [--base smollm2-135m] [--repeats 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from bedplate.core.files import bedplate_home
+from bedplate.models.checkpoints.base import locate
+from comparison import Row, report, start
+from goals import FIRST_TOKEN
+
+PROMPT = "The capital of France is"
+PEER = """
+import sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[2]), verbose=False)
+for piece in model(sys.argv[3], max_tokens=1, temperature=0, stream=True):
+    print(piece["choices"][0]["text"], end="", flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--repeats", type=int, default=7)
+    started = start(parser)
+    base, repeats = started.options.base, started.options.repeats
+    path, ours = locate(base), [sys.executable, "-m", "bedplate.cli.main", "generate", base, PROMPT, "--max-tokens=1"]
+    with fresh_home() as home:
+        first_output(ours, home)  # compiles the kernel where it is not yet
+        shutil.copytree(home / "native", bedplate_home() / "native", dirs_exist_ok=True)
+    peer = [sys.executable, "-c", PEER, str(path), str(started.machine.threads), PROMPT]
+    has_peer = importlib.util.find_spec("llama_cpp") is not None
+    unseen, known, theirs = list[float](), list[float](), list[float]()
+    for _ in range(repeats):
+        with fresh_home() as home:
+            warm(path)
+            unseen.append(first_output(ours, home))
+            known.append(first_output(ours, home))
+            if has_peer:
+                theirs.append(first_output(peer, home))
+    print(f"{base}, {repeats} processes each, medians; cached: the file's pages, the compiled kernel")
+    for name, seconds in (("never seen", unseen), ("seen before", known), ("llama.cpp", theirs)):
+        if seconds:
+            spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+            print(f"{name}: {statistics.median(seconds):.2f} s to the first token ({spread})")
+    goal = FIRST_TOKEN.get(base)
+    rows = [Row(f"first_token_{base}", statistics.median(unseen), goal, "s", "goal", "-", 1.0, True)] if goal else []
+    if theirs:
+        medians = statistics.median(unseen), statistics.median(theirs)
+        rows.append(
+            Row(f"first_token_{base}_llama", *medians, "s", "llama.cpp", version("llama-cpp-python"), None, True)
+        )
+    report(rows)
+
+
+@contextmanager
+def fresh_home() -> Iterator[Path]:
+    """A home that has what was pulled and compiled, and nothing else."""
+    own = bedplate_home()
+    with tempfile.TemporaryDirectory(prefix="first-token-") as place:
+        home = Path(place)
+        for folder in ("hub", "native"):
+            (own / folder).mkdir(parents=True, exist_ok=True)
+        (home / "hub").symlink_to(own / "hub")
+        shutil.copytree(own / "native", home / "native")
+        yield home
+
+
+def warm(path: Path) -> None:
+    """Reads the files of a base, so that they are in memory."""
+    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+        with file.open("rb") as content:
+            while content.read(1 << 22):
+                pass
+
+
+def first_output(command: list[str], home: Path) -> float:
+    """Seconds from the start of a process to the first text that it writes."""
+    environment: Mapping[str, str] = {**os.environ, "BEDPLATE_HOME": str(home)}
+    began = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = os.read(process.stdout.fileno(), 1 << 16)
+        seconds = time.perf_counter() - began
+        process.stdout.read()
+    if process.returncode or not said.strip():
+        sys.exit(f"{' '.join(command)} ended with {process.returncode} and said {said!r}")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The graph of an ONNX file: its nodes, and where each tensor's values lie (onnx.proto3 of onnx/onnx describes the
+fields, https://protobuf.dev/programming-guides/encoding the bytes).
+
+Read in one pass over the mapped file. What a length promises must fit into the bytes that are left, so that a damaged
+file costs no more than its size.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION = 1, 2, 3, 4
+_DIMS, _KIND, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 5, 7, 8, 9, 10, 13
+_KINDS: dict[int, tuple[str, torch.dtype]] = {
+    1: ("<f4", torch.float32),
+    2: ("u1", torch.uint8),
+    3: ("i1", torch.int8),
+    6: ("<i4", torch.int32),
+    7: ("<i8", torch.int64),
+    9: ("u1", torch.bool),
+    10: ("<f2", torch.float16),
+    11: ("<f8", torch.float64),
+    16: ("<i2", torch.bfloat16),
+}
+"""TensorProto.DataType → numpy's type of the stored bytes, and torch's of the values."""
+_WRITTEN_OUT = {_FLOATS: "<f4", _DOUBLES: "<f8"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation, with the names of what it reads and makes."""
+
+    operation: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor's values: bytes `begin` to `begin + size` of `file`, or, of a few numbers, the `numbers` themselves."""
+
+    name: str
+    kind: int
+    shape: tuple[int, ...]
+    file: Path
+    begin: int = 0
+    size: int = 0
+    numbers: tuple[float, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.kind not in _KINDS:
+            raise CheckpointError(f"{self.file}: {self.name!r} is of ONNX's type {self.kind}, which is not read")
+        return _KINDS[self.kind][1]
+
+    def values(self) -> Tensor:
+        """In memory of their own. CheckpointError where the bytes are not as many as the shape asks for."""
+        dtype, count = self.dtype, prod(self.shape)
+        if self.numbers:
+            if len(self.numbers) != count:
+                raise self._short(len(self.numbers))
+            if dtype in (torch.float16, torch.bfloat16):  # written as the integers of their bits
+                bits = torch.tensor([int(one) for one in self.numbers], dtype=torch.int32)
+                return bits.to(torch.int16).view(dtype).reshape(self.shape)
+            return torch.tensor(self.numbers, dtype=dtype).reshape(self.shape)
+        stored = np.dtype(_KINDS[self.kind][0])
+        if self.size != count * stored.itemsize:
+            raise self._short(self.size // stored.itemsize)
+        try:
+            found = np.fromfile(self.file, stored, count, offset=self.begin)
+        except OSError as error:
+            raise CheckpointError(f"{self.file} cannot be read: {error}") from error
+        if len(found) != count:
+            raise self._short(len(found))
+        values = torch.from_numpy(found)
+        return (values if values.dtype == dtype else values.view(dtype)).reshape(self.shape)
+
+    def _short(self, count: int) -> CheckpointError:
+        shape = list(self.shape)
+        return CheckpointError(f"{self.file}: {self.name!r} of shape {shape} holds {count} values; the file is damaged")
+
+
+@dataclass
+class Graph:
+    nodes: list[Node] = field(default_factory=list[Node])
+    tensors: dict[str, Placed] = field(default_factory=dict[str, Placed])
+
+
+def read_graph(path: Path) -> Graph:
+    """CheckpointError for a file that is no ONNX model, or that ends before it should."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graph = Graph()
+            found = False
+            for number, begin, end, _ in _fields(data, 0, len(data), path):
+                if number == _MODEL_GRAPH:
+                    found = True
+                    _read_parts(data, begin, end, path, graph)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not found:
+        raise CheckpointError(f"{path} is not an ONNX model: it holds no graph")
+    return graph
+
+
+def _read_parts(data: mmap.mmap, begin: int, end: int, path: Path, graph: Graph) -> None:
+    for number, start, stop, _ in _fields(data, begin, end, path):
+        if number == _GRAPH_NODE:
+            graph.nodes.append(_node(data, start, stop, path))
+        elif number == _GRAPH_INITIALIZER:
+            placed = _tensor(data, start, stop, path)
+            graph.tensors[placed.name] = placed
+
+
+def _node(data: mmap.mmap, begin: int, end: int, path: Path) -> Node:
+    between: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: []}
+    said = {_NODE_NAME: "", _NODE_OPERATION: ""}
+    for number, start, stop, _ in _fields(data, begin, end, path):
+        if number in between:
+            between[number].append(_text(data[start:stop], path))
+        elif number in said:
+            said[number] = _text(data[start:stop], path)
+    inputs, outputs = (tuple(names) for names in between.values())
+    return Node(said[_NODE_OPERATION], said[_NODE_NAME], inputs, outputs)
+
+
+def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> Placed:
+    shape: list[int] = []
+    numbers: list[float] = []
+    outside: dict[str, str] = {}
+    name, kind, at, size = "", 0, 0, 0
+    for number, start, stop, value in _fields(data, begin, end, path):
+        if number == _DIMS:
+            shape += [value] if value is not None else _varints(data, start, stop, path)
+        elif number == _KIND:
+            kind = value or 0
+        elif number == _NAME:
+            name = _text(data[start:stop], path)
+        elif number == _RAW:
+            at, size = start, stop - start
+        elif number in _WRITTEN_OUT:
+            numbers += np.frombuffer(data[start:stop], _WRITTEN_OUT[number]).tolist()
+        elif number in (_INT32S, _INT64S):
+            numbers += map(_signed, [value] if value is not None else _varints(data, start, stop, path))
+        elif number == _EXTERNAL:
+            key, said = _entry(data, start, stop, path)
+            outside[key] = said
+    if outside:
+        return _outside(Placed(name, kind, tuple(shape), path), outside)
+    return Placed(name, kind, tuple(shape), path, at, size, tuple(numbers))
+
+
+def _outside(placed: Placed, said: dict[str, str]) -> Placed:
+    """A tensor whose values lie in a file beside this one."""
+    location, path = said.get("location", ""), placed.file
+    if not location or Path(location).name != location:
+        raise CheckpointError(f"{path}: {placed.name!r} lies in {location!r}; a file of the same directory is wanted")
+    beside = path.with_name(location)
+    if not beside.is_file():
+        raise CheckpointError(f"{beside} is missing, where {path.name} keeps {placed.name!r}")
+    try:
+        begin = int(said.get("offset", "0"))
+        size = int(said.get("length", str(beside.stat().st_size - begin)))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {placed.name!r} has no place in {location}: {error}") from error
+    return Placed(placed.name, placed.kind, placed.shape, beside, begin, size)
+
+
+def _entry(data: mmap.mmap, begin: int, end: int, path: Path) -> tuple[str, str]:
+    said = {1: "", 2: ""}
+    for number, start, stop, _ in _fields(data, begin, end, path):
+        if number in said:
+            said[number] = _text(data[start:stop], path)
+    return said[1], said[2]
+
+
+def _fields(data: mmap.mmap, begin: int, end: int, path: Path) -> Iterator[tuple[int, int, int, int | None]]:
+    """Each field of a message: its number, where its bytes begin and end, and its value where it is a number."""
+    at = begin
+    while at < end:
+        tag, at = _varint(data, at, end, path)
+        number, kind = tag >> 3, tag & 7
+        value: int | None = None
+        start = at
+        if kind == _VARINT:
+            value, at = _varint(data, at, end, path)
+        elif kind == _BYTES:
+            length, start = _varint(data, at, end, path)
+            at = start + length
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:
+            raise CheckpointError(f"{path} is not an ONNX model, or is damaged at byte {at:,}")
+        if at > end or number == 0:
+            raise CheckpointError(f"{path} is damaged, or is cut off: byte {start:,} promises more than there is")
+        yield number, start, at, value
+
+
+def _varint(data: mmap.mmap, at: int, end: int, path: Path) -> tuple[int, int]:
+    value = 0
+    for place in range(10):
+        if at + place >= end:
+            break
+        byte = data[at + place]
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, at + place + 1
+    raise CheckpointError(f"{path} is damaged, or is cut off: no number ends at byte {at:,}")
+
+
+def _varints(data: mmap.mmap, begin: int, end: int, path: Path) -> list[int]:
+    found: list[int] = []
+    at = begin
+    while at < end:
+        value, at = _varint(data, at, end, path)
+        found.append(value)
+    return found
+
+
+def _signed(value: int) -> int:
+    """A negative number is written as the 64 bits of its two's complement."""
+    return struct.unpack("<q", struct.pack("<Q", value & (2**64 - 1)))[0]
+
+
+def _text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: a name in it is not UTF-8") from error

@@ -1,0 +1,127 @@
+"""GGUF files of architecture t5: T5, v1.1 and Flan. llama.cpp's graph of it (`src/models/t5*.cpp`) is the reference,
+but for the first T5's head, which it does not scale: every logit is there √d times what it is here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.encoder_decoders import t5 as hf
+from bedplate.models.families.family import Family
+from bedplate.models.families.gguf.metadata import decimal, named, read, uniform
+from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+from bedplate.models.specs.transformer import RelativeBias, Scales, TransformerSpec
+
+_NAME = "t5"
+_MAX_DISTANCE = 128
+"""Of the relative bias: a constant of llama.cpp's graph."""
+_GATE = "dec.blk.0.ffn_gate.weight"
+_SIDES = (("encoder", "enc"), ("decoder", "dec"))
+
+
+def _weights() -> WeightMap:
+    rules = [renamed("embedding.weight", "token_embd.weight")]
+    for ours, theirs in _SIDES:
+        parts = {
+            **{f"attention.{one}": f"attn_{one}" for one in "qkvo"},
+            **{f"feedforward.{one}": f"ffn_{one}" for one in ("gate", "up", "down")},
+            "attention_norm": "attn_norm",
+            "feedforward_norm": "ffn_norm",
+        }
+        if ours == "decoder":
+            parts |= {f"cross.{one}": f"cross_attn_{one}" for one in "qkvo"} | {"cross_norm": "cross_attn_norm"}
+        rules += [
+            renamed(f"{ours}.layers.{{i}}.{one}.weight", f"{theirs}.blk.{{i}}.{other}.weight")
+            for one, other in parts.items()
+        ]
+        rules.append(renamed(f"{ours}.relative_positions.weight", f"{theirs}.blk.0.attn_rel_b.weight"))
+        rules.append(renamed(f"{ours}.norm.weight", f"{theirs}.output_norm.weight"))
+    # A table that some converters keep and that no layer reads.
+    unread = re.escape("dec.blk.0.cross_attn_rel_b.weight")
+    return WeightMap((*rules, renamed("lm_head.weight", "output.weight")), (unread,))
+
+
+def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
+    """Metadata → spec."""
+    fields, names = read(config, _NAME), config["tensor_names"]
+    hidden, heads = int(fields.need("embedding_length")), uniform(fields, "attention.head_count")
+    head_dim = int(fields.take("attention.key_length") or hidden // heads)
+    fields.only("attention.value_length", head_dim)
+    fields.only("attention.head_count_kv", heads)
+    eps = decimal(fields.take("attention.layer_norm_rms_epsilon") or 1e-6)
+    # Some converters write the same number under both names.
+    fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
+    tied, gated = "output.weight" not in names, _GATE in names
+    layers = int(fields.need("block_count"))
+    deep = int(fields.take("decoder_block_count") or layers)
+    buckets = int(fields.need("attention.relative_buckets_count"))
+    common: dict[str, Any] = {
+        "vocab_size": int(config["embedding_rows"]),
+        "hidden_size": hidden,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": head_dim,
+        "feedforward_size": uniform(fields, "feed_forward_length"),
+        "context_length": int(fields.need("context_length")),
+        "norm_eps": eps,
+        "activation": "gelu_tanh" if gated else "relu",
+        "gated": gated,
+        "tied_head": tied,
+        "position_rows": 0,
+        "relative_bias": RelativeBias(buckets, _MAX_DISTANCE),
+        "embedding_norm": False,
+        "final_norm": True,
+        # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
+        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
+    }
+    fields.finish()
+    encoder = TransformerSpec(kind="encoder", layers=layers, **common)
+    return EncoderDecoderSpec(encoder, TransformerSpec(kind="decoder", layers=deep, cross_size=hidden, **common), True)
+
+
+def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
+    """The inverse. UnsupportedModelError, naming it, for what the format has no key for."""
+    encoder, decoder = spec.stack, spec.decoder
+    metadata = named(
+        _NAME,
+        {
+            "vocab_size": spec.vocab_size,
+            "context_length": spec.context_length,
+            "embedding_length": spec.hidden_size,
+            "feed_forward_length": decoder.feedforward_size,
+            "block_count": encoder.layers,
+            "decoder_block_count": decoder.layers,
+            "attention.head_count": decoder.heads,
+            "attention.key_length": decoder.head_dim,
+            "attention.value_length": decoder.head_dim,
+            "attention.layer_norm_epsilon": decoder.norm_eps,
+            "attention.layer_norm_rms_epsilon": decoder.norm_eps,
+            "attention.relative_buckets_count": (decoder.relative_bias or RelativeBias()).buckets,
+        },
+    )
+    there = {"output.weight": not decoder.tied_head, _GATE: decoder.gated}
+    names = {name for name, is_there in there.items() if is_there}
+    again = from_gguf({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
+    for one, other in ((encoder, again.stack), (decoder, again.decoder)):
+        said, meant = other.key(), one.key()
+        different = next((field for field in (meant | said) if said.get(field) != meant.get(field)), None)
+        if different is not None:
+            raise UnsupportedModelError(
+                f"GGUF's {_NAME} cannot say that the {one.kind}'s {different} is {getattr(one, different)!r}: it would "
+                f"be {getattr(other, different)!r}. Export a Hugging Face directory instead"
+            )
+    return metadata
+
+
+WEIGHTS = _weights()
+GGUF = Family(
+    ("gguf", _NAME),
+    from_gguf,
+    to_gguf,
+    WEIGHTS,
+    (("hf", "t5"),),
+    examples=tuple(one | {"relative_attention_max_distance": _MAX_DISTANCE} for one in hf.EXAMPLES),
+)

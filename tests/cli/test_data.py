@@ -1,0 +1,111 @@
+"""bedplate data: a corpus from a recipe on the command line, and what is asked of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.tiny import write_tiny_base
+
+from bedplate.cli.main import main
+from bedplate.data.corpus.fates import fates_of
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+
+RECIPE = """
+corpus: tiny
+preset: none
+sources: [{name: notes, kind: files, path: notes}]
+tokenizer: {train: {vocab_size: 300}}
+"""
+
+
+def run(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "notes").mkdir()
+    for name in ("one", "two", "three"):
+        (tmp_path / f"notes/{name}.txt").write_text(f"{name} <b>says</b> something of its own, {name * 3}")
+    (tmp_path / "notes/two again.txt").write_text((tmp_path / "notes/two.txt").read_text())
+    (tmp_path / "notes/empty.txt").write_text(" ")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, page = recipe.parent / "corpus", recipe.parent / "funnel.html"
+    assert run("data", "build", recipe, "split.valid=0.4", "--out", out, "--processes", "1") == 0
+    assert "exact_duplicate" in capsys.readouterr().out
+    assert "split:\n  valid: 0.4" in (out / "recipe.yaml").read_text()
+    assert run("data", "build", recipe, "split.valid=0.4", "--out", out, "--processes", "1", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["new"], again["kept"], again["documents"]) == (False, 3, 5)
+    assert run("data", "funnel", out, "--page", page, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["steps"][1]["reasons"] == {"copy": 1}
+    text = page.read_text()
+    assert "Content-Security-Policy" in text
+    assert "two again.txt" in text
+    assert "<b>says</b>" not in text
+    assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/", "")
+    assert run("data", "explain", out, "two.txt") == 0
+    said = capsys.readouterr().out
+    assert said == "notes: two.txt (47 characters): dropped by exact_duplicate (copy: of two again.txt)\n"
+    assert run("data", "explain", out, "empty.txt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["rule"] == "length"
+    assert run("data", "verify", out) == 0
+    assert "are whole" in capsys.readouterr().out
+
+
+def test_mistakes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "build", recipe, "sources.0.path=gone", "--out", recipe.parent / "c", "--processes", "1") == 1
+    assert "source 'notes': " in capsys.readouterr().err
+    assert run("data", "build", recipe, "preset=proze") == 2
+    assert "preset" in capsys.readouterr().err
+    for verb in ("funnel", "verify"):
+        assert run("data", verb, recipe.parent) == 1
+        assert "bedplate data build" in capsys.readouterr().err
+    judged = "rules.judged={skin: gone, label: good}"
+    assert run("data", "build", recipe, judged, "--out", recipe.parent / "c", "--processes", "1") != 0
+    assert "gone" in capsys.readouterr().err
+
+
+def test_a_skin_judges(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = recipe.parent
+    base, labels = write_tiny_base(place / "base"), ("poor", "good")
+    skin = Skin(
+        name="quality",
+        bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
+        inputs={"text": InputField()},
+        output=LabelOutput(labels=labels, continuations=default_continuations(labels)),
+        prompt=default_prompt("quality", "Decide.", ["text"], labels),
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+    write_skin(skin, place / "skin")
+    with load(place / "skin") as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        texts = {name: (place / f"notes/{name}.txt").read_text() for name in ("one", "three", "two again")}
+        scores = {name: math.exp(loaded.predict([{"text": text}])[0].scores["good"]) for name, text in texts.items()}
+    ordered = sorted(scores.values())
+    bar = max(((b - a, (a + b) / 2) for a, b in pairwise(ordered)))[1]
+    assert ordered[-1] - ordered[0] > 1e-5
+    rule = f"rules.judged={{skin: skin, label: good, at_least: {bar!r}}}"
+    assert run("data", "build", recipe, rule, "dedup.exact=false", "--out", place / "c", "--json") == 0
+    kept = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
+    assert kept == {name for name, score in scores.items() if score >= bar}
+    assert fates_of(place / "c", f"{min(scores, key=scores.__getitem__)}.txt")[0].detail.startswith("good: 0.")
+    capsys.readouterr()
+    assert run("data", "build", recipe, rule.replace("good", "fine"), "--out", place / "d") == 2
+    assert "a skin with one input and the label 'fine' is wanted" in capsys.readouterr().err
