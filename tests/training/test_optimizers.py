@@ -76,7 +76,8 @@ def test_orthogonalised_matrices_keep_their_directions(rows, columns, stacked, s
     left, right = torch.linalg.qr(left).Q, torch.linalg.qr(right).Q
     values = 0.05 + torch.rand(*shape[:-2], rank, generator=generator, dtype=torch.float64)
     x = (left * values[..., None, :]) @ right.mT
-    for how, low, high in (("polar_express", 0.9, 1.1), ("newton_schulz", 0.6, 1.25)):
+    # What the polynomials make of any number between 0.003 and 1, by themselves.
+    for how, low, high in (("polar_express", 0.85, 1.15), ("newton_schulz", 0.68, 1.21)):
         found = orthogonalised(x, how, 5)
         ours = left.mT @ found @ right
         spread = torch.diagonal(ours, dim1=-2, dim2=-1)
