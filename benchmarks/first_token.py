@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -45,19 +45,18 @@ def main() -> None:
     started = start(parser)
     base, repeats = started.options.base, started.options.repeats
     path, ours = locate(base), [sys.executable, "-m", "bedplate.cli.main", "generate", base, PROMPT, "--max-tokens=1"]
-    with fresh_home() as home:
-        first_output(ours, home)  # compiles the kernel where it is not yet
-        shutil.copytree(home / "native", bedplate_home() / "native", dirs_exist_ok=True)
     peer = [sys.executable, "-c", PEER, str(path), str(started.machine.threads), PROMPT]
     has_peer = importlib.util.find_spec("llama_cpp") is not None
     unseen, known, theirs = list[float](), list[float](), list[float]()
-    for _ in range(repeats):
-        with fresh_home() as home:
-            warm(path)
-            unseen.append(first_output(ours, home))
-            known.append(first_output(ours, home))
-            if has_peer:
-                theirs.append(first_output(peer, home))
+    with fresh_home(bedplate_home()) as compiled:
+        first_output(ours, compiled)  # compiles the kernel where it is not yet
+        for _ in range(repeats):
+            with fresh_home(compiled) as home:
+                warm(path)
+                unseen.append(first_output(ours, home))
+                known.append(first_output(ours, home))
+                if has_peer:
+                    theirs.append(first_output(peer, home))
     print(f"{base}, {repeats} processes each, medians; cached: the file's pages, the compiled kernel")
     for name, seconds in (("never seen", unseen), ("seen before", known), ("llama.cpp", theirs)):
         if seconds:
@@ -74,15 +73,14 @@ def main() -> None:
 
 
 @contextmanager
-def fresh_home() -> Iterator[Path]:
-    """A home that has what was pulled and compiled, and nothing else."""
-    own = bedplate_home()
+def fresh_home(of: Path) -> Generator[Path]:
+    """A home that has what was pulled and compiled for another, and nothing else. The other is not written to: its
+    kernel may be in use, and a library that is written anew takes its users down."""
     with tempfile.TemporaryDirectory(prefix="first-token-") as place:
         home = Path(place)
-        for folder in ("hub", "native"):
-            (own / folder).mkdir(parents=True, exist_ok=True)
-        (home / "hub").symlink_to(own / "hub")
-        shutil.copytree(own / "native", home / "native")
+        (home / "hub").symlink_to((of / "hub").resolve())
+        if (of / "native").is_dir():
+            shutil.copytree(of / "native", home / "native")
         yield home
 
 

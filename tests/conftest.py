@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import signal
@@ -33,18 +32,11 @@ _NO_BROWSER = "NO CHROMIUM"
 
 
 def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
-    """This machine is measured once for all tests and workers of a run, whose folders lie side by side in the run's.
-    Kernels are kept where the user's are, under the hash of all that they are made of: what has not changed since an
-    earlier run is not compiled again."""
+    """Kernels are built, and this machine is measured, once for all tests and workers of a run: neither depends on the
+    test. Workers' folders lie side by side in the run's."""
     base = factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    shared, kernels = run / "of-this-machine", REAL_HOME / "native"
-    if not (shared / "native").exists():
-        shared.mkdir(exist_ok=True)
-        kernels.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # another worker was faster
-            (shared / "native").symlink_to(kernels)
-    link_machine(home, shared)
+    link_machine(home, run / "of-this-machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,5 +19,5 @@ def link_machine(home: Path, shared: Path) -> None:
 def new_home(directory: Path) -> Path:
     """An empty BEDPLATE_HOME for which no kernel is built, and nothing measured, anew."""
     directory.mkdir(parents=True)
-    link_machine(directory, (bedplate_home() / OF_THIS_MACHINE[0]).readlink().parent)
+    link_machine(directory, (bedplate_home() / OF_THIS_MACHINE[0]).resolve().parent)
     return directory

@@ -296,10 +296,10 @@ def test_measuring_ends_where_times_never_agree() -> None:
 
 
 def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
-    """Times that do not agree yet, one way far ahead: two turns. None ahead: until they agree."""
-    ahead = {T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.03, 0.02, 0.02]}
+    """Times that do not agree yet, one way far ahead: three turns. None ahead: until they agree."""
+    ahead = {T32: [0.1, 0.16, 0.12, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.09, 0.07, 0.03, 0.02, 0.02]}
     found, runs = turns(ahead, "score")
-    assert (found.brief, found.fastest((T32, N16), "score"), runs) == ("score", N16, {T32: 3, N16: 3})
+    assert (found.brief, found.fastest((T32, N16), "score"), runs) == ("score", N16, {T32: 4, N16: 4})
     assert turns(ahead)[0].brief is None
     found, runs = turns({T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.08, 0.06, 0.055, 0.055]}, "score")
     assert (found.brief, runs) == (None, {T32: 5, N16: 5})

@@ -193,13 +193,13 @@ def test_a_measurement_is_made_once_and_a_damaged_one_again(isolated_home, monke
     assert torch.equal(torch.get_rng_state(), before)
     kept = list((isolated_home / "machine").glob("training-*.json"))
     assert len(kept) == 1
-    measure, made = arithmetics.measure, []
-    monkeypatch.setattr(arithmetics, "measure", lambda *args: made.append(args) or measure(*args))
+    made = []
+    monkeypatch.setattr(arithmetics, "measure", lambda *args: made.append(args) or found)
     assert measured(SPEC, "adapters", ways) == found
     assert not made
     for damage in ("", "[]", '{"key": 1}', kept[0].read_text().replace('"dtype": "float32"', '"dtype": "int8"')):
         kept[0].write_text(damage)
-        assert F32 in measured(SPEC, "adapters", ways)
+        assert measured(SPEC, "adapters", ways) == found
     assert len(made) == 4
     monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
     measured(SPEC, "weights", candidates(BF16, CPU, "weights"))

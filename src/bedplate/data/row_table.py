@@ -62,7 +62,7 @@ class RowTable:
         if not 0 <= row < len(self):
             raise IndexError(f"there is no row {row} among {len(self)}")
         start = int(self._ends[row - 1]) if row else 0
-        return [DocumentPiece(*map(int, one)) for one in self._pieces[start : int(self._ends[row])].tolist()]
+        return [DocumentPiece(*one) for one in self._pieces[start : int(self._ends[row])].tolist()]
 
 
 def row_table(
@@ -154,4 +154,4 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     size = path.stat().st_size
     if size % dtype.itemsize:
         raise DataError(f"{path} is damaged: {size} bytes are no whole number of entries; remove {path.parent}")
-    return np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if size else np.empty(0, dtype)

@@ -13,7 +13,7 @@ import pytest
 from bedplate.core.config import parse_config
 from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.executor import Job, LocalExecutor, Outcome
-from bedplate.core.files import sha256_file
+from bedplate.core.files import file_lock, sha256_file
 from bedplate.data.corpus import sift as sifting
 from bedplate.data.corpus.build import Built, build
 from bedplate.data.corpus.fates import fates_of, read_fates
@@ -132,6 +132,12 @@ def test_the_same_again_is_nothing_to_do_and_another_recipe_is_refused(place: Pa
     (place / "tree" / "new.py").write_text(function(99))
     with pytest.raises(UsageError, match="of other files"):
         made(place)
+    with pytest.raises(UsageError, match=r"tree holds other files \(copy\.py"):
+        made(place, "tree")
+    with pytest.raises(UsageError, match=r"held\.txt is a file"):
+        made(place, "held.txt")
+    with file_lock(place / "new/.lock"), pytest.raises(UsageError, match="in use by another process"):
+        made(place, "new")
 
 
 class _Killed(LocalExecutor):
@@ -230,6 +236,7 @@ def test_recipes_are_strict() -> None:
         ("sources: []", "at least 1 item"),
         ("sources: [{name: a, kind: files, path: b}]\ntokenizer: {}", "give either train or use"),
         ("sources: [{name: a, kind: pypi, packages: [attrs]}]", "should match pattern"),
+        ("sources: [{name: a, kind: pypi, packages: [attrs==1.0], limit: 3}]", "limit does not go with kind pypi"),
         ("sources: [{name: a, kind: files, path: b}]\nprest: code", "did you mean 'preset'"),
     ):
         with pytest.raises(ConfigError, match=message):

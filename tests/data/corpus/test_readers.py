@@ -196,15 +196,13 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_data_set_of_the_hub_is_read_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the Hub's own client, answered by files on disk."""
     import huggingface_hub
+    from huggingface_hub.hf_api import RepoSibling
 
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"text": ["one", "two"]}), tmp_path / "b.parquet")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
     (tmp_path / "README.md").write_text("# a card")
-    files = [
-        huggingface_hub.hf_api.RepoSibling(rfilename=p.name, size=p.stat().st_size, blob_id=p.name)
-        for p in tmp_path.iterdir()
-    ]
+    files = [RepoSibling(rfilename=p.name, size=p.stat().st_size, blob_id=p.name) for p in tmp_path.iterdir()]
 
     class Info:
         sha, siblings = "abc", files

@@ -191,7 +191,7 @@ def test_every_number_draws_the_token_of_its_share(vocabulary: int, spread: floa
     """Over the whole row at once; flat rows, whose kept mass lies far beyond the likeliest few, above all."""
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(3)) * spread
     probabilities = logits.softmax(-1)
-    count = 1500
+    count = 500
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     for extra in ({}, {"top_k": 7}, {"top_p": 0.9}, {"min_p": 0.2}, {"top_k": 300, "top_p": 0.8, "min_p": 0.01}):
         one = Sampling(temperature=1.0, **extra)
@@ -201,7 +201,7 @@ def test_every_number_draws_the_token_of_its_share(vocabulary: int, spread: floa
         found = drawn(shares, [one] * count, uniform)
         assert torch.equal(drawn_at_once(shares, [one] * count, uniform), found)  # as on an accelerator
         # A number at the very end of a share may be the next token's by rounding.
-        assert int((found.numpy() != expected).sum()) <= 2
+        assert int((found.numpy() != expected).sum()) <= 1
         assert set(found.tolist()) <= set(kept.nonzero()[0].tolist())
 
 

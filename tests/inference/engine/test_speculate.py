@@ -54,9 +54,9 @@ def _requests(count: int, **changes: object) -> list[Generate]:
 )
 def test_the_same_is_said_with_and_without(pair: tuple[Engine, Engine], changes: dict[str, object]) -> None:
     plain, guessing = pair
-    requests = _requests(10, **changes)
-    for rows in (1, 10):
-        for at in range(0, 10, rows):
+    requests = _requests(6, **changes)
+    for rows in (1, 6):
+        for at in range(0, 6, rows):
             some = requests[at : at + rows]
             for ours, theirs in zip(guessing.run(some), plain.run(some), strict=True):
                 ours, theirs = cast(Generation, ours), cast(Generation, theirs)  # noqa: PLW2901

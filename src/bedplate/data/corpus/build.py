@@ -36,7 +36,7 @@ from bedplate.data.corpus.repeated.duplicates import copies
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.corpus.sift import SiftedPart, finished
 
-WORK = ".work"
+WORK, LOCK = ".work", ".lock"
 BYTES_PER_TOKEN = 3.5
 """What shards are measured out by, before a token is counted."""
 
@@ -70,7 +70,11 @@ def build(
     checked(recipe.rules)
     runner = executor or (LocalExecutor({"judges": judges or {}}) if processes == 1 else ProcessExecutor(processes))
     needs = ("judges",) if isinstance(runner, LocalExecutor) and executor is None else ()
-    with file_lock(out / ".lock", wait=False):
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give the directory that the corpus is to be written to")
+    if out.is_dir() and (there := {path.name for path in out.iterdir()}) and not there & {WORK, LOCK, MANIFEST}:
+        raise UsageError(f"{out} holds other files ({', '.join(sorted(there)[:3])}); give a directory of its own")
+    with file_lock(out / LOCK, wait=False):
         return _Build(recipe, directory.absolute(), out, runner, needs, quiet).run(keep_work)
 
 

@@ -83,6 +83,12 @@ class PyPI(_Source):
     packages: tuple[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")], ...]
     languages: tuple[str, ...] | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _no_limit(self) -> PyPI:
+        if self.limit is not None:
+            raise ValueError("limit does not go with kind pypi: name fewer packages")
+        return self
+
 
 class Hub(_Source):
     """A data set of the Hugging Face Hub, `hf:owner/name[@revision]`, read as a stream from its Parquet or JSON-lines

@@ -55,7 +55,8 @@ _TURNS, _LONGEST, _AGREE, _HOPELESS, _CLEAR = 40, 3.0, 1.15, 2.5, 1.25
 """Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
 given up; how far ahead of all others one is taken without more turns."""
 _GLANCES, _FASTER = 3, 1.2
-"""Runs of a part before a way is given up for it that is not hopeless; how much faster than a sum memory is read."""
+"""Runs of a part before a way is given up that is not hopeless, and turns before one is clearly ahead; how much faster
+than a sum memory is read."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float], brief: Use
             running = _hopeful(found(), running)
         elif clock() >= until or all(best[1] <= _AGREE * best[0] for way in running for best in times[way].values()):
             break
-        elif brief is not None and _clear(found(), brief):
+        elif brief is not None and turn + 1 >= _GLANCES and _clear(found(), brief):
             return found(brief)
     return found()
 

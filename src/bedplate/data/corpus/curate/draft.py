@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bedplate.data.corpus.curate.vocabulary import Vocabulary, Words
+from bedplate.data.corpus.curate.vocabulary import Vocabulary, Words, shared
 
 Judge = Callable[[Sequence[str]], Sequence[float]]
 """Texts → how good each is, from 0 to 1."""
 
 
 class Tools:
-    """What rules share: the language of the corpus, its vocabulary (made when first asked for), and judges by name."""
+    """What rules share: the language of the corpus, its vocabulary, and judges by name."""
 
     def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None) -> None:
         self.language, self.judges = language, judges or {}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.language)
+        return shared(self.language)
 
 
 class Draft:

@@ -5,6 +5,7 @@ makes of a stretch is remembered. `datatrove.utils.text.split_into_words` gives 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -90,6 +91,12 @@ class Vocabulary:
         """By word: its length, a random number, whether it is of symbols alone, whether it has a letter, and which stop
         word it is, from 1, or 0."""
         return self._length, self._hash, self._symbol, self._alpha, self._stop
+
+
+@cache
+def shared(language: str) -> Vocabulary:
+    """One for all parts that a process works off: what is remembered of words depends on no text."""
+    return Vocabulary(language)
 
 
 class Words:
