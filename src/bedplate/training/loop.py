@@ -33,6 +33,7 @@ from bedplate.training.routers import Routers
 from bedplate.training.skipped import Skipped
 from bedplate.training.sources import BatchSource
 from bedplate.training.state import METRICS_FILE, RunState, StateStore, check_fingerprint, run_directory
+from bedplate.training.stores import store_of
 from bedplate.training.utilisation import Utilisation
 
 B = TypeVar("B", bound=MicroBatch)
@@ -108,7 +109,7 @@ def train(
         "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in trained.items()},
         "identity": dict(identity or {}),
     }
-    store = ranks.store(out) if store is None else store
+    store = store_of(out, ranks) if store is None else store
     with run_directory(out, ranks.main):
         ranks.together()
         last = store.latest()

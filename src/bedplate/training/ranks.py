@@ -6,13 +6,10 @@ Alone, everything is its own sum and its own part; `training.parallel` has the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from bedplate.training.state import SHARDS, StateFile, StateStore
 
 
 class Ranks:
@@ -94,16 +91,6 @@ class Ranks:
     def taken(self, parameter: Tensor, stored: Tensor) -> Tensor:
         """The inverse of `placed`, or what is to be held here of a whole tensor."""
         return stored
-
-    # --- states
-
-    def store(self, out: Path) -> StateStore:
-        """Where the run in this directory keeps its states."""
-        if (out / SHARDS).exists():
-            from bedplate.training.parallel.states import States
-
-            return States(out, self)
-        return StateFile(out)
 
 
 ALONE = Ranks()

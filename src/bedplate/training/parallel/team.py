@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from bedplate.core.errors import TrainingError
 from bedplate.training.parallel.mesh import Mesh
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import Shard
-from bedplate.training.state import StateStore
 
 
 class Team(Ranks):
@@ -149,13 +147,6 @@ class Team(Ranks):
         if isinstance(stored, DTensor):
             return stored.to_local()
         return _slice(parameter, stored) if isinstance(parameter, DTensor) else stored
-
-    # --- states
-
-    def store(self, out: Path) -> StateStore:
-        from bedplate.training.parallel.states import States
-
-        return States(out, self)
 
 
 def _stands_alone(parameter: DTensor) -> bool:
