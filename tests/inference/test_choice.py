@@ -19,8 +19,8 @@ import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.native.decoder import SOURCES, takes
 from bedplate.inference.native.library import load
+from bedplate.inference.native.packed import SOURCES, takes
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
@@ -224,7 +224,7 @@ def test_one_line_says_what_is_lost_without_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice._warn.cache_clear()
-    for name in ("ways.choice", "native.decoder", "native.library"):
+    for name in ("ways.choice", "native.packed", "native.library"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.native.decoder import unsupported
+from bedplate.inference.native.packed import unsupported
 from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name

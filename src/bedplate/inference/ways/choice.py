@@ -18,12 +18,12 @@ from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, takes, unsupported
-from bedplate.inference.native.description import matrices
+from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
+from bedplate.inference.native.packed import WeightFormat, takes, unsupported
 from bedplate.inference.ways.calibrate import Measured, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes
@@ -32,7 +32,6 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
-from bedplate.models.decoder import Decoder
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
@@ -163,12 +162,11 @@ def choose_forward(
     asked_quantised = weights in QUANTISED
     if weights != "auto" and not asked_quantised and weights != own:
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
-    if kernel != "torch" and not isinstance(cache, SlotCache):
+    if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
         if kernel == "native" or asked_quantised:
-            what = "and this engine in blocks" if "generate" in base.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
-                f"and values in slots, {what}"
+                "and values in slots, and this engine in blocks"
             )
         return torch_forward
     try:
@@ -178,11 +176,10 @@ def choose_forward(
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
     if way.kernel == "torch":
         return torch_forward
-    assert isinstance(cache, SlotCache)
+    assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model = base.outline if asked_quantised else base.model
-    decoder = NativeDecoder(model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
-    return NativeForward(decoder, bank, cache)
+    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", way.weights)
+    return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 
 def left_in_file(way: Way) -> Leave | None:
@@ -192,7 +189,7 @@ def left_in_file(way: Way) -> Leave | None:
         return None
 
     def leave(model: Model, kinds: Mapping[str, str]) -> Collection[str]:
-        names = {matrix.name for matrix in matrices(cast("Decoder", model))} - {"embedding.weight"}
+        names = {matrix.name for matrix in matrices(cast("Stack", model))} - {"embedding.weight"}
         return {name for name in names & kinds.keys() if takes(kinds[name], way.weights)}
 
     return leave
