@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from tests.homes import link_machine
+from tests.interpreted import NO_TRITON
 
 from bedplate.core.errors import LicenceError, UnreachableError
 from bedplate.core.files import bedplate_home
@@ -142,6 +143,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for reason in sorted({reason[reason.index(_LOUD) :] for reason in reasons}):
             terminalreporter.line(reason)
+    uncompiled = [one for one in terminalreporter.stats.get("skipped", []) if NO_TRITON in str(one.longrepr)]
+    if uncompiled:
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(uncompiled)} tests of CUDA kernels were skipped: install Triton (the extra bench has it)."
+        )
     unseen = [one for one in terminalreporter.stats.get("skipped", []) if _NO_BROWSER in str(one.longrepr)]
     if unseen:
         terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)

@@ -150,7 +150,7 @@ def test_a_killed_rung_of_the_second_base_goes_on_there(
 def test_where_memory_is_short_one_base_at_a_time_is_loaded(
     tmp_path: Path, tiny_base: Path, larger: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: 1)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: 1)
     bases = Bases([str(larger), str(tiny_base)], [str(larger), str(tiny_base)])
     one, two = bases.all
     first = one.model
@@ -163,14 +163,14 @@ def test_where_memory_is_short_one_base_at_a_time_is_loaded(
     assert one.model.engine.weights == facts.weights
     assert two.loaded is False
     bases.close()
-    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: None)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: None)
     bases = Bases([str(larger), str(tiny_base)], [str(larger), str(tiny_base)])
     assert bases.all[0].model.engine.alive
     assert bases.all[1].model.engine.alive
     assert all(base.loaded for base in bases.all)
     bases.close()
     task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], rungs=["zero_shot"])
-    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: 1)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: 1)
     report = adapt(task, tmp_path / "out")
     assert {row["status"] for row in report.rungs} == {"done"}
 

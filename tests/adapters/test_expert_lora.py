@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.counting import Counted
 from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
@@ -17,6 +18,8 @@ from bedplate.adapters.peft import read_peft, write_peft
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.forward.kv_cache import SlotCache
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.families import FAMILIES
@@ -156,6 +159,34 @@ def test_rows_with_different_adapters_are_separate_runs(flat: bool, tmp_path: Pa
         bank.select(index)
         together = logits(base)
     assert_near(together, torch.cat(alone), 2e-6)
+
+
+def test_mixed_rows_wait_for_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On experts, linears and latents, by tensors that say they are a device's: products of groups are torch's."""
+    _, base = pair("deepseek_v3", tmp_path)
+    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up", "shared.down"))
+    bank = a_bank(base, 2)
+    slots = [bank.add(config, filled(bank, config, seed)) for seed in (1, 2)]
+    cache = SlotCache(base.spec, torch.float32, torch.device("cpu"))
+    cache.reserve({0: 8, 1: 8, 2: 8})
+    spans = [Span(row, 0, 8) for row in range(3)]
+    inputs = Inputs(TOKENS.reshape(1, -1), torch.arange(8).repeat(3)[None], last=7)
+    rows = [slot for slot in (slots[0], -1, slots[1]) for _ in range(8)]
+    bank.select(rows)
+    found = []
+    for _ in range(2):  # what is tried once, and kept, is so the first time
+        attend = cache.attend(spans)
+        with monkeypatch.context() as patched, torch.no_grad(), Counted() as counted:
+            patched.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
+            hidden = base.model(inputs, cache=attend).hidden
+        found.append(counted)
+    assert found[1].waited == 0, found[1].waits
+    bank.select(None)
+    for number, slot in enumerate((slots[0], -1, slots[1])):
+        bank.select(slot)
+        alone = Inputs(TOKENS[number : number + 1])
+        with torch.no_grad():
+            assert_near(hidden[:, 8 * number : 8 * number + 8], base.model(alone).hidden, 1e-5)
 
 
 def test_only_the_experts_weights_are_trained(tmp_path: Path) -> None:

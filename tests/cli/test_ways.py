@@ -54,6 +54,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         (["--kernel", "torch", "--dtype", "float32"], "float32", "torch"),
         (["--weights", "bfloat16", "--kernel", "native"], "bfloat16", "native"),
         (["--weights", "int4"], "int4", "native"),
+        (["--weights", "int8", "--kernel", "torch"], "int8", "torch"),
     ],
 )
 def test_generate_runs_as_it_is_asked_to(
@@ -65,9 +66,10 @@ def test_generate_runs_as_it_is_asked_to(
 
 
 def test_what_cannot_be_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = run(capsys, "generate", directory, "the", "--weights", "int4", "--kernel", "torch")
+    asked = ("--weights", "int4", "--kernel", "native", "--dtype", "float16")
+    code, _, error = run(capsys, "generate", directory, "the", *asked)
     assert code == 2
-    assert error.startswith(f"error: {directory}: int4 weights run on the native kernel")
+    assert error.startswith(f"error: {directory}: the native kernel makes int4 weights from bfloat16 or float32")
     code, _, error = run(capsys, "generate", directory, "the", "--dtype", "float8")
     assert code == 2
     assert "--dtype" in error

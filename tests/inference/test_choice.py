@@ -19,8 +19,8 @@ import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.native.decoder import SOURCES, takes
 from bedplate.inference.native.library import load
+from bedplate.inference.native.packed import SOURCES, takes
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
@@ -120,8 +120,10 @@ def test_what_is_asked_for_narrows_the_ways() -> None:
     assert asked_ways(own, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
     assert asked_ways(own, kernel="torch") == (T16, T32)
     assert asked_ways(own, kernel="native") == (N16, N32, INT4)
-    assert asked_ways(own, weights="int8") == (INT8,)
-    assert asked_ways(own, weights="int4", dtype="float32") == (Way("float32", "native", "int4"),)
+    assert asked_ways(own, weights="int8") == (INT8, Way("bfloat16", "torch", "int8"))
+    assert asked_ways(own, weights="int4", dtype="float32", kernel="native") == (Way("float32", "native", "int4"),)
+    assert asked_ways(own, weights="int4", kernel="torch") == (Way("bfloat16", "torch", "int4"),)
+    assert asked_ways(own, weights="int4", dtype="float16") == (Way("float16", "torch", "int4"),)
     assert asked_ways(("bfloat16",), weights="float32", kernel="torch") == (T32,)
     assert asked_ways(("float32",), dtype="bfloat16") == (T16, N16)  # as asked, though it rounds
     assert asked_ways(("float16",), kernel="native") == (N32,)
@@ -132,8 +134,10 @@ def test_what_is_asked_for_narrows_the_ways() -> None:
     ("asked", "message"),
     [
         ({"dtype": "int3"}, "dtype 'int3' is not known"),
-        ({"weights": "int4", "kernel": "torch"}, "int4 weights run on the native kernel"),
-        ({"weights": "int4", "dtype": "float16"}, "made from bfloat16 or float32"),
+        (
+            {"weights": "int4", "dtype": "float16", "kernel": "native"},
+            "int4 weights from bfloat16 or float32, and dtype",
+        ),
         ({"weights": "bfloat16", "dtype": "float32"}, "read from a base of that dtype"),
         ({"dtype": "float16", "kernel": "native"}, "takes bases in bfloat16 and float32, and float16 was asked for"),
     ],
@@ -205,6 +209,7 @@ def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.Monk
 def test_nothing_is_measured_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = said(monkeypatch, {})
     assert choose(tiny_spec(), (INT8,), CPU).way == INT8
+    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int8"), CPU).way == INT8
     assert choose(tiny_spec(), own_ways(("q4_0",)), torch.device("cuda")).way == T16
     assert asked == []
 
@@ -218,13 +223,14 @@ def test_what_cannot_be_had_here_is_left_out_or_said(monkeypatch: pytest.MonkeyP
     assert asked == [(T16, T32)]
     with pytest.raises(UsageError, match="native int4 cannot run here: there is no compiler"):
         choose(tiny_spec(), (INT4,), CPU)
+    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int4"), CPU).way == Way("bfloat16", "torch", "int4")
 
 
 def test_one_line_says_what_is_lost_without_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice._warn.cache_clear()
-    for name in ("ways.choice", "native.decoder", "native.library"):
+    for name in ("ways.choice", "native.packed", "native.library"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):
@@ -542,16 +548,17 @@ def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: p
         ({"dtype": "float32", "kernel": "torch"}, "float32", "torch"),
         ({"kernel": "torch", "weights": "bfloat16"}, "bfloat16", "torch"),
         ({"weights": "int8"}, "int8", "native"),
+        ({"weights": "int4", "kernel": "torch"}, "int4", "torch"),
+        ({"weights": "int8", "kernel": "torch", "dtype": "float16"}, "int8", "torch"),
         ({"dtype": "bfloat16", "kernel": "native"}, "bfloat16", "native"),
     ):
         with bedplate.load(directory, **asked) as model:
             assert isinstance(model, LocalModel)
             assert (model.engine.weights, model.engine.kernel) == (weights, kernel)
-    with pytest.raises(UsageError, match=r"base: int4 weights run on the native kernel"):
-        bedplate.load(directory, weights="int4", kernel="torch")
     narrow = write_tiny_base(tmp_path / "narrow", dtype=torch.bfloat16)
-    with pytest.raises(UsageError, match=r"native int4 cannot run here: .*multiple of"):
-        bedplate.load(narrow, weights="int4")
+    for kernel, message in (("auto", "no multiple of 32"), ("native", r"native int4 cannot run here: .*multiple of")):
+        with pytest.raises(UsageError, match=message):
+            bedplate.load(narrow, weights="int4", kernel=kernel)
 
 
 @native_only

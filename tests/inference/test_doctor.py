@@ -84,7 +84,7 @@ def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for name in ("ways.choice", "native.decoder", "measure.doctor"):
+    for name in ("ways.choice", "native.packed", "measure.doctor"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
     found = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
     assert (found.chosen.kernel, found.kernel.level, found.kernel.reason) == ("torch", None, "no C++ compiler (c++)")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.counting import Counted
 from tests.near import assert_near
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
@@ -18,6 +19,7 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.families.decoders import shortest
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.positions import Rotations
 from bedplate.models.specs.transformer import FullAttention, LinearScaling, LongRopeScaling, Rope, TransformerSpec
 
 
@@ -107,6 +109,28 @@ def test_positions_and_numbers_that_no_model_has_are_refused(name: str, changes:
     """transformers turns whole heads in a llama, whatever the config says of a part."""
     with pytest.raises(UnsupportedModelError, match=said):
         spec_of(name, **changes)
+
+
+def test_which_rope_it_is_need_not_be_read() -> None:
+    """Of positions that nobody told the host, the frequencies are chosen where they are; of known ones beforehand."""
+    example = {**FAMILIES["hf", "phi3"].examples[1], "original_max_position_embeddings": 16}
+    spec = FAMILIES["hf", "phi3"].to_spec(example)
+    assert isinstance(spec, TransformerSpec)
+    rotations = Rotations(spec)
+    rotations.at(torch.tensor([[3]]), torch.float32)  # the frequencies themselves are made once
+    for last in (3, 15, 16, 40):
+        positions = torch.tensor([[0, last, 1]])
+        with Counted() as counted:
+            unread = rotations.at(positions, torch.float32)
+        assert counted.waited == 0, counted.waits
+        for ours, known in zip(unread, rotations.at(positions, torch.float32, last), strict=True):
+            assert ours is not None
+            assert known is not None
+            assert torch.equal(ours.cos, known.cos)
+    short, long = (rotations.at(torch.tensor([[1]]), torch.float32, last)[0] for last in (15, 16))
+    assert short is not None
+    assert long is not None
+    assert not torch.equal(short.cos, long.cos)
 
 
 def test_longrope_past_the_original_context() -> None:

@@ -41,15 +41,17 @@ def test_sorted_tokens_give_what_each_token_by_itself_does(dtype: torch.dtype, c
     assert not found[0][3][0].any(), "an expert without tokens has no gradient"
 
 
+@pytest.mark.parametrize("sizes", [(8, 16), (6, 10)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_products_of_torch_agree_with_the_loop_where_they_work(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Rows that they do not take, since they are no multiple of 16 bytes, are the loop's."""
     torch.manual_seed(0)
     works = torch_product_works(torch.device("cpu"), dtype)
     assert works or dtype == torch.float64, "torch has grouped products of this dtype"
-    monkeypatch.setattr(grouped, "_by_torch", lambda _: works)
-    x, weight = torch.randn(20, 16, dtype=dtype, requires_grad=True), torch.randn(4, 8, 16, dtype=dtype)
+    monkeypatch.setattr(grouped, "by_torch", lambda _: works)
+    x, weight = torch.randn(20, sizes[1], dtype=dtype, requires_grad=True), torch.randn(4, *sizes, dtype=dtype)
     weight.requires_grad_()
     segments = Segments(torch.tensor([3, 0, 10, 7]))
     found: list[list[torch.Tensor]] = []

@@ -42,6 +42,7 @@ def test_suffixes(text: str, count: int) -> None:
         ({"model": {"params": "1M", "size": None, "familly": "llama"}}, "did you mean 'family'"),
         ({"base": "smollm2-135m"}, "give `model`, to build one, or `base`"),
         ({"data": {"corpus": "x", "recipe": "y"}}, "corpus and recipe are given"),
+        ({"data": {"corpus": "x", "weights": {"a": 1.0}}}, "`weights` are of texts"),
         ({"data": {"sources": [{"name": "a", "source": "b"}]}}, "need `data.tokenizer`"),
         ({"objective": "next_tokn"}, "there is no objective 'next_tokn'"),
         ({"batch": {"tokens": 0}}, "greater than or equal to 1"),

@@ -55,7 +55,7 @@ def lora_run(model: Decoder, examples, out: Path, config: TrainConfig = CONFIG, 
 
 def says(monkeypatch: pytest.MonkeyPatch, found: Arithmetic) -> None:
     """The measurement finds this."""
-    monkeypatch.setattr("bedplate.training.loop.choose", lambda *_: found)
+    monkeypatch.setattr("bedplate.training.computing.choose", lambda *_: found)
 
 
 def bits(model: Decoder) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.counting import Counted
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
@@ -18,7 +19,7 @@ from bedplate.models.layers.routing import listening
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
-from bedplate.training.loop import train
+from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives import Further, NextToken
 from bedplate.training.sources import ExampleSource
 
@@ -83,6 +84,22 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
         adamw.zero_grad()
     for (name, ours), theirs in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_what_the_batch_says_is_read_before_it_is_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step waits for nothing after its weights are known, and an evaluation only for what it gives."""
+    model, objective = decoder().float(), NextToken(Further(2))
+    (batches,) = ExampleSource(examples(5), 5)
+    (batch,) = batches
+    plain = evaluate_loss(model, [batch], objective)
+    for _ in range(2):  # what is tried once, and kept, is so the first time
+        objective.weights(batch)
+        with monkeypatch.context() as patched, Counted() as counted:
+            patched.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
+            terms = objective({"policy": model}, batch)
+    assert counted.waited == 0, counted.waits
+    for name, term in terms.items():
+        assert float(term.total.detach()) / term.weight == pytest.approx(plain[name], rel=1e-5)
 
 
 def test_a_model_without_the_modules_is_refused(make_decoder: Callable[..., Decoder], tmp_path: Path) -> None:

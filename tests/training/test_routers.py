@@ -21,6 +21,7 @@ from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft
 from bedplate.training.packing import pack_examples
+from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
 from bedplate.training.sources import ExampleSource
 
@@ -125,14 +126,15 @@ def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: Make) -> No
     model = decoder()
     batch = pack_examples(make_examples(4))
 
-    def doubled(sums: dict[str, float]) -> dict[str, float]:
-        return {name: value + (1000.0 if name == "0" else 0.0) for name, value in sums.items()}
+    class WithOthers(Ranks):
+        def total(self, own: torch.Tensor) -> torch.Tensor:
+            return own + torch.tensor([1000.0, *[0.0] * 5])
 
-    for reduce, void in ((None, 0.0), (doubled, 0.0), (None, 1.0)):
+    for ranks, void in ((ALONE, 0.0), (WithOthers(), 0.0), (ALONE, 1.0)):
         for bias in [m.selection_bias for m in model.modules() if isinstance(m, Router)]:
             assert bias is not None
             bias.zero_()
-        routers = Routers.of(model, RouterConfig(bias_rate=0.5), model.parameters(), reduce)  # type: ignore[arg-type]
+        routers = Routers.of(model, RouterConfig(bias_rate=0.5), model.parameters(), ranks)
         assert routers is not None
         routers.weights(batch)
         routings = model(batch.inputs).aux
@@ -142,7 +144,7 @@ def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: Make) -> No
             shared = (batch.segments.reshape(-1) == 0).long() * (len(batch.ids) - 1)
             each = (shared + 1).repeat_interleave(2).double()
             counts = torch.bincount(one.chosen_Nk.flatten(), each, minlength=6)
-            counts[0] += 1000.0 if reduce is not None else 0.0
+            counts[0] += 1000.0 if ranks is not ALONE else 0.0
             torch.testing.assert_close(bias, ((counts.mean() - counts).sign() * 0.5 * (1 - void)).float())
 
 
@@ -150,9 +152,9 @@ def test_what_cannot_be_balanced_is_refused(make_examples: Make, tmp_path: Path)
     dense, experts = Decoder(SPEC.with_(experts=None)), Decoder(SPEC.with_(experts=Experts(4, 2, 8)))
     balanced, biased = RouterConfig(balance=0.1), RouterConfig(bias_rate=0.1)
     with pytest.raises(UsageError, match="this one has none"):
-        Routers.of(dense, balanced, dense.parameters(), None)
-    assert Routers.of(dense, RouterConfig(), dense.parameters(), None) is None
+        Routers.of(dense, balanced, dense.parameters())
+    assert Routers.of(dense, RouterConfig(), dense.parameters()) is None
     with pytest.raises(UsageError, match="needs routers with a selection bias"):
-        Routers.of(experts, biased, experts.parameters(), None)
+        Routers.of(experts, biased, experts.parameters())
     with pytest.raises(UsageError, match="changes the base, of which this run trains nothing"):
-        Routers.of(decoder(), biased, [torch.nn.Parameter(torch.zeros(1))], None)
+        Routers.of(decoder(), biased, [torch.nn.Parameter(torch.zeros(1))])

@@ -16,6 +16,7 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken, Sft
+from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 CONFIG = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
@@ -76,12 +77,13 @@ def test_two_ranks_gradients_are_those_of_the_whole_step(make_decoder, make_exam
             Sft().weights(batch)["sft"] for i, one in enumerate(shards) if i != rank for step in one for batch in step
         )
 
-        def reduce(sums, others=others):
-            return {name: value + (others if name == "sft" else 0.0) for name, value in sums.items()}
+        class WithOthers(Ranks):
+            def sums(self, own, others=others):
+                return {name: value + (others if name == "sft" else 0.0) for name, value in own.items()}
 
         source = ExampleSource(examples, 7, micro_tokens=40, shard=(rank, world))
         out = tmp_path / f"{rank}-{world}"
-        result = train(model, source, Sft(), CONFIG, out, model.named_parameters(), reduce=reduce)
+        result = train(model, source, Sft(), CONFIG, out, model.named_parameters(), ranks=WithOthers())
         losses.append(result.losses["sft"])
     assert losses[0] == pytest.approx(losses[1] + losses[2])
     whole, first, second = seen
@@ -92,13 +94,14 @@ def test_two_ranks_gradients_are_those_of_the_whole_step(make_decoder, make_exam
 def test_what_is_logged_is_of_all_ranks(make_decoder, make_examples, tmp_path) -> None:
     calls: list[set[str]] = []
 
-    def reduce(sums):
-        calls.append(set(sums))
-        return {name: 2 * value for name, value in sums.items()}  # two ranks with the same share
+    class Two(Ranks):
+        def sums(self, own):
+            calls.append(set(own))
+            return {name: 2 * value for name, value in own.items()}  # two ranks with the same share
 
     model = make_decoder()
     source = ExampleSource(make_examples(4), 4)
-    result = train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters(), reduce=reduce)
+    result = train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters(), ranks=Two())
     alone = make_decoder()
     expected = train(alone, ExampleSource(make_examples(4), 4), Sft(), CONFIG, tmp_path / "1", alone.named_parameters())
     assert calls == [{"sft"}, {"loss/sft", "tokens", "targets", "examples"}]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +35,14 @@ class InMemory:
     def latest(self) -> int | None:
         return max(self.states, default=None)
 
-    def load(self, step: int) -> RunState:
+    def values(self, step: int) -> dict[str, Any]:
+        return self.states[step].values
+
+    def load(self, step: int, like: Mapping[str, torch.Tensor] | None = None) -> RunState:
         return self.states[step]
+
+    def settle(self) -> None:
+        pass
 
     def remove(self) -> None:
         self.states.clear()

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
+from bedplate.adapters.fixed import FixedPlaces
 from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
 from bedplate.adapters.low_rank import LowRank
 from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.linear import Linear
 
 __all__ = ["BASE_ROW", "Bank"]
@@ -55,11 +57,18 @@ class Bank:
         self._slots: dict[int, Slot] = {}
         self._active: tuple[int, ...] = ()
         self._mixed = False
+        self._fixed = _fixed(model, self._sites)
 
     @property
     def slots(self) -> tuple[int, ...]:
         """The slots in use."""
         return tuple(self._slots)
+
+    @property
+    def fixed(self) -> FixedPlaces:
+        """The places from which recorded steps read adapters. UsageError while one is merged."""
+        self._check_unmerged()
+        return self._fixed
 
     def add(
         self,
@@ -112,6 +121,7 @@ class Bank:
             raise UsageError(f"adapter slot {slot} is selected; select something else before removing it")
         if held.originals is not None:
             raise UsageError(f"adapter slot {slot} is merged into the weights; unmerge it before removing it")
+        self._fixed.drop(slot)
         for path in held.paths:
             del self._sites[path].adapters[slot]
             self._sites[path].drop_stack()
@@ -128,8 +138,8 @@ class Bank:
         distinct = tuple(sorted(set(index) - {BASE_ROW}))
         for slot in distinct:
             self._slot(slot)
-        if distinct and any(s.originals is not None for s in self._slots.values()):
-            raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
+        if distinct:
+            self._check_unmerged()
         mixed = bool(distinct) and (len(distinct) > 1 or BASE_ROW in index)
         if not mixed and not self._mixed and distinct == self._active:
             return
@@ -142,6 +152,10 @@ class Bank:
             for site in self._sites.values():
                 site.select_one(distinct[0] if distinct else BASE_ROW)
         self._active, self._mixed = distinct, mixed
+
+    def _check_unmerged(self) -> None:
+        if any(s.originals is not None for s in self._slots.values()):
+            raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
 
     @staticmethod
     def _index_of(rows: int | Sequence[int] | Tensor | None) -> Sequence[int]:
@@ -218,11 +232,18 @@ class Bank:
         self.select(None)
         for slot in list(self._slots):
             self.remove(slot)
+        self._fixed.forget()
 
     def _slot(self, slot: int) -> Slot:
         if slot not in self._slots:
             raise UsageError(f"adapter slot {slot} holds nothing; slots in use: {sorted(self._slots) or 'none'}")
         return self._slots[slot]
+
+
+def _fixed(model: nn.Module, sites: Mapping[str, Site | ExpertSite]) -> FixedPlaces:
+    path_of = {site.module: path for path, site in sites.items() if isinstance(site, Site)}
+    joined = [module.parts for module in model.modules() if isinstance(module, Joined)]
+    return FixedPlaces(sites, [[path_of[part] for part in parts] for parts in joined if set(parts) <= path_of.keys()])
 
 
 def _check_held(path: str, adapter: LinearAdapter | ExpertLowRank, values: Mapping[str, Tensor]) -> None:

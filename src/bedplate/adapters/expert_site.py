@@ -1,6 +1,7 @@
 """Low-rank weights on all experts of a layer: A and B of each, as peft has them on a parameter (`target_parameters`).
 
-Shapes: M tokens sorted by expert, E experts, I in_features, O out_features, r the rank, N rows of the index.
+Shapes: M tokens sorted by expert (m: those of one adapter), E experts, I in_features, O out_features, r the rank, N
+rows of the index.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.adapters.site import AdapterRows
+from bedplate.adapters.site import BASE_ROW, AdapterRows
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.experts import ExpertLinear
-from bedplate.models.layers.grouped import Segments, grouped_product
+from bedplate.models.layers.grouped import ALIGNED, Segments, by_torch, grouped_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +32,13 @@ class ExpertLowRank:
 
     def update(self, x_MI: Tensor, segments: Segments) -> Tensor:
         """Computed in x's dtype; gradients arrive in the parameters' own."""
-        h_Mr = grouped_product(x_MI, self.a.to(x_MI.dtype), segments)
-        return grouped_product(h_Mr * self.scaling, self.b.to(x_MI.dtype), segments)
+        a, b = self.a.to(x_MI.dtype), self.b.to(x_MI.dtype)
+        if by_torch(x_MI):
+            # Its products ask for aligned rows, which are filled up with zeros.
+            more = -a.shape[1] % (ALIGNED // x_MI.element_size())
+            a, b = (F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))) if more else (a, b)
+        h_Mr = grouped_product(x_MI, a, segments)
+        return grouped_product(h_Mr * self.scaling, b, segments)
 
     def merged(self, weight_EOI: Tensor) -> Tensor:
         """The experts' weights with the update in them, both float32."""
@@ -65,14 +72,21 @@ class ExpertSite:
         self.set_hook((lambda x, segments: self._mixed(x, segments, rows, here)) if here else None)
 
     def _mixed(self, x_MI: Tensor, segments: Segments, rows: AdapterRows, here: Mapping[int, ExpertLowRank]) -> Tensor:
-        """Each adapter on the copies of its own rows' tokens, which stay sorted."""
-        y_MO, slot_M = self.module.plain(x_MI, segments), rows.index_N[segments.rows_of(rows.index_N.numel())]
-        expert_M = torch.arange(self.module.experts, device=slot_M.device).repeat_interleave(segments.counts_E)
-        for slot, adapter in here.items():
-            own = (slot_M == slot).nonzero().squeeze(1)
-            counts_E = torch.bincount(expert_M.index_select(0, own), minlength=self.module.experts)
-            update = adapter.update(x_MI.index_select(0, own), Segments(counts_E))
-            y_MO = y_MO.index_add(0, own, update)
+        """Each adapter on the copies of its own rows' tokens, which stay sorted by expert. How many those are follows
+        from the index, which the host has; how many each expert has of them stays on the device."""
+        experts, M, N = self.module.experts, len(x_MI), len(rows.index_N)
+        row_M, place_N = segments.rows_of(N), rows.places(rows.slots)
+        expert_M = torch.arange(experts, device=x_MI.device).repeat_interleave(segments.counts_E, output_size=M)
+        place_M = place_N.index_select(0, row_M)
+        counts = x_MI.new_zeros((1 + len(rows.slots)) * experts, dtype=torch.int64)
+        counts.scatter_add_(0, place_M * experts + expert_M, torch.ones_like(expert_M))
+        # A row has as many tokens as another, and a token as many copies.
+        own = place_M.argsort(stable=True).split([count * (M // N) for count in rows.counts])
+        y_MO = self.module.plain(x_MI, segments)
+        for slot, order_m, counts_E in zip((BASE_ROW, *rows.slots), own, counts.split(experts), strict=True):
+            if slot in here:
+                update = here[slot].update(x_MI.index_select(0, order_m), Segments(counts_E))
+                y_MO = y_MO.index_add(0, order_m, update)
         return y_MO
 
     def drop_stack(self) -> None:

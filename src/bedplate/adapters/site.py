@@ -26,6 +26,7 @@ from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.adapters.low_rank import LowRank, without_bias
 from bedplate.core.errors import UsageError
+from bedplate.models.device_memory import integers
 from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.layers.linear import Linear, LowRankHook
 
@@ -69,31 +70,27 @@ class AdapterRows:
         return np.argsort(np.array(self._index, dtype=np.int64), kind="stable")
 
     def _there(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """Integers on the device, which goes on meanwhile."""
-        found = torch.from_numpy(np.array(numbers, dtype=np.int64))
-        found = found.pin_memory() if self._device.type == "cuda" else found
-        return found.to(self._device, non_blocking=True)
+        return integers(numbers, self._device)
 
     def others(self, columns: tuple[tuple[int, int], ...], slot_R: Tensor | None = None) -> Tensor:
         """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking
         order; slot_R is `slots_of` them, where that is at hand."""
         if columns not in self._others:
-            slot_R = slots_of(columns, self.index_N.device) if slot_R is None else slot_R
+            slot_R = slots_of(columns, self._device) if slot_R is None else slot_R
             self._others[columns] = self.index_N[:, None] != slot_R
         return self._others[columns]
 
     def places(self, slots: tuple[int, ...]) -> Tensor:
         """[N]: the row's slot's place in `slots`, counted from 1; 0 where it is none of them."""
         if slots not in self._places:
-            wanted = torch.tensor(slots, device=self.index_N.device)
-            count = torch.arange(1, len(slots) + 1, device=self.index_N.device)
-            self._places[slots] = ((self.index_N[:, None] == wanted) * count).sum(1)
+            place = {slot: number for number, slot in enumerate(slots, 1)}
+            self._places[slots] = self._there([place.get(slot, 0) for slot in self._index])
         return self._places[slots]
 
 
 def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     """Of each column its slot, int64 [R]."""
-    return torch.tensor([slot for slot, rank in columns for _ in range(rank)], device=device)
+    return integers([slot for slot, rank in columns for _ in range(rank)], device)
 
 
 class Site:
@@ -216,7 +213,7 @@ class Site:
             order_M = rows.order_N[counts[0] :]
         else:
             order_M = torch.cat([rows.order_N[ends[slot] - count[slot] : ends[slot]] for slot in active])
-        segments = Segments(torch.tensor([count[slot] for slot in active], device=x_NI.device))
+        segments = Segments(integers([count[slot] for slot in active], x_NI.device))
         h_Mr = grouped_product(x_NI.index_select(0, order_M), a_SrI, segments)
         return update_NO.index_copy_(0, order_M, grouped_product(h_Mr, b_SOr, segments))
 
@@ -372,6 +369,6 @@ class _Rows(_Hook):
         return all(adapter.magnitude is None for _, adapter in self.site.low_rank(self._rows))
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
-        index_N = self._rows.index_N
-        found = [((index_N == slot).nonzero().squeeze(1), slot) for slot in (BASE_ROW, *self._rows.slots)]
+        parts = self._rows.order_N.split(self._rows.counts)
+        found = zip(parts, (BASE_ROW, *self._rows.slots), strict=True)
         return [(rows, self.site.whole(slot)) for rows, slot in found if len(rows)]

@@ -68,7 +68,7 @@ class Decoder(Model):
         """
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.last_position)
+        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         attend = inputs.layout(causal=True) if cache is None else cache
         attend = SharingAttend(attend, self._shared) if self._shared else attend
         given = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
@@ -87,7 +87,7 @@ class Decoder(Model):
         if placement is not None and any(document.segment == 0 for document in placement.documents):
             raise UsageError("further tokens cannot be predicted after a prefix that several documents share")
         positions_BT = inputs.resolved_positions()
-        by = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.last_position)[-1]
+        by = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.known_last)[-1]
         attend = inputs.layout(causal=True) if cache is None else cache
         x_BTD, found = self._embedded(inputs, positions_BT), [hidden_BTD]
         for module in self.predictions:

@@ -74,7 +74,7 @@ class Encoder(Model):
                 f"a text of {last + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
         x_BTD = self._embedded(inputs, positions)
-        by = self._rotations.at(positions, x_BTD.dtype, inputs.last_position)
+        by = self._rotations.at(positions, x_BTD.dtype, last)
         attend = inputs.layout(causal=False) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)

@@ -24,6 +24,7 @@ class Inputs:
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
     placement: where the segments' documents stand, known without reading them; positions are the default ones then.
+    last: the largest of the positions, where that is known without reading them.
     types: int64 [B, T], of which part of its document a token is (0, 1, …), for models that tell them apart; None: all
         are 0.
     encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where
@@ -40,6 +41,7 @@ class Inputs:
     types: Tensor | None = None
     encoder: Inputs | None = None
     placement: Placement | None = None
+    last: int | None = None
 
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
@@ -57,11 +59,17 @@ class Inputs:
         count = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
         return count if self.segments is None else segment_positions(self.segments)
 
-    def last_position(self) -> int:
-        """The largest of the positions, which are read where there is no placement; −1 where there is none."""
+    @property
+    def known_last(self) -> int | None:
+        """The largest of the positions, if that need not be read; −1 where there is none."""
         if self.placement is not None:
             return self.placement.longest - 1
-        return int(self.resolved_positions().max()) if self.tokens.numel() else -1
+        return self.last if self.tokens.numel() else -1
+
+    def last_position(self) -> int:
+        """The largest of the positions, which are read where it is not known; −1 where there is none."""
+        known = self.known_last
+        return int(self.resolved_positions().max()) if known is None else known
 
     def placed(self) -> Placement | None:
         """`placement`, or what the segments say, which are read then; None where each row is one document."""

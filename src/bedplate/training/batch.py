@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import DataError
+from bedplate.models.device_memory import sent
 from bedplate.models.inputs import Inputs, segment_positions
 from bedplate.models.packed.placement import Placement
 
@@ -131,4 +132,4 @@ class PackedBatch:
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, its subclasses' tensors as well."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in own.items() if isinstance(value, Tensor)})
+        return replace(self, **{name: sent(value, device) for name, value in own.items() if isinstance(value, Tensor)})

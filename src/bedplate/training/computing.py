@@ -7,26 +7,78 @@ in. A weight belongs to one run at a time: what a second one kept aside would be
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError
 from bedplate.core.memory import free_bytes
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
-from bedplate.training.arithmetic import Arithmetic
-from bedplate.training.objectives import Models
+from bedplate.models.precision import dtype_name
+from bedplate.training.arithmetic import Arithmetic, choose, held
+from bedplate.training.config import TrainConfig
+from bedplate.training.objectives import AnyModel, Models
 from bedplate.training.optimizers import Optimization
+from bedplate.training.ranks import Ranks
 
+logger = logging.getLogger("bedplate.training")
 ROOM = 1.1
 """Of the memory that the weights take, which must be free."""
 _taken: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
 _taking = threading.Lock()
+
+
+def policy_of(models: Models) -> AnyModel:
+    """The model that is trained."""
+    return models.get("policy", next(iter(models.values())))
+
+
+def run_arithmetic(
+    roles: Models,
+    config: TrainConfig,
+    store: object,
+    saved: Mapping[str, Any] | None,
+    trained: Mapping[str, nn.Parameter],
+    ranks: Ranks,
+) -> Arithmetic:
+    """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows; of models
+    that were given out to ranks, what they were given out with."""
+    policy = policy_of(roles)
+    own = held(policy)
+    if ranks.world > 1:
+        own = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
+        before = own.dtype if saved is None else saved.get("arithmetic", own.to_json()).get("dtype")
+        if before != own.dtype:
+            raise TrainingError(
+                f"{store}: this run computes in {before}, and the ranks were given models in {own.dtype}"
+            )
+        return own
+    if saved is not None:
+        try:
+            # runs of earlier versions computed in what their models were held in
+            return Arithmetic.of_json(saved.get("arithmetic", own.to_json()))
+        except (KeyError, ValueError, TypeError) as error:
+            raise TrainingError(
+                f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
+            ) from error
+    if not of_one_dtype(roles):
+        return own
+    weights = {id(p) for model in roles.values() for p in model.parameters()}
+    kind = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
+    found = choose(policy, kind, config.dtype)
+    reason = lacks_room(roles, found)
+    if reason is None or config.dtype != "auto":
+        return found
+    logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
+    return own
 
 
 def extra_bytes(models: Models, arithmetic: Arithmetic) -> int:
@@ -126,3 +178,16 @@ def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
             p.grad = None
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def compiled(model: AnyModel, wanted: bool) -> Generator[None]:
+    """Each block of the model runs compiled while it is open, where that is wanted."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)] if wanted else []
+    try:
+        for block in blocks:
+            block.compile()
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  # there is no public way back

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
@@ -12,6 +12,9 @@ from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+OptimizerName = Literal["adamw", "muon"]
+Orthogonalisation = Literal["newton_schulz", "polar_express"]
 _NO_MATTER = ("save_steps", "save_seconds", "log_steps", "recompute")
 
 
@@ -30,8 +33,49 @@ class RouterConfig(Strict):
     bias_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class Rates(Strict):
+    """By what the learning rate is multiplied for embedding tables, the head, the matrices inside of blocks, and all
+    others (norms, biases, routers, what is beside the model)."""
+
+    embedding: Positive = 1.0
+    head: Positive = 1.0
+    matrix: Positive = 1.0
+    other: Positive = 1.0
+
+
+class MuonConfig(Strict):
+    """Muon (https://kellerjordan.github.io/posts/muon/): the matrices inside of blocks move along their momentum, made
+    orthogonal; everything else is AdamW's.
+
+    orthogonalisation: by Newton–Schulz steps with Jordan's coefficients, or by Polar Express
+    (https://arxiv.org/abs/2505.16932). scale: of an update, by the matrix's shape: "adamw" is 0.2 √max(rows, columns),
+    with which AdamW's learning rate and decay do as they are (Moonlight, https://arxiv.org/abs/2502.16982); "original"
+    is √max(1, rows/columns).
+    """
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    nesterov: bool = True
+    orthogonalisation: Orthogonalisation = "polar_express"
+    iterations: Annotated[int, Field(ge=1, le=20)] = 5
+    scale: Literal["adamw", "original"] = "adamw"
+
+
+class GuardConfig(Strict):
+    """Which steps are not applied, and how many before the run stops.
+
+    A step is skipped when its loss or gradient is not finite, or, with `sigmas`, when its loss or the gradient's norm
+    is so many standard deviations above the mean of the last `window` steps that were applied, once there are half as
+    many (OLMo's rule, with 6 and 128: https://github.com/allenai/OLMo-core, `SkipStepOptimizer`). The run stops at the
+    step that makes more than `allowed` skipped ones among the last `window`.
+    """
+
+    sigmas: Positive | None = None
+    window: Annotated[int, Field(ge=2, le=100_000)] = 128
+    allowed: Annotated[int, Field(ge=0)] = 0
+
+
 class TrainConfig(Grown):
-    """AdamW (https://arxiv.org/abs/1711.05101) under a schedule.
+    """AdamW (https://arxiv.org/abs/1711.05101), or Muon for the matrices, under a schedule.
 
     warmup, decay: fractions of all steps (decay is WSD's). final: the last learning rate as a fraction of the peak.
     weight_decay falls on matrices only. clip: the largest allowed norm of the whole gradient; None lets any pass.
@@ -40,10 +84,17 @@ class TrainConfig(Grown):
     dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
     router: of models with experts. recompute: what of a forward pass is made again for the backward pass, instead of
     being kept: nothing, what costs no product ("selective"), or all of each block ("full"); the gradients are the same
-    (`economics.model.activations` says how much memory each takes).
+    (`economics.model.activations` says how much memory each takes). optimizer, muon, rates: what moves which parameter,
+    and how fast. cautious_decay: weights decay only where that is the update's own direction
+    (https://arxiv.org/abs/2510.12402). ema: decay of an exponential moving average of the weights, which is kept beside
+    them, in the state. guard: what is done about steps that would do harm. compile: blocks are compiled
+    (torch.compile), which takes a minute or so at first, and on a CPU seldom pays.
     """
 
-    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps", "router", "recompute")
+    LATE: ClassVar[tuple[str, ...]] = (
+        *("dtype", "log_steps", "router", "recompute"),
+        *("optimizer", "muon", "rates", "cautious_decay", "ema", "guard", "compile"),
+    )
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: ScheduleName = "cosine"
@@ -63,6 +114,23 @@ class TrainConfig(Grown):
     dtype: Asked = "auto"
     router: RouterConfig = RouterConfig()
     recompute: Recompute = "none"
+    optimizer: OptimizerName = "adamw"
+    muon: MuonConfig = MuonConfig()
+    rates: Rates = Rates()
+    cautious_decay: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    guard: GuardConfig = GuardConfig()
+    compile: bool = False
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_float8(cls, value: Any) -> Any:
+        if value in ("fp8", "float8", "float8_e4m3fn", "float8_e5m2"):
+            raise ValueError(
+                "training in 8 bits needs linears with scaled products and gradients, which torch itself does not have "
+                "(torchao does); use bfloat16"
+            )
+        return value
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.models.layers.kept import recomputing
 from bedplate.models.layers.routing import listening
-from bedplate.training.arithmetic import Arithmetic, choose, held
+from bedplate.training.arithmetic import Arithmetic, held
 from bedplate.training.batch import MicroBatch
-from bedplate.training.computing import computing, lacks_room, of_one_dtype, only_trained
+from bedplate.training.computing import compiled, computing, only_trained, policy_of, run_arithmetic
 from bedplate.training.config import TrainConfig
+from bedplate.training.guard import Guard
 from bedplate.training.interrupts import Interrupts
+from bedplate.training.losses import evaluate_loss
 from bedplate.training.metrics_log import MetricsLog
 from bedplate.training.objectives import AnyModel, Models, Objective, Term
-from bedplate.training.optimizers import NamedParameters, Optimization
+from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
 from bedplate.training.random_states import random_states, seeded, set_random_states
+from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.readings import LOSS, UnreadStep, read_steps
 from bedplate.training.routers import Routers
+from bedplate.training.skipped import Skipped
 from bedplate.training.sources import BatchSource
-from bedplate.training.state import METRICS_FILE, RunState, StateFile, StateStore, check_fingerprint, run_directory
+from bedplate.training.state import METRICS_FILE, RunState, StateStore, check_fingerprint, run_directory
+from bedplate.training.stores import store_of
+from bedplate.training.utilisation import Utilisation
 
-logger = logging.getLogger("bedplate.training")
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
-Reduce = Callable[[Mapping[str, float]], Mapping[str, float]]
-"""One rank's sums → those of all ranks together."""
 
-
-def own_sums(sums: Mapping[str, float]) -> Mapping[str, float]:
-    """The sums of all ranks, where there is one."""
-    return sums
+__all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def train(
     identity: Mapping[str, Any] | None = None,
     description: str = "training",
     store: StateStore | None = None,
-    reduce: Reduce = own_sums,
+    ranks: Ranks = ALONE,
+    utilisation: Utilisation | None = None,
 ) -> TrainResult:
     """Trains the `trainable` parameters in place; every other one is frozen meanwhile.
 
@@ -92,11 +93,12 @@ def train(
     identity: what else a resumed run must have in common with the saved one, such as the base's weights_id.
     on_checkpoint(step, models) is called after each save that `save_steps` asks for, and after the last; what it draws
     from the global random generators is undone.
-    reduce: where several ranks train on shares of one source, adds up what each of them counts.
+    ranks: the processes that train together, each on its share of one source. utilisation: with it, lines say which
+    share of the devices' peak was used ("mfu").
 
-    Raises TrainingError (another run's state in `out`, a loss or gradient that is not finite, a model that another run
-    of this process computes with), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved at
-    the step's end.
+    Raises TrainingError (another run's state in `out`, more steps that would do harm than `config.guard` allows, a
+    model that another run of this process computes with), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM,
+    with the state saved at the step's end.
     """
     roles: Models = models if isinstance(models, Mapping) else {"policy": models}
     missing = set(objective.roles) - set(roles)
@@ -107,56 +109,26 @@ def train(
         "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in trained.items()},
         "identity": dict(identity or {}),
     }
-    store = StateFile(out) if store is None else store
-    with run_directory(out):
+    store = store_of(out, ranks) if store is None else store
+    with run_directory(out, ranks.main):
+        ranks.together()
         last = store.latest()
-        saved = None if last is None else store.load(last)
-        arithmetic = _arithmetic(roles, config, store, saved, trained)
-        with computing(roles, arithmetic) as originals:
-            optimization = Optimization(trained.items(), config, originals)
-            with only_trained(roles, optimization), seeded(config.seed):
-                shared = None if reduce is own_sums else reduce
-                routers = Routers.of(policy_of(roles), config.router, trained.values(), shared)
-                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, reduce, routers)
+        arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)
+        # Models that were given out to ranks compute in another dtype than theirs without being changed.
+        with computing(roles, arithmetic if ranks.world == 1 else held(policy_of(roles))) as originals:
+            kinds = kinds_of(policy_of(roles).modules())
+            optimization = Optimization(trained.items(), config, originals, kinds, ranks)
+            with only_trained(roles, optimization), compiled(policy_of(roles), config.compile), seeded(config.seed):
+                routers = Routers.of(policy_of(roles), config.router, trained.values(), ranks)
+                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, ranks, routers, utilisation)
                 run = _Run(roles, source, objective, *made)
-                if saved is not None:
-                    run.restore(saved)
-                    del saved  # it is as large as what is trained
+                if last is not None:
+                    run.restore(last)
                 try:
                     return run.finish(description)
                 finally:
                     optimization.hand_back()
-
-
-def _arithmetic(
-    roles: Models, config: TrainConfig, store: StateStore, saved: RunState | None, trained: Mapping[str, nn.Parameter]
-) -> Arithmetic:
-    """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows."""
-    policy = policy_of(roles)
-    own = held(policy)
-    if saved is not None:
-        try:
-            # runs of earlier versions computed in what their models were held in
-            return Arithmetic.of_json(saved.values.get("arithmetic", own.to_json()))
-        except (KeyError, ValueError, TypeError) as error:
-            raise TrainingError(
-                f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
-            ) from error
-    if not of_one_dtype(roles):
-        return own
-    weights = {id(p) for model in roles.values() for p in model.parameters()}
-    kind = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
-    found = choose(policy, kind, config.dtype)
-    reason = lacks_room(roles, found)
-    if reason is None or config.dtype != "auto":
-        return found
-    logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
-    return own
-
-
-def policy_of(models: Models) -> AnyModel:
-    """The model that is trained."""
-    return models.get("policy", next(iter(models.values())))
+                    store.settle()
 
 
 class _Run(Generic[B]):
@@ -172,18 +144,22 @@ class _Run(Generic[B]):
         on_checkpoint: OnCheckpoint | None,
         about: dict[str, Any],
         arithmetic: Arithmetic,
-        reduce: Reduce,
+        ranks: Ranks,
         routers: Routers | None,
+        utilisation: Utilisation | None,
     ) -> None:
         self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
         self.store, self.optimization, self.on_checkpoint = store, optimization, on_checkpoint
-        self.about, self.arithmetic, self.reduce, self.routers = about, arithmetic, reduce, routers
+        self.about, self.arithmetic, self.ranks, self.routers = about, arithmetic, ranks, routers
+        self.utilisation = utilisation
         self.device = next(iter(optimization.parameters.values())).device
         self.tally = _Tally()
         self.unread: list[UnreadStep] = []
         self.unread_seconds = 0.0
-        self.void = torch.zeros((), device=self.device)
-        """1 from the first step on that is not to be applied, because something in it is not finite."""
+        self.guard = Guard(config.guard, self.device)
+        self.skipped = Skipped(config.guard)
+        self.spare: B | None = None
+        """For passes in which this rank has nothing to do, and the others wait for it."""
         self.metrics_at = 0
         self.resumed_at: int | None = None
         self.total = self._total_steps()
@@ -207,7 +183,7 @@ class _Run(Generic[B]):
     def finish(self, description: str) -> TrainResult:
         """From where it stands to the end."""
         with (
-            MetricsLog(self.out / METRICS_FILE, self.metrics_at) as log,
+            MetricsLog(self.out / METRICS_FILE, self.metrics_at, self.ranks.main) as log,
             Progress(description, self.total, "steps") as bar,
             Interrupts() as interrupts,
         ):
@@ -232,14 +208,16 @@ class _Run(Generic[B]):
         while self.tally.step < self.total:
             number = self._step(next(batches))
             planned = number == self.total or (every is not None and number % every == 0)
-            due = seconds is not None and time.monotonic() - saved_at >= seconds
-            stopped = interrupts.requested
+            late = seconds is not None and self.ranks.main and time.monotonic() - saved_at >= seconds
+            due, stopped = self.ranks.agreed(late, interrupts.requested)
             saving = planned or due or stopped
             if saving or len(self.unread) == self.config.log_steps:
                 self._read(log, bar)
             if saving:
                 self._save(log)
                 saved_at = time.monotonic()
+            if stopped or number == self.total:
+                self.store.settle()
             if planned and self.on_checkpoint is not None:
                 kept = random_states()
                 self.on_checkpoint(number, self.models)
@@ -257,18 +235,37 @@ class _Run(Generic[B]):
             for name, count in batch.counts.items():
                 counts[name] = counts.get(name, 0) + count
         counts["examples"] = sum(len(batch.ids) for batch in batches)
-        weights = self._weights(number, batches)
+        weights, passes = self._weights(number, batches), self.ranks.most(len(batches))
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
+            for _ in range(passes - len(batches)):
+                self._idle(number, batches)
+        self.spare = batches[-1] if batches and self.ranks.world > 1 else self.spare
         rate = self.config.learning_rate_at(number - 1, self.total)
-        step = UnreadStep(number, rate, counts, parts, self.optimization.clip())
-        self.void = torch.maximum(self.void, step.sound().logical_not().to(self.void.dtype))
-        self.optimization.step(rate, self.void)
+        norm = self.optimization.clip()
+        step = UnreadStep(number, rate, counts, parts, norm, torch.zeros_like(norm), torch.zeros_like(norm))
+        loss, unsound = self.ranks.total(torch.stack((step.loss().to(norm.dtype), step.unsound()))).unbind()
+        skipped, stops = self.guard.judge(number, loss, norm, unsound)
+        step.skipped, step.stops = self.ranks.worst(torch.stack((skipped, stops))).unbind()
+        self.optimization.step(rate, step.skipped)
         if self.routers is not None:
-            self.routers.step(self.void)
+            self.routers.step(step.skipped)
         self.unread.append(step)
         self.unread_seconds += time.perf_counter() - started
         return number
+
+    def _idle(self, number: int, batches: Sequence[B]) -> None:
+        """A pass that adds nothing: other ranks have more micro-batches in this step, and meet this one in each."""
+        spare = batches[-1] if batches else self.spare
+        if spare is None:
+            raise TrainingError(
+                f"step {number}: there is nothing in it for some ranks; take larger steps or fewer ranks"
+            )
+        terms = self.objective(self.models, spare.to(self.device))
+        loss = torch.stack([term.total * 0.0 for term in terms.values()]).sum()
+        if loss.requires_grad:
+            loss.backward()
+        self.optimization.collect()
 
     def _weights(self, number: int, batches: Sequence[B]) -> Mapping[str, float]:
         """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
@@ -277,7 +274,7 @@ class _Run(Generic[B]):
             found = self.objective.weights(batch)
             for name, weight in (found if self.routers is None else {**found, **self.routers.weights(batch)}).items():
                 own[name] = own.get(name, 0.0) + weight
-        weights = self.reduce(own)
+        weights = self.ranks.sums(own)
         for name, weight in weights.items():
             if weight <= 0:
                 raise TrainingError(f"step {number}: nothing carries weight in the term {name!r}")
@@ -307,22 +304,27 @@ class _Run(Generic[B]):
         started = time.perf_counter()
         read = read_steps(self.unread)
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
-        for step, (values, norm) in zip(self.unread, read, strict=True):
-            sums = self.reduce({**values, **step.counts})
+        for step, found in zip(self.unread, read, strict=True):
+            about = self.skipped.add(step.number, found, self.ranks) if found.skipped else {}
+            if found.stops:
+                raise self.skipped.error()
+            sums = self.ranks.sums({**found.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
             counts = {name: int(sums[name]) for name in step.counts}
-            log.write(
-                {
-                    "step": step.number,
-                    "loss": sum(losses.values()),
-                    **{name: sums[name] for name in values if len(losses) > 1 or not name.startswith(LOSS)},
-                    "learning_rate": step.learning_rate,
-                    "gradient_norm": norm,
-                    **counts,
-                    "tokens_per_second": counts["tokens"] / seconds,
-                    "examples_per_second": counts["examples"] / seconds,
-                }
-            )
+            several = {name: sums[name] for name in found.values if len(losses) > 1 or not name.startswith(LOSS)}
+            row = {
+                "step": step.number,
+                "loss": sum(losses.values()),
+                **several,
+                "learning_rate": step.learning_rate,
+                "gradient_norm": found.norm,
+                **counts,
+                "tokens_per_second": counts["tokens"] / seconds,
+                "examples_per_second": counts["examples"] / seconds,
+                **self._share_of_peak(counts["tokens"], seconds),
+                **about,
+            }
+            log.write({name: _finite(value) for name, value in row.items()})
             bar.advance(1, loss=sum(losses.values()))
             before = self.tally
             self.tally = _Tally(
@@ -330,9 +332,12 @@ class _Run(Generic[B]):
                 before.examples + counts["examples"],
                 before.tokens + counts["tokens"],
                 before.seconds + seconds,
-                losses,
+                before.losses if found.skipped else losses,
             )
         self.unread, self.unread_seconds = [], 0.0
+
+    def _share_of_peak(self, tokens: int, seconds: float) -> dict[str, float]:
+        return {} if self.utilisation is None else {"mfu": self.utilisation.share(tokens, seconds, self.ranks.world)}
 
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()
@@ -348,38 +353,24 @@ class _Run(Generic[B]):
 
     def _tensors(self) -> dict[str, Tensor]:
         own = {} if self.routers is None else self.routers.tensors()
-        return self.optimization.tensors() | own
+        return self.optimization.tensors() | own | self.guard.tensors()
 
-    def restore(self, saved: RunState) -> None:
-        """Everything as it was when `saved` was written."""
-        before = saved.values["fingerprint"]
+    def restore(self, step: int) -> None:
+        """Everything as it was when the state after this step was written."""
+        before = self.store.values(step)["fingerprint"]
         wanted = self._fingerprint(self.source.identity_like(before["source"]))
         check_fingerprint(self.out, self.store, before, wanted)
+        saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
         if self.routers is not None:
             self.routers.load(saved.tensors)
+        self.guard.load(saved.tensors)
         self.source.load_state(saved.values["source"])
         set_random_states(saved.tensors, saved.values["random"])
         self.tally = _Tally(**saved.values["tally"])
         self.metrics_at, self.resumed_at = int(saved.values["metrics_bytes"]), self.tally.step
 
 
-@torch.no_grad()
-def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Objective[B]) -> dict[str, float]:
-    """Each term's loss over all batches, weighted exactly, with the models in evaluation mode."""
-    roles: Models = models if isinstance(models, Mapping) else {"policy": models}
-    device = next(next(iter(roles.values())).parameters()).device
-    modes = [(m, m.training) for model in roles.values() for m in model.modules()]
-    totals: dict[str, float] = {}
-    weights: dict[str, float] = {}
-    try:
-        for model in roles.values():
-            model.train(False)
-        for batch in batches:
-            for name, term in objective(roles, batch.to(device)).items():
-                totals[name] = totals.get(name, 0.0) + float(term.total)
-                weights[name] = weights.get(name, 0.0) + term.weight
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return {name: totals[name] / weights[name] for name in totals}
+def _finite(value: Any) -> Any:
+    """JSON has no numbers that are not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,10 +12,14 @@ from bedplate.core.errors import TrainingError
 
 
 class MetricsLog(Closing):
-    """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to."""
+    """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to.
+    Where it is not `main`, another rank writes them."""
 
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, resume_at: int = 0, main: bool = True) -> None:
+        self._path, self._main = path, main
+        if not main:
+            path = Path(os.devnull)
+            resume_at = 0
         size = path.stat().st_size if path.exists() else 0
         if size < resume_at:
             raise TrainingError(
@@ -23,7 +27,8 @@ class MetricsLog(Closing):
                 "delete the saved state to start anew"
             )
         self._file = path.open("ab")
-        self._file.truncate(resume_at)
+        if main:
+            self._file.truncate(resume_at)
 
     def close(self) -> None:
         self._file.close()
@@ -34,5 +39,7 @@ class MetricsLog(Closing):
 
     def position(self) -> int:
         """Bytes written so far, made safe on disk."""
+        if not self._main:
+            return 0
         os.fsync(self._file.fileno())
         return self._file.tell()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from bedplate.core.errors import TrainingError
 
 LOSS = "loss/"
 """What the names of the losses begin with; a metric's begins with its term's."""
@@ -17,49 +15,62 @@ Values = Mapping[str, Tensor]
 """Scalars of one micro-batch, divided by their term's weight in the whole step, so that the step's are their sums."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class UnreadStep:
-    """One step. number: from 1. parts: ids and values of its micro-batches; norm: of its gradient, before clipping."""
+    """One step. number: from 1. parts: ids and values of its micro-batches; norm: of its gradient, before clipping.
+    skipped, stops: what the guard says of it, 0 or 1."""
 
     number: int
     learning_rate: float
     counts: Mapping[str, int]
     parts: Sequence[tuple[Sequence[str], Values]]
     norm: Tensor
+    skipped: Tensor
+    stops: Tensor
 
     @property
     def scalars(self) -> list[Tensor]:
         """Everything that is to be read."""
-        return [*(value for _, values in self.parts for value in values.values()), self.norm]
+        return [*(value for _, values in self.parts for value in values.values()), self.norm, self.skipped, self.stops]
 
-    def sound(self) -> Tensor:
-        """Whether all of it is finite: a bool scalar that is not read."""
-        return torch.stack(self.scalars).isfinite().all()
+    def loss(self) -> Tensor:
+        """The step's, of this rank: a scalar that is not read."""
+        own = [value for _, values in self.parts for name, value in values.items() if name.startswith(LOSS)]
+        return torch.stack(own).sum() if own else torch.zeros_like(self.norm)
+
+    def unsound(self) -> Tensor:
+        """1 where not all of it is finite: a scalar that is not read."""
+        return torch.stack(self.scalars).isfinite().all().logical_not().to(self.norm.dtype)
 
 
-def read_steps(steps: Sequence[UnreadStep]) -> list[tuple[dict[str, float], float]]:
-    """Reads all of them at once: of each the values, summed over its micro-batches, and the norm. Raises TrainingError,
-    naming step and examples, for the first in which something is not finite."""
+@dataclass(frozen=True)
+class ReadStep:
+    """values: summed over the micro-batches of this rank. broken: of each of them that is not finite, its ids and what
+    it gave; ids: of all of them."""
+
+    values: Mapping[str, float]
+    norm: float
+    skipped: bool
+    stops: bool
+    ids: Sequence[str]
+    broken: Sequence[tuple[Sequence[str], str]]
+
+
+def read_steps(steps: Sequence[UnreadStep]) -> list[ReadStep]:
+    """Reads all of them at once."""
     numbers = iter(torch.stack([scalar for step in steps for scalar in step.scalars]).tolist())
-    read: list[tuple[dict[str, float], float]] = []
-    for step in steps:
-        values: dict[str, float] = {}
-        for ids, part in step.parts:
-            found = {name: next(numbers) for name in part}
-            if not all(map(math.isfinite, found.values())):
-                raise _not_finite(step, f"the loss is {found}", ids)
-            for name, value in found.items():
-                values[name] = values.get(name, 0.0) + value
-        norm = next(numbers)
-        if not math.isfinite(norm):
-            raise _not_finite(step, f"the gradient's norm is {norm}", [id for ids, _ in step.parts for id in ids])
-        read.append((values, norm))
-    return read
+    return [_read(step, numbers) for step in steps]
 
 
-def _not_finite(step: UnreadStep, what: str, ids: Sequence[str]) -> TrainingError:
-    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    return TrainingError(
-        f"step {step.number}: {what}, on the examples {shown}. The state before this step is kept; "
-        "lower the learning rate, or look at these examples"
-    )
+def _read(step: UnreadStep, numbers: Iterator[float]) -> ReadStep:
+    values: dict[str, float] = {}
+    broken: list[tuple[Sequence[str], str]] = []
+    for ids, part in step.parts:
+        found = {name: next(numbers) for name in part}
+        if not all(map(math.isfinite, found.values())):
+            broken.append((ids, f"the loss is {found}"))
+        for name, value in found.items():
+            values[name] = values.get(name, 0.0) + value
+    norm, skipped, stops = (next(numbers) for _ in range(3))
+    every = [id for ids, _ in step.parts for id in ids]
+    return ReadStep(values, norm, bool(skipped), bool(stops), every, broken)

@@ -11,7 +11,7 @@ Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from bedplate.models.layers.routing import Router, Routing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
 from bedplate.training.objectives import AnyModel, Term
+from bedplate.training.ranks import ALONE, Ranks
 
 TERM = "router"
 _STATE = "selection_bias/"
@@ -34,9 +35,9 @@ class Routers:
         self,
         routers: Sequence[Router],
         config: RouterConfig,
-        reduce: Callable[[Mapping[str, float]], Mapping[str, float]] | None,
+        ranks: Ranks,
     ) -> None:
-        self._routers, self._config, self._reduce = routers, config, reduce
+        self._routers, self._config, self._ranks = routers, config, ranks
         self._load: dict[Router, Tensor] = {}
         self._weights: dict[tuple[str, ...], float] = {}
 
@@ -46,10 +47,10 @@ class Routers:
         model: AnyModel,
         config: RouterConfig,
         trained: Iterable[nn.Parameter],
-        reduce: Callable[[Mapping[str, float]], Mapping[str, float]] | None,
+        ranks: Ranks = ALONE,
     ) -> Routers | None:
-        """None for a model without experts. reduce: adds up what ranks count; None where there is one. UsageError for
-        what such a model, or a base that stays as it is, cannot be taught."""
+        """None for a model without experts. UsageError for what such a model, or a base that stays as it is, cannot be
+        taught."""
         routers = [module for module in model.modules() if isinstance(module, Router)]
         if not routers:
             if config != RouterConfig():
@@ -61,7 +62,7 @@ class Routers:
                 raise UsageError("router.bias_rate needs routers with a selection bias; use router.balance instead")
             if not any(id(parameter) in own for parameter in trained):
                 raise UsageError("router.bias_rate changes the base, of which this run trains nothing; leave it out")
-        return cls(routers, config, reduce)
+        return cls(routers, config, ranks)
 
     def weights(self, batch: MicroBatch) -> dict[str, float]:
         """The number of tokens, those of a shared prefix once for each document that begins with it. Reads the batch,
@@ -99,16 +100,10 @@ class Routers:
         `void`, a scalar that is not read, is 1."""
         for router, load_E in self._load.items():
             assert router.selection_bias is not None
-            all_E = self._of_all_ranks(load_E)
+            all_E = self._ranks.total(load_E)
             move_E = (all_E.mean() - all_E).sign() * self._config.bias_rate
             router.selection_bias += (move_E * (1 - void)).to(router.selection_bias.dtype)
         self._load = {}
-
-    def _of_all_ranks(self, load_E: Tensor) -> Tensor:
-        if self._reduce is None:
-            return load_E
-        sums = self._reduce({str(e): load for e, load in enumerate(load_E.tolist())})
-        return load_E.new_tensor([sums[str(e)] for e in range(len(load_E))])
 
     def tensors(self) -> dict[str, Tensor]:
         """The selection biases, which a run that goes on needs again."""

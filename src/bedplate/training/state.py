@@ -18,6 +18,8 @@ from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.files import file_lock
 
 STATE_FILE = "state.safetensors"
+SHARDS = "states"
+"""Where several ranks keep theirs."""
 METRICS_FILE = "metrics.jsonl"
 _TEMPORARY = f".{STATE_FILE}.tmp"
 _VERSION = 1
@@ -42,8 +44,20 @@ class StateStore(Protocol):
         """The step of the last state that was saved, None where there is none. TrainingError for what is no state."""
         ...
 
-    def load(self, step: int) -> RunState:
-        """The state that was saved at this step. TrainingError where it cannot be read."""
+    def values(self, step: int) -> dict[str, Any]:
+        """What is not tensors of the state that was saved at this step. TrainingError where it cannot be read."""
+        ...
+
+    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
+        """The state that was saved at this step. TrainingError where it cannot be read.
+
+        like: tensors of the state as they are to lie among ranks; what is read may be put into them. Without, and of
+        those that it does not name, tensors are whole.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Waits until what was saved is on the disk. UsageError where it cannot be written."""
         ...
 
     def remove(self) -> None:
@@ -79,10 +93,21 @@ class StateFile:
         with self._opened() as (_, values):
             return int(values["tally"]["step"])
 
-    def load(self, step: int) -> RunState:
+    def values(self, step: int) -> dict[str, Any]:
+        with self._opened() as (_, values):
+            self._check_step(values, step)
+            return values
+
+    def settle(self) -> None:
+        """What is saved is on the disk at once."""
+
+    def _check_step(self, values: Mapping[str, Any], step: int) -> None:
+        if values["tally"]["step"] != step:
+            raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
+
+    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
         with self._opened() as (file, values):
-            if values["tally"]["step"] != step:
-                raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
+            self._check_step(values, step)
             return RunState({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
 
     def remove(self) -> None:
@@ -131,8 +156,12 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def run_directory(out: Path) -> Generator[None]:
-    """Makes the directory and keeps other writers out of it while the run lasts (they wait)."""
+def run_directory(out: Path, main: bool = True) -> Generator[None]:
+    """Makes the directory and keeps other writers out of it while the run lasts (they wait). main: of several ranks,
+    the one that does so for all."""
+    if not main:
+        yield
+        return
     with file_lock(out / ".lock"):
         (out / _TEMPORARY).unlink(missing_ok=True)  # a killed writer's
         yield

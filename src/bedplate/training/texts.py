@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import DataError
+from bedplate.models.device_memory import sent
 from bedplate.models.inputs import Inputs
 
 
@@ -47,7 +48,7 @@ class TextBatch:
         return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
 
     def to(self, device: torch.device) -> Self:
-        tokens, segments, wanted = (one.to(device) for one in (self.tokens, self.segments, self.wanted))
+        tokens, segments, wanted = (sent(one, device) for one in (self.tokens, self.segments, self.wanted))
         return replace(self, tokens=tokens, segments=segments, wanted=wanted)
 
 

@@ -1,7 +1,10 @@
-"""Decode steps that are recorded and replayed: what is replayed here is the very call that was recorded, over the
-memory it was given, so that whatever the host looked at while recording would be wrong afterwards."""
+"""Decode steps that are recorded and replayed: what is replayed here are the operations that were started, over the
+memory that they were given, so that whatever the host looked at while recording would be wrong afterwards."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,37 +12,77 @@ from tests.counting import Counted
 from tests.made import made_base
 from tests.near import assert_near
 from tests.tiny import tiny_spec
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.adapters.dora import MAGNITUDE
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
+from bedplate.core.errors import UsageError
 from bedplate.inference.engine import engine as engine_module
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.inference.forward import graphs
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.batch import FlatBatch
 from bedplate.inference.forward.graphs import Recorded, Run
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import TorchForward
+from bedplate.models.checkpoints.base import Base
 from bedplate.models.families import FAMILIES
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers import grouped
+from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
 CPU = torch.device("cpu")
-RECORDABLE = ("llama", "qwen2", "gemma2", "gemma3_text", "olmo3", "phi3", "gpt_neox", "smollm3")
+RECORDABLE = ("llama", "qwen2", "gemma2", "gemma3_text", "olmo3", "phi3", "gpt_neox", "smollm3", "gpt2")
+
+
+class Tape(TorchDispatchMode):
+    """What was started, over which memory: played again, it asks nothing of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, found))
+        return found
+
+    def play(self) -> None:
+        for func, args, kwargs, before in self._calls:
+            now, given = func(*args, **kwargs), {place_of(x) for x in tree_leaves((args, kwargs)) if is_tensor(x)}
+            for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
+                if is_tensor(old) and place_of(old) not in given:  # else it is a part of what was given
+                    old.copy_(new)
+
+
+def place_of(x: torch.Tensor) -> int:
+    return x.untyped_storage().data_ptr()
 
 
 class Recorder:
-    """Records nothing, and counts what it was asked to."""
+    """Records on a tape, as a device does, and counts what that asks for."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
         self.counted: list[Counted] = []
 
     def __call__(self, run: Run) -> Run:
         run()  # as a device does first
-        with Counted() as counted:
-            run()
-        self.runs.append(run)
+        tape = Tape()
+        with Counted() as counted, tape:
+            found = run()
         self.counted.append(counted)
-        return run
+
+        def replay() -> tuple[torch.Tensor, torch.Tensor]:
+            tape.play()
+            return found
+
+        return replay
 
 
 def spec_of(name: str) -> TransformerSpec:
@@ -49,10 +92,20 @@ def spec_of(name: str) -> TransformerSpec:
     return spec
 
 
-@pytest.mark.parametrize("name", RECORDABLE)
+@pytest.mark.parametrize("name", [*RECORDABLE, "mixtral", "gpt_oss"])
 @torch.inference_mode()
-def test_a_replayed_step_is_as_one_that_is_run(name: str) -> None:
+def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rope that another one takes the place of in between (phi3), and of experts where torch has products of
+    groups."""
     spec = spec_of(name)
+    if name == "phi3":
+        assert isinstance(spec.rope, Rope)
+        pairs = int(spec.head_dim * spec.rope.fraction) // 2
+        scaling = LongRopeScaling((1.0,) * pairs, (3.0,) * pairs, 7, 4.0)
+        spec = spec.with_(rope=replace(spec.rope, scaling=scaling))
+    if spec.experts is not None:
+        for room in (graphs, grouped):
+            monkeypatch.setattr(room, "by_torch", lambda x: True)
     base, record = made_base(spec, FAMILIES["hf", name]), Recorder()
     caches = [
         PagedCache(spec, torch.float32, CPU, 1 << 21, block=4, step=8, scratch=scratch) for scratch in (True, False)
@@ -79,31 +132,153 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str) -> None:
         assert ours.logits_WV.shape == (len(rows), spec.vocab_size)
         assert_near(ours.logits_WV, theirs.logits_WV, 1e-4, f"{rows}")
         assert_near(ours.hidden_ND, theirs.hidden_ND, 1e-4, f"{rows}")
-    assert 3 <= len(record.runs) < 11  # by powers of two of rows and of blocks
+    assert 3 <= len(record.counted) < 11  # by powers of two of rows and of blocks
     for counted in record.counted:
         assert counted.waited == 0, counted.waits
+
+
+CONFIGS = (
+    LoraConfig(r=2, alpha=3),
+    LoraConfig(r=3, alpha=6, targets=("q", "v", "up", "down")),
+    LoraConfig(r=5, alpha=5, rslora=True, dora=True, targets=("k", "up", "o")),
+    LoraConfig(r=20, alpha=30, targets=("o", "k")),
+)
+
+
+def adapter(base: Base, config: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
+    linears = block_linears(base.model)
+    modules = {path: linears[path] for path in config.paths([*linears], None)}
+    generator = torch.Generator().manual_seed(seed)
+    fresh = initial_tensors(config, modules, seed)
+    drawn = {name: torch.randn(one.shape, generator=generator) * 0.2 for name, one in fresh.items()}
+    return {name: fresh[name] * (1 + one) if name.endswith(MAGNITUDE) else one for name, one in drawn.items()}
 
 
 def test_an_engine_that_records_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     base, record = made_base(tiny_spec()), Recorder()
     said = Sampling(max_tokens=24, ignore_eos=True)
-    asked = [Generate(tuple(range(3 + row, 9 + 4 * row)), said) for row in range(5)]
-    with Engine(base, kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
+    adapters = [None, "a", "b", "a", None]
+    asked = [Generate(tuple(range(3 + row, 9 + 4 * row)), said, adapter=adapters[row]) for row in range(5)]
+    weights = {name: (config, adapter(base, config, 1)) for name, config in zip("ab", CONFIGS, strict=False)}
+
+    def opened() -> Engine:
+        engine = Engine(base, kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20)
+        for name, (config, tensors) in weights.items():
+            engine.load_adapter(name, config, tensors)
+        return engine
+
+    with opened() as engine:
         alone = [engine.run([one])[0] for one in asked]
     init = PagedCache.__init__
     monkeypatch.setattr(PagedCache, "__init__", lambda self, *args, **kwargs: init(self, *args, **kwargs, scratch=True))
     monkeypatch.setattr(engine_module, "recorder", lambda device: record)
-    with Engine(base, kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
+    with opened() as engine:
         for one, other in zip(engine.run(asked), alone, strict=True):
             assert isinstance(one, Generation)
             assert isinstance(other, Generation)
             assert one.token_ids == other.token_ids
-    assert record.runs
+    assert record.counted
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt_neox"])
+def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
+    """Of other ranks, linears and kinds, that come and go and take the slots of others: as with a bank that puts a
+    batch's adapters together."""
+    spec = spec_of(name)
+    base, record = made_base(spec, FAMILIES["hf", name]), Recorder()
+    caches = [PagedCache(spec, torch.float32, CPU, 1 << 21, block=4, scratch=scratch) for scratch in (True, False)]
+    banks = [Bank(base.model, 8) for _ in range(2)]
+    recorded = TorchForward(base, banks[0], caches[0], joined=True, record=record)
+    plain = TorchForward(base, banks[1], caches[1], joined=True)
+    generator, done = torch.Generator().manual_seed(0), {0: 3, 1: 9, 2: 1, 3: 6}
+    for ways, cache in ((recorded, caches[0]), (plain, caches[1])):
+        cache.reserve(done)
+        tokens = torch.randint(3, spec.vocab_size, (sum(done.values()),), generator=generator.manual_seed(1)).tolist()
+        with torch.inference_mode():
+            ways(FlatBatch(tokens, [Span(row, 0, n) for row, n in done.items()], [Loaded(None)] * 4, ()))
+
+    def add(config: LoraConfig, seed: int) -> None:
+        for bank in banks:
+            bank.add(config, adapter(base, config, seed))
+
+    def step(*slots: int) -> None:
+        """Of the first rows, with these adapters."""
+        spans = [Span(row, done[row], 1) for row in range(len(slots))]
+        done.update({span.row: span.end for span in spans})
+        tokens = torch.randint(3, spec.vocab_size, (len(slots),), generator=generator).tolist()
+        loaded = [Loaded(str(slot), slot) for slot in slots]
+        batch = FlatBatch(tokens, spans, loaded, range(len(slots)))
+        for cache in caches:
+            cache.reserve(done)
+        with torch.inference_mode():
+            ours, theirs = recorded(batch), plain(batch)
+        assert_near(ours.logits_WV, theirs.logits_WV, 1e-4, f"{slots}")
+        assert_near(ours.hidden_ND, theirs.hidden_ND, 1e-4, f"{slots}")
+
+    add(CONFIGS[0], 1)
+    step(0, BASE_ROW, 0)
+    step(0, BASE_ROW, 0)
+    step(BASE_ROW, 0, BASE_ROW)
+    assert len(record.counted) == 1
+    add(CONFIGS[1], 2)
+    step(1, 0, BASE_ROW)
+    step(0, 1, 1)
+    step(BASE_ROW, BASE_ROW)
+    step(1, 1, 1, 1)
+    for seed, config in enumerate(CONFIGS[2:], 3):
+        add(config, seed)
+    step(0, 3, 1, BASE_ROW)
+    step(2, 0, 1, 3)
+    many = len(record.counted)
+    step(2, BASE_ROW, 3, 0)
+    step(1, 2, 0, 1)
+    assert len(record.counted) == many
+    for bank in banks:
+        bank.remove(1)
+    step(0, 2, 0, 3)
+    add(CONFIGS[0], 9)
+    step(1, 2, 1, 0)
+    for counted in record.counted:
+        assert counted.waited == 0, counted.waits
+    banks[0].merge(0)
+    with pytest.raises(UsageError, match="merged"):
+        recorded(FlatBatch([5], [Span(0, done[0], 1)], [Loaded("0", 0)], [0]))
+
+
+def test_adapters_that_have_no_places_run_as_they_do() -> None:
+    """One that is being trained may change; of more adapters than places, those of a step have them."""
+    base, record = made_base(tiny_spec()), Recorder()
+    cache = PagedCache(base.spec, torch.float32, CPU, 1 << 20, scratch=True)
+    cache.reserve({0: 30})
+    bank = Bank(base.model, 40)
+    forward = TorchForward(base, bank, cache, joined=True, record=record)
+    config = LoraConfig(r=2, targets=("q",))
+    trained = bank.add(config, adapter(base, config, 0), trainable=True)
+    cache.reserve({0: 30, **dict.fromkeys(range(1, 36), 4)})
+    one = Loaded("trained", trained)
+    with torch.inference_mode():
+        assert forward(FlatBatch([5], [Span(0, 0, 1)], [one], [0])).logits_WV is not None
+    assert not record.counted
+    slots = [bank.add(config, adapter(base, config, seed)) for seed in range(1, 36)]
+    for some, recordings in ((slots[:20], 1), (slots[15:35], 1), (slots[:3], 2), (slots, 2)):
+        batch = FlatBatch(
+            [7] * len(some),
+            [Span(row, 0, 1) for row in range(1, len(some) + 1)],
+            [Loaded(str(slot), slot) for slot in some],
+            range(len(some)),
+        )
+        with torch.inference_mode():
+            found = forward(batch)
+            bank.select(some)
+            hidden = base.model(Inputs(torch.full((len(some), 1), 7))).hidden[:, 0]
+            bank.select(None)
+        assert_near(found.hidden_ND, hidden, 1e-4)
+        assert len(record.counted) == recordings
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("lfm2", "states"), ("deepseek_v3", "latents"), ("olmoe", "experts"), ("gpt2", "learned positions")],
+    [("lfm2", "states"), ("deepseek_v3", "latents"), ("olmoe", "experts")],
 )
 def test_what_the_host_looks_at_is_not_recorded(name: str, reason: str) -> None:
     base = made_base(spec_of(name), FAMILIES["hf", name])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.interpreted import interpreting
+from tests.interpreted import NO_TRITON, interpreting
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
@@ -90,7 +90,7 @@ def test_what_others_left_is_not_multiplied(one_operation: None) -> None:
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_device(tmp_path: Path) -> None:
     """The interpreter lets pass what the compiler does not."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", reason=NO_TRITON)
     settings = {
         **os.environ,
         "TRITON_INTERPRET": "0",

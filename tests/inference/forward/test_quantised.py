@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 import torch.nn.functional as F
+from gguf import GGMLQuantizationType
 from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
@@ -14,11 +16,13 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score, Scores
 from bedplate.inference.forward import quantised as rooms
 from bedplate.inference.forward.quantised import QuantisedLinear, quantised
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
+from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.inputs import Inputs
 from bedplate.models.layers.linear import Linear
 
 SIZES = {"hidden_size": 128, "feedforward_size": 128, "heads": 4, "kv_heads": 2, "head_dim": 32}
@@ -70,6 +74,30 @@ def test_an_engine_on_torch_runs_what_it_was_asked_to(bits, paged: bool, tmp_pat
             texts.append([one.token_ids for one in results if isinstance(one, Generation)])
         assert all(torch.equal(p, before[name]) for name, p in one.model.named_parameters())
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_a_base_is_opened_in_them_on_torch_as_the_gguf_package_reads_them(bits, tmp_path: Path) -> None:
+    """Log-probabilities of a prompt against a base that was written with what that package makes of the same bytes."""
+    directory = write_tiny_base(tmp_path / "base", **SIZES)
+    plain = load_base(directory, dtype="float32")
+    kind, quantise = (
+        (GGMLQuantizationType.Q8_0, quantise_int8) if bits == "int8" else (GGMLQuantizationType.Q4_1, quantise_int4)
+    )
+    with torch.no_grad():
+        for linear in block_linears(plain.model).values():
+            blocks = quantise(linear.weight)
+            matrix = gguf.dequantize(blocks.data.flatten(1).numpy(), kind)
+            linear.weight.copy_(torch.from_numpy(matrix).view(linear.weight.shape))
+    tokens = torch.arange(5, 45)[None]
+    with torch.inference_mode():
+        wanted = plain.model.head(plain.model(Inputs(tokens)).hidden[0]).log_softmax(-1)
+    chosen = tuple(range(45, 50))
+    with open_base(directory, Asked("float32", bits, "torch"), "cpu").model() as model:
+        assert (model.engine.weights, model.engine.kernel) == (bits, "torch")
+        (found,) = model.engine.run([Score(tuple(tokens[0].tolist()), tuple((token,) for token in chosen))])
+    assert isinstance(found, Scores)
+    assert_near(torch.tensor(found.totals), wanted[-1, list(chosen)], 1e-5)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:

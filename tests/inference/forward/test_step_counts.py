@@ -4,6 +4,7 @@ tensors that say they are none."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -19,8 +20,16 @@ from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.share import Share
+from bedplate.inference.forward import slot_attention
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.batch import FlatBatch
+from bedplate.inference.forward.kv_cache import SlotCache
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.inference.forward.spans import Span
+from bedplate.inference.forward.torch import TorchForward
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.layers.fused.joined import lay_together
+from bedplate.models.families import FAMILIES
+from bedplate.models.layers.fused.joined import Joined, lay_together
 
 LAYERS = 32
 ROWS = 8
@@ -76,6 +85,43 @@ def test_a_step_of_the_base_is_few_operations_and_waits_once(paged: bool, monkey
     for one in counted:
         assert one.started <= 350, one.operations.most_common()
         assert one.waited <= 1, one.waits
+
+
+@pytest.mark.parametrize(
+    ("device", "blocks", "laid"), [("cuda", False, True), ("cpu", True, True), ("cpu", False, False)]
+)
+def test_no_device_computes_a_step_in_more(device: str, blocks: bool, laid: bool) -> None:
+    """Linears that read the same input are apart on a CPU's slots alone, where no operation waits to be started."""
+    own = made_base(tiny_spec())
+    cache = (PagedCache if blocks else SlotCache)(own.spec, torch.float32, own.device, 1 << 20)
+    TorchForward(replace(own, device=torch.device(device)), None, cache)
+    with torch.inference_mode():
+        whole = [
+            one.product(torch.zeros(1, 1, one.parts[0].in_features))
+            for one in own.model.modules()
+            if isinstance(one, Joined)
+        ]
+    assert whole
+    assert all((one is not None) == laid for one in whole)
+
+
+def test_keys_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prompt that begins, of one that goes on beside others, and of a step."""
+    family = FAMILIES["hf", "gemma4_text"]
+    own = made_base(family.to_spec(dict(family.examples[0])), family)
+    cache = SlotCache(own.spec, torch.float32, own.device)
+    cache.reserve({0: 20, 1: 20})
+    forward, written, keep = TorchForward(own, None, cache), list[int](), slot_attention.keep
+    monkeypatch.setattr(slot_attention, "keep", lambda *given: (written.append(1), keep(*given)))
+    sources = {own.spec.keys_of(layer) for layer in range(own.spec.layers)}
+    assert len(sources) < own.spec.layers
+    pieces = [Span(0, 0, 7)], [Span(0, 7, 3), Span(1, 0, 5)], [Span(0, 10, 1), Span(1, 5, 1)]
+    with torch.inference_mode():
+        for spans in pieces:
+            written.clear()
+            count = sum(span.length for span in spans)
+            forward(FlatBatch([5] * count, spans, [Loaded(None)] * len(spans), [count - 1]))
+            assert len(written) == len(sources)
 
 
 def test_adapters_add_few_operations_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:

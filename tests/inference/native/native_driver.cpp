@@ -75,7 +75,7 @@ struct Kernel {
         if (!function) fail(dlerror());
     }
     void* library;
-    void* (*make)(const Shape*, const void*, const void*);
+    void* (*make)(const Shape*, const void*, const void*, const void*);
     int (*turning)(void*, int, int, float, const float*);
     int (*layer)(void*, int, int, int);
     int (*vector)(void*, int, int, int, const float*, const float*);
@@ -96,7 +96,8 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         if (what == 'N') {
             shape = *in.array_of<Shape>();
             if (handle) kernel.free(handle);
-            handle = kernel.make(&shape, in.array(), nullptr);
+            const void *embedding = in.array(), *positions = in.array();
+            handle = kernel.make(&shape, embedding, positions, in.array());
             done(!handle);
         } else if (what == 'T') {
             const int size = int(in.number()), interleaved = int(in.number());
@@ -135,7 +136,8 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             const bool states = in.number();
             call.places = in.array_of<int64_t>();
             call.tokens = in.array_of<int64_t>(), call.rows = in.array_of<int64_t>();
-            call.positions = in.array_of<int64_t>(), call.wanted = in.array_of<int64_t>();
+            call.positions = in.array_of<int64_t>(), call.lengths = in.array_of<int64_t>();
+            call.types = in.array_of<int64_t>(), call.wanted = in.array_of<int64_t>();
             std::vector<const LowRank*> adapters;
             if (const int64_t* numbers = in.array_of<int64_t>()) {
                 for (int i = 0; i < call.tokens_count; ++i)

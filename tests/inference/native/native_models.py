@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import detection
-from bedplate.inference.native.decoder import Forwarded, NativeDecoder, WeightFormat
+from bedplate.inference.native.decoder import Forwarded, NativeDecoder
+from bedplate.inference.native.packed import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
@@ -19,6 +20,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.routing import Router
+from bedplate.models.model import Model
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
 
 FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
@@ -47,6 +49,13 @@ def base_dtype(weights: WeightFormat) -> torch.dtype:
 
 
 def make(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+    model = random_model(spec, seed, dtype)
+    assert isinstance(model, Decoder)
+    return model
+
+
+def random_model(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Model:
+    """Its norms and biases random too."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(spec)
@@ -54,7 +63,6 @@ def make(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat
             for name, parameter in model.named_parameters():
                 if "norm" in name or name.endswith("bias"):
                     parameter.add_(torch.randn_like(parameter) * 0.3)
-    assert isinstance(model, Decoder)
     return model.to(dtype).eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""What a native decoder tells its kernel, written down so that native_driver.cpp can tell it to another one."""
+"""What a native decoder or encoder tells its kernel, written down so that native_driver.cpp can tell it to another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Sh
 
 
 class Recorder:
-    """Stands between a NativeDecoder and a kernel: passes every call on and writes it to `path`."""
+    """Stands between a NativeDecoder or NativeEncoder and a kernel: passes every call on and writes it to `path`."""
 
     def __init__(self, library: Library, path: Path) -> None:
         self._library, self._file = library, path.open("wb")
@@ -43,8 +43,7 @@ class Recorder:
         self._file.write(ctypes.string_at(address, size))
         return None
 
-    def new(self, shape: Shape, embedding: int, positions: int | None) -> int | None:
-        assert positions is None  # nobody says here how many there are
+    def new(self, shape: Shape, embedding: int, positions: int | None, types: int | None) -> int | None:
         self._shape, self._width = shape, 4 if shape.wide else 2
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         inner, outer, wide = shape.hidden, shape.hidden, shape.feedforward
@@ -52,8 +51,9 @@ class Recorder:
         self._told, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        self._array(embedding, shape.vocabulary * shape.hidden * self._width)
-        return self._library.new(shape, embedding, positions)
+        for table, rows in ((embedding, shape.vocabulary), (positions, shape.positions), (types, shape.token_types)):
+            self._array(table, rows * shape.hidden * self._width)
+        return self._library.new(shape, embedding, positions, types)
 
     def turning(self, handle: int, size: int, interleaved: int, factor: float, frequencies: int) -> int:
         self._numbers(ord("T"), size, interleaved, 4)
@@ -84,14 +84,8 @@ class Recorder:
 
     def forward(self, handle: int, call: Call) -> int:
         layers = self._shape.layers
-        pointers = ctypes.c_void_p * layers
-        keys, values = (pointers.from_address(address) for address in (call.keys, call.values))
-        cache = tuple(int(address) for pair in zip(keys, values, strict=True) for address in pair)
-        if cache != self._told:
-            self._numbers(ord("C"))
-            for address in cache:
-                self._array(address, self._cache_bytes)
-            self._told = cache
+        if call.keys:
+            self._tell_cache(call)
         numbers: list[int] | None = None
         if call.adapters:
             tables = (ctypes.c_void_p * call.tokens_count).from_address(call.adapters)
@@ -99,7 +93,7 @@ class Recorder:
         N = call.tokens_count
         self._numbers(ord("F"), N, call.wanted_count, call.depth, int(bool(call.hidden)))
         self._array(call.places, 8 * layers)
-        for address in (call.tokens, call.rows, call.positions):
+        for address in (call.tokens, call.rows, call.positions, call.lengths, call.types):
             self._array(address, 8 * N)
         self._array(call.wanted, 8 * call.wanted_count)
         if numbers is None:
@@ -107,6 +101,16 @@ class Recorder:
         else:
             self._numbers(8 * N, *numbers)
         return self._library.forward(handle, call)
+
+    def _tell_cache(self, call: Call) -> None:
+        pointers = ctypes.c_void_p * self._shape.layers
+        keys, values = (pointers.from_address(address) for address in (call.keys, call.values))
+        cache = tuple(int(address) for pair in zip(keys, values, strict=True) for address in pair)
+        if cache != self._told:
+            self._numbers(ord("C"))
+            for address in cache:
+                self._array(address, self._cache_bytes)
+            self._told = cache
 
     def new_cache(self, tensors: Sequence[Tensor]) -> None:
         """To be called with a cache's tensors before its first forward."""

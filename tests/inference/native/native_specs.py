@@ -130,3 +130,43 @@ EXPERTS = {
     ),
 }
 """Mixtures of experts."""
+
+
+def encoder_of(**changes: Any) -> TransformerSpec:
+    """Two blocks as BERT has them, and what is to differ."""
+    spec = spec_of(
+        kind="encoder",
+        kv_heads=6,
+        norm="layer",
+        norm_placement="post",
+        rope=None,
+        gated=False,
+        activation="gelu",
+        attention_bias=True,
+        feedforward_bias=True,
+        context_length=300,
+    )
+    return spec.with_(**changes)
+
+
+ENCODERS = {
+    "bert": encoder_of(token_types=2, pooler=True, pooling="first"),
+    "roberta": encoder_of(position_offset=2, position_rows=303, token_types=1, head_dim=16),
+    "modernbert": encoder_of(
+        layers=3,
+        norm_placement="pre",
+        norm_bias=False,
+        first_norm=False,
+        final_norm=True,
+        gated=True,
+        attention_bias=False,
+        feedforward_bias=False,
+        windows=(None, 40, 300),
+        rope=Rope(160_000.0),
+        local_rope=Rope(10_000.0),
+    ),
+    "grouped": encoder_of(
+        kv_heads=2, norm="rms", norm_placement="branch", qk_norm="projection", windows=(7, None), rope=Rope(1e4)
+    ),
+}
+"""What published encoders have, in few specs."""

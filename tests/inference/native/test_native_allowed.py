@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inference.native.native_specs import spec_of
+from tests.inference.native.native_specs import encoder_of, spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
-from bedplate.inference.native.decoder import unsupported
+from bedplate.inference.native.packed import unsupported
 from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
@@ -33,15 +33,11 @@ LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=8, value_dim=8)
 LONG = LongRopeScaling((1.0,) * 16, (2.0,) * 16, 128)
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "kind": ("encoder",),
-    "norm_placement": ("post",),
     "rope": (Rope(scaling=LONG), Rope(fraction=0.25, proportional=True)),
     "local_rope": (Rope(scaling=LONG),),
     "activation": ("clamped_silu",),
     "token_types": (2,),
-    "pooler": (True,),
     "position_offset": (2,),
-    "classifier": (Classifier(("a", "b")),),
     "relative_bias": (RelativeBias(),),
     "relative_projection": (True,),
     "latent": (LATENT,),
@@ -70,9 +66,10 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "head_dim": (16, 64),
     "feedforward_size": (32, 320),
     "context_length": (1, 4096),
+    "kind": ("encoder",),
     "norm": ("layer",),
     "norm_eps": (1e-6, 1e-3),
-    "norm_placement": ("sandwich", "branch"),
+    "norm_placement": ("sandwich", "branch", "post"),
     "rope": (
         *(None, Rope(5e5), Rope(fraction=0.5), Rope(interleaved=True), Rope(1e4, LinearScaling(2.0))),
         *(Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64)), Rope(1e4, YarnScaling(4.0, 128))),
@@ -84,6 +81,8 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "feedforward_bias": (True,),
     "tied_head": (False,),
     "pooling": ("first", "last"),
+    "pooler": (True,),
+    "classifier": (Classifier(("a", "b")),),
     "norm_bias": (False,),
     "norm_weight": (False,),
     "norm_offset": (1.0,),
@@ -152,6 +151,8 @@ def test_what_depends_on_other_fields() -> None:
     assert refused_field(spec_of(activation="clamped_silu", experts=Experts(4, 2, 32))) is None
     assert refused_field(spec_of(experts=Wider(4, 2, 32))) == "experts"
     assert refused_field(spec_of(rope=Rope(scaling=LONG), context_length=128)) is None
+    assert refused_field(encoder_of(token_types=2, position_offset=2, position_rows=310)) is None
+    assert refused_field(encoder_of(scales=Scales())) == "scales"
 
 
 def test_defaults_are_taken_and_a_tower_is_not() -> None:

@@ -18,14 +18,16 @@ import torch
 from tests.inference.native import native_models as models
 from tests.inference.native.native_builds import STRICT, compile_driver, once
 from tests.inference.native.native_record import Recorder, Replayed, read_output
-from tests.inference.native.native_specs import spec_of
+from tests.inference.native.native_specs import ENCODERS, spec_of
 from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
-from bedplate.inference.native.decoder import SOURCES, Forwarded, NativeAdapter, NativeDecoder, WeightFormat
+from bedplate.inference.native.decoder import Forwarded, NativeDecoder
+from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 from bedplate.inference.native.library import PLACES, load
+from bedplate.inference.native.packed import SOURCES, NativeAdapter, WeightFormat
 from bedplate.inference.native.prebuild import levels_of, prebuild
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
@@ -220,6 +222,26 @@ def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
         (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
         assert relative(got.logits_WV[0], whole[0]) < EXACT
         assert relative(got.logits_WV, whole) < BOUNDS["int4"]
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_too(arm: Arm, tmp_path: Path, name: str, weights: WeightFormat) -> None:
+    library = load("plain")
+    assert not isinstance(library, str), library
+    recorder, model = (
+        Recorder(library, tmp_path / "case"),
+        models.random_model(ENCODERS[name], dtype=models.base_dtype(weights)),
+    )
+    native = NativeEncoder(model, weights, threads=2, library=recorder.as_library())
+    lengths = (3, 140, 17)
+    types = [i % max(model.spec.main.token_types, 1) for i in range(sum(lengths))]
+    expected = native.forward(tokens_of(sum(lengths), 1), lengths, types)
+    native.close()
+    recorder.close()
+    for processor, level in PROCESSORS.items():
+        (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+        assert relative(got.hidden, expected.flatten()) < 2 * BOUNDS[weights]
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

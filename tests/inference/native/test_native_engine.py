@@ -18,10 +18,10 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score, Scores
+from bedplate.inference.forward import native
 from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.opening import Asked, open_base
-from bedplate.inference.ways import choice
 from bedplate.inference.ways.way import Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
@@ -158,12 +158,12 @@ def test_a_ggufs_own_blocks_are_what_the_kernel_reads(
     export_gguf(base, path, kind)
     given: dict[str, Any] = {}
 
-    class Spied(choice.NativeDecoder):
+    class Spied(native.NativeDecoder):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             given.update(settings["blocks"])
             super().__init__(*arguments, **settings)
 
-    monkeypatch.setattr(choice, "NativeDecoder", Spied)
+    monkeypatch.setattr(native, "NativeDecoder", Spied)
     with Engine(load_base(path, dtype="bfloat16"), weights=weights) as engine:
         assert isinstance(engine._forward, NativeForward)
         assert {f"{name}.weight" for name in block_linears(base.model)} <= given.keys()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.flash_package import MODULES
 from tests.models.packed.test_attention import CPU, HOWS, LONG, D, along, distances, some
 from tests.near import assert_near
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers.how import PLAIN, How, plain_attention
-from bedplate.models.packed import flex, layouts
+from bedplate.models.packed import flash, flex, layouts
 from bedplate.models.packed.block_attention import BlockAttention
+from bedplate.models.packed.flash import FlashAttention
 from bedplate.models.packed.flex import FlexAttention
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.varlen import VarlenAttention
@@ -50,6 +52,67 @@ def test_sequences_of_unequal_lengths_are_told_as_torchs_kernel_takes_them(how: 
         VarlenAttention(placement, causal, varlen)(0, q, k, v, HOWS["cap"])
     with pytest.raises(UnsupportedModelError, match="shared prefix is not supported by varlen_attn"):
         VarlenAttention(Placement.of_lengths([3, 4]))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("edition", MODULES)
+def test_flash_attention_is_told_as_its_package_takes_them(edition: Any, causal: bool) -> None:
+    """What it can do, with gradients; what it cannot it refuses by name."""
+    name = {"flash2": "flash_attn", "flash3": "flash_attn_interface"}[edition]
+    for placement in (Placement.of(along(((0, (5, 9, 3)), (0, (20,))))), Placement.of_lengths([0, 7, 2])):
+        for how in ("plain", "scale", "window", "cap"):
+            found: list[list[Tensor]] = []
+            for attend in (
+                FlashAttention(placement, causal, edition, MODULES[edition]),
+                BlockAttention(placement, causal),
+            ):
+                given = [x.requires_grad_() for x in some(3, placement.shape[1], B=placement.shape[0], value=D)]
+                out = attend(0, given[0], given[1], given[2], HOWS[how])
+                found.append([out, *torch.autograd.grad(out.square().sum(), given)])
+            for ours, theirs in zip(*found, strict=True):
+                assert_near(ours, theirs, what=how)
+    q, k, v = some(3, 9, value=D)
+    for how, what in (("bias", "a bias"), ("sinks", "sinks"), ("all", "a bias")):
+        with pytest.raises(UnsupportedModelError, match=f"attention with {what} is not supported by {name}"):
+            FlashAttention(placement, causal, edition, MODULES[edition])(0, q, k, v, HOWS[how])
+    with pytest.raises(UnsupportedModelError, match=f"shared prefix is not supported by {name}"):
+        FlashAttention(Placement.of_lengths([3, 4]), causal, edition, MODULES[edition])
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not installed"):
+        FlashAttention(placement, causal, edition)(0, q, k, v, PLAIN)
+
+
+def test_flash_attention_is_taken_where_it_works_and_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 9, 2, 8))
+    times = {"varlen": 1.0, "flex": 1.5, "flash2": 1.2, "flash3": 0.7}
+    monkeypatch.setattr(layouts, "package", lambda edition: MODULES[edition])
+    monkeypatch.setattr(layouts, "_seconds", lambda way, *_: times[way])
+    for able, wanted, shared, way in (
+        (("varlen", "flash2", "flash3"), PLAIN, False, "flash3"),
+        (("varlen", "flash2"), PLAIN, False, "varlen"),
+        (("varlen", "flex", "flash2"), HOWS["cap"], False, "flash2"),
+        (("varlen", "flex", "flash3"), HOWS["sinks"], False, "flex"),
+        (("varlen", "flex", "flash3"), PLAIN, True, "flex"),
+    ):
+        layouts.fastest.cache_clear()
+        monkeypatch.setattr(layouts, "works", lambda way, *_, able=able: way in able)
+        assert layouts.way_of(device, device, wanted, shared) == way  # type: ignore[arg-type]
+    layouts.fastest.cache_clear()
+
+
+def test_what_a_package_gives_is_tried_against_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is timed is the whole way, there and back."""
+    monkeypatch.setattr(flash, "package", lambda edition: MODULES[edition])
+    layouts.works.cache_clear()
+    with torch.inference_mode():  # a way may be looked for while an engine runs
+        assert layouts.works("flash2", CPU, torch.float32, 8)
+        assert layouts.works("flash3", CPU, torch.float32, 8, 1.5)
+    monkeypatch.setattr(layouts, "_LENGTHS", (0, 5, 3))
+    assert 0 < layouts._seconds("flash2", CPU, torch.float32, 8, None) < 5
+    wrong = SimpleNamespace(flash_attn_varlen_func=lambda q, *_, **__: q)
+    monkeypatch.setattr(flash, "package", lambda edition: wrong)
+    layouts.works.cache_clear()
+    assert not layouts.works("flash2", CPU, torch.float32, 8)
+    layouts.works.cache_clear()
 
 
 @pytest.mark.slow

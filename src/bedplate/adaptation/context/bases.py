@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.core.memory import free_bytes
 from bedplate.evaluation.task import Task
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import KERNELS
@@ -18,7 +17,8 @@ from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.ways.way import QUANTISED, Weights
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.identity import Identity
-from bedplate.models.precision import dtype_name
+from bedplate.models.device_memory import free_on
+from bedplate.models.precision import dtype_name, resolve_device
 from bedplate.skins.skin import EvaluatedWith
 
 ROOM = 3
@@ -154,6 +154,8 @@ class Bases:
 
     def __init__(self, given: Sequence[str], sources: Sequence[str], asked: Asked = AS_TRAINED) -> None:
         self.compute = ComputeLock()
+        self._device = resolve_device("auto")
+        """Where they are loaded."""
         suffixes = suffixes_of(given)
         self.all = [TaskBase(*one, self, asked) for one in zip(given, sources, suffixes, strict=True)]
         self._children: dict[str, TaskBase] = {}
@@ -174,7 +176,7 @@ class Bases:
     def make_room(self, base: TaskBase) -> None:
         """Closes those that were used longest ago until `base` has room, or none is left."""
         for other in [one for one in self._order if one is not base and one.loaded and not one.held]:
-            free = free_bytes()
+            free = free_on(self._device)
             if free is None or free >= ROOM * base.wants:
                 return
             other.close()

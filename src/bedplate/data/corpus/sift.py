@@ -86,7 +86,7 @@ class _Sifter:
         table = [none if one is None else one for one in bands]
         np.save(out / "hashes.npy", np.array(hashes, np.uint64).reshape(-1, 2))
         np.save(out / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 2))
-        np.save(out / "bands.npy", np.array(table, np.uint64).reshape(-1, self._bands))
+        np.save(out / "bands.npy", np.array(table, np.uint64).reshape(len(table), self._bands))
         np.save(out / "has.npy", np.array([one is not None for one in bands], bool))
         summary = {"key": key, "content": digest.hexdigest(), "tally": asdict(tally)}
         atomic_write(out / "part.json", json.dumps(summary, ensure_ascii=False, indent=1))

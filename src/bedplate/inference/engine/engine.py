@@ -94,7 +94,7 @@ class Engine(Closing):
         step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
         self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
         own = "auto" if run is base else weights
-        self._torch = TorchForward(run, self.bank, cache, paged, recorder(base.device), own)
+        self._torch = TorchForward(run, self.bank, cache, None, recorder(base.device), own)
         self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:

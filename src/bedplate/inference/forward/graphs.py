@@ -1,8 +1,8 @@
 """Decode steps recorded once and replayed: what a GPU is to do for so many rows is started as one (CUDA graphs).
 
-A recording is of fixed numbers of rows and of blocks, powers of two, and reads all that changes from step to step from
-one tensor that is overwritten before. Rows that only make up the number keep what they compute in a block that is
-nobody's, and what comes of them is left out.
+A recording is of fixed numbers of rows, of blocks and of adapters' places (`adapters.fixed`), powers of two, and reads
+all that changes from step to step from one tensor that is overwritten before. Rows that only make up the number keep
+what they compute in a block that is nobody's, and what comes of them is left out.
 
 Shapes: N rows of a step, M of a recording, W blocks of a row, V vocabulary, D features.
 """
@@ -10,20 +10,22 @@ Shapes: N rows of a step, M of a recording, W blocks of a row, V vocabulary, D f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bedplate.adapters.bank import BASE_ROW
+from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.parcel import Parcel
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.grouped import by_torch
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 log = logging.getLogger("bedplate.inference")
 
@@ -78,35 +80,50 @@ class Recording:
 
 
 class Recorded:
-    """Decode steps of one base over one cache."""
+    """Decode steps of one base over one cache. bank: of the adapters that rows may have."""
 
-    def __init__(self, model: Model, cache: PagedCache, record: Recorder) -> None:
-        self._model, self._cache, self._record = model, cache, record
-        self._held: dict[tuple[int, int], Recording] = {}
+    def __init__(self, model: Model, cache: PagedCache, record: Recorder, bank: Bank | None = None) -> None:
+        self._model, self._cache, self._record, self._bank = model, cache, record, bank
+        self._held: dict[tuple[int, int, int], Recording] = {}
+        self._version = 0
+        """Of the tensors that recordings with adapters read."""
         self.reason = unrecordable(model, cache)
         """Why no steps are recorded; None where they are."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput | None:
-        """The step's outputs; None for one that is not a recordable decode step: single tokens of the base alone, all
-        of whose logits are wanted."""
+        """The step's outputs; None for one that is not a recordable decode step: single tokens, all of whose logits are
+        wanted, of the base or with adapters that have places."""
         N = len(batch.spans)
         plain = batch.depth is None and not batch.sources and not batch.reads and not batch.types
         if self.reason is not None or not plain or N > MOST_ROWS or len(batch.tokens) != N:
             return None
-        if list(batch.wanted) != list(range(N)) or any(one.slot != BASE_ROW for one in batch.adapters):
+        if list(batch.wanted) != list(range(N)):
+            return None
+        # Learned positions are checked by the host: here, and while a step is recorded.
+        learned, last = self._model.spec.main.positions, max(span.start for span in batch.spans)
+        if learned and last >= learned:
+            return None
+        slots = [one.slot for one in batch.adapters]
+        places = self._places({*slots} - {BASE_ROW})
+        if places is None:
             return None
         block = self._cache.block
         rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
+        key = rows, blocks, places
         parcel, made_up = Parcel(self._cache.device), [0] * (rows - N)
         tokens = parcel.add([[*batch.tokens, *made_up]])
         positions = parcel.add([[*(span.start for span in batch.spans), *made_up]])
+        fixed = self._bank.fixed if places and self._bank is not None else None
+        at = None if fixed is None else parcel.add([*(fixed.place_of(slot) for slot in slots), *made_up])
         attend = self._cache.made_up(batch.spans, rows, blocks, parcel)
-        held = self._held.pop((rows, blocks), None)
+        held = self._held.pop(key, None)
         if held is None:
             parcel.send()
 
             def run() -> tuple[Tensor, Tensor]:
-                hidden_MD = self._model(Inputs(tokens.tensor, positions.tensor), cache=attend).hidden[0]
+                inputs = Inputs(tokens.tensor, positions.tensor, last=last if learned else None)
+                with nullcontext() if fixed is None or at is None else fixed.selected(at.tensor, places):
+                    hidden_MD = self._model(inputs, cache=attend).hidden[0]
                 return self._model.head(hidden_MD).float(), hidden_MD
 
             held = self._recorded(parcel, run)
@@ -114,12 +131,31 @@ class Recorded:
                 return None
         else:
             parcel.send(into=held.flat)
-        self._held[rows, blocks] = held
+        self._held[key] = held
         if len(self._held) > MOST:
             self._held.pop(next(iter(self._held)))
         logits_MV, hidden_MD = held.replay()
         self._cache.commit()
         return PassOutput(logits_MV[:N], hidden_MD[:N])
+
+    def _places(self, slots: Collection[int]) -> int | None:
+        """How many places a step with these adapters reads; None where it cannot be recorded. Recordings that read what
+        is no longer there go."""
+        if not slots:
+            return 0
+        if self._bank is None:
+            return None
+        fixed = self._bank.fixed
+        try:
+            places = fixed.take(slots, len(self._bank.slots))
+        except torch.OutOfMemoryError:
+            log.warning("decode steps with adapters are not recorded: the device has no memory for a copy of these")
+            fixed.forget()
+            places = self._bank = None
+        if fixed.version != self._version:
+            self._version = fixed.version
+            self._held = {key: held for key, held in self._held.items() if not key[2]}
+        return places
 
     def _recorded(self, parcel: Parcel, run: Run) -> Recording | None:
         try:
@@ -145,13 +181,9 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
         return "its layers keep states"
     if cache.latents:
         return "its attention is over latents"
-    if any(spec.has_experts(layer) for layer in range(spec.layers)):
+    experts = any(spec.has_experts(layer) for layer in range(spec.layers))
+    if experts and not by_torch(model.embedding.weight):
         return "its experts' tokens are counted by the host"
-    if spec.positions:
-        return "its learned positions are checked by the host"
-    ropes = (spec.rope_of(layer) for layer in range(spec.layers))
-    if any(rope is not None and isinstance(rope.scaling, LongRopeScaling) for rope in ropes):
-        return "its rotation depends on the longest position"
     return None
 
 

@@ -5,22 +5,73 @@ Same signature as the torch way, and the same cache: a pass may take either.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.torch import Forward
-from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder
+from bedplate.inference.native.decoder import NativeDecoder
+from bedplate.inference.native.encoder import NativeEncoder
+from bedplate.inference.native.packed import NativeAdapter, Packed, WeightFormat
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.model import Model
 
 
 class NativeForward(Forward):
-    """The native decoder over slots."""
+    """What the kernel computes of decoders and encoders alike: a base's weights, and the bank's adapters as it reads
+    them."""
 
     name = "native"
 
-    def __init__(self, decoder: NativeDecoder, bank: Bank | None, cache: SlotCache) -> None:
-        self._decoder, self._bank, self._cache = decoder, bank, cache
-        self.weights: str = decoder.weights
+    def __init__(self, packed: Packed, bank: Bank | None) -> None:
+        self._packed, self._bank = packed, bank
+        self.weights: str = packed.weights
         self._adapters: dict[int, NativeAdapter] = {}
+
+    @abstractmethod
+    def __call__(self, batch: FlatBatch) -> PassOutput: ...
+
+    def _adapter(self, slot: int) -> NativeAdapter | None:
+        """The bank's adapter as the kernel reads it, made once; None for the base's own row."""
+        if slot == BASE_ROW:
+            return None
+        if slot not in self._adapters:
+            assert self._bank is not None  # without one there are no slots
+            # Shares the bank's tensors, which are stored the way the kernel reads them.
+            self._adapters[slot] = self._packed.adapter_of(self._bank, slot)
+        return self._adapters[slot]
+
+    def take(self, slot: int) -> None:
+        self._adapter(slot)
+
+    def forget(self, slot: int) -> None:
+        self._adapters.pop(slot, None)
+
+    def close(self) -> None:
+        self._packed.close()
+
+
+class NativeReading(NativeForward):
+    """The native encoder: spans are whole texts."""
+
+    def __init__(self, encoder: NativeEncoder, bank: Bank | None) -> None:
+        super().__init__(encoder, bank)
+        self._encoder = encoder
+
+    def __call__(self, batch: FlatBatch) -> PassOutput:
+        adapters = [self._adapter(adapter.slot) for adapter in batch.adapters]
+        lengths = [span.length for span in batch.spans]
+        return PassOutput(None, self._encoder.forward(batch.tokens, lengths, batch.types, adapters, batch.depth))
+
+
+class NativeWriting(NativeForward):
+    """The native decoder over slots."""
+
+    def __init__(self, decoder: NativeDecoder, bank: Bank | None, cache: SlotCache) -> None:
+        super().__init__(decoder, bank)
+        self._decoder, self._cache = decoder, cache
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
         rows: list[int] = []
@@ -32,7 +83,7 @@ class NativeForward(Forward):
             rows += [span.row] * span.length
             positions += range(span.start, span.start + span.length)
             if adapters is not None:
-                adapters += [None if adapter.slot == BASE_ROW else self._adapter(adapter.slot)] * span.length
+                adapters += [self._adapter(adapter.slot)] * span.length
         cache = self._cache
         cache.note(batch.spans)
         out = self._decoder.forward(
@@ -52,19 +103,17 @@ class NativeForward(Forward):
             greedy = Greedy(out.argmax_W.tolist(), best.tolist(), out.logsumexp_W.tolist())
         return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
-    def _adapter(self, slot: int) -> NativeAdapter:
-        """The bank's adapter as the kernel reads it, made once."""
-        if slot not in self._adapters:
-            assert self._bank is not None  # without one there are no slots
-            # Shares the bank's tensors, which are stored the way the kernel reads them.
-            self._adapters[slot] = self._decoder.adapter_of(self._bank, slot)
-        return self._adapters[slot]
 
-    def take(self, slot: int) -> None:
-        self._adapter(slot)
-
-    def forget(self, slot: int) -> None:
-        self._adapters.pop(slot, None)
-
-    def close(self) -> None:
-        self._decoder.close()
+def native_forward(
+    model: Model,
+    weights: WeightFormat,
+    blocks: Mapping[str, RawBlocks],
+    bank: Bank | None,
+    cache: SlotCache | None,
+    *,
+    threads: int,
+) -> NativeForward:
+    """The passes of a model that the kernel takes: a decoder's over slots, or an encoder's, which has no cache."""
+    if cache is None:
+        return NativeReading(NativeEncoder(model, weights, blocks=blocks, threads=threads), bank)
+    return NativeWriting(NativeDecoder(model, weights, blocks=blocks, threads=threads), bank, cache)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bedplate.inference.forward.flash import flash_for
 from bedplate.inference.forward.keeping import keep
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
 from bedplate.inference.forward.parcel import Numbers, Parcel, Sent
@@ -58,6 +59,8 @@ class PagedAttention:
         self._span_3S = add(np.stack([at.begin_S, at.start_S, at.length_S]))
         self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
         self._blocks = {window: add(self._own(window)) for window in self._tables}
+        self._lengths = at.length_S.tolist()
+        self._narrow: dict[int | None, tuple[int, Tensor, Tensor]] = {}
         self._offset_N = add(at.position_N % cache.block)
         self._alone = most is None and len(spans) == 1 and spans[0].start == 0
         self._at_once = self._one_operation()
@@ -101,6 +104,10 @@ class PagedAttention:
         keys, values, window = self._cache.keys[layer], self._cache.values[layer], self._cache.windows[layer]
         latent = layer in self._cache.latents
         if self._at_once and not self._alone and how.bias is None and not latent:
+            flash = flash_for(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._cache.block, self._lengths, how)
+            if flash is not None:
+                told = (*self._told(layer, window), self._lengths, how)
+                return flash(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, *told)[None]
             out_NHV = paged_attention(
                 *(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, self._tables[window].tensor, self._row_N.tensor),
                 *(self._position_N.tensor, self._span_3S.tensor, self._tile_2U.tensor, tile_tokens(self._spans)),
@@ -114,6 +121,13 @@ class PagedAttention:
         for group in self._groups:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, window)
         return out_NHV[None]
+
+    def _told(self, layer: int, window: int | None) -> tuple[Tensor, Tensor]:
+        """Each row's blocks and where its new tokens begin, int32, as FlashAttention takes them: made by the first
+        layer that asks, in every pass over this, since a pass may be recorded."""
+        if window not in self._narrow or layer <= self._narrow[window][0]:
+            self._narrow[window] = layer, self._tables[window].tensor.int(), self._span_3S.tensor[1].int()
+        return self._narrow[window][1:]
 
     def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]

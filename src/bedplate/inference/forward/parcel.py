@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bedplate.models.device_memory import sent
+
 Numbers = NDArray[np.int64]
 
 
@@ -33,11 +35,10 @@ class Parcel:
     def send(self, into: Tensor | None = None) -> None:
         """Sends what there is. into: a tensor on the device, of just that many numbers, that is overwritten."""
         whole = torch.from_numpy(np.concatenate([one.reshape(-1) for one in self._arrays]))
-        whole = whole.pin_memory() if self._device.type == "cuda" else whole
         if into is None:
-            into = whole.to(self._device, non_blocking=True)
+            into = sent(whole, self._device)
         else:
-            into.copy_(whole, non_blocking=True)
+            into.copy_(whole.pin_memory() if self._device.type == "cuda" else whole, non_blocking=True)
         parts = into.split([one.size for one in self._arrays])
         self._sent = into, [part.view(one.shape) for part, one in zip(parts, self._arrays, strict=True)]
 

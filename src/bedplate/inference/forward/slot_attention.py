@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
+from weakref import ref
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class SlotAttention:
         self._rows, self._positions = span_index(spans)
         self._end = max(span.end for span in spans)
         self._longest = max(span.length for span in spans)
+        self._written: dict[int, ref[Tensor]] = {}
         self._rings: dict[int | None, tuple[Sent | None, Sent, Sent]] = {}
         self._place(None)
         for capacity in {keys.shape[2] for keys in cache.keys if keys.dim() == 4}:
@@ -77,7 +79,11 @@ class SlotAttention:
         self._rings[capacity] = None if kept is None else add(kept), add(rows), add(places)
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        self.write(layer, k_BTGD[0], v_BTGV[0])
+        # Layers that share keys and values give those of an earlier one, which stand in their places then.
+        written = self._written.get(layer)
+        if written is None or written() is not k_BTGD:
+            self.write(layer, k_BTGD[0], v_BTGV[0])
+            self._written[layer] = ref(k_BTGD)
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         return self._each(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.spans import Padded, Span
+from bedplate.models.device_memory import integers
 from bedplate.models.layers.documents import Recurrence, State
 from bedplate.models.specs.cache import Kept
 
@@ -91,8 +92,8 @@ class States:
         """The layer's states before these spans; None where all of them are beginnings."""
         if not any(span.start for span in spans):
             return None
-        rows = torch.tensor([span.row for span in spans], device=self._device)
-        begun = torch.tensor([span.start > 0 for span in spans], device=self._device)
+        rows = integers([span.row for span in spans], self._device)
+        begun = integers([span.start for span in spans], self._device) > 0
         found = (self._data[number].index_select(0, rows) for number in self._of_layer[layer])
         return tuple(torch.where(begun.view(-1, *(1,) * (one.dim() - 1)), one, 0) for one in found)
 
@@ -120,7 +121,7 @@ class States:
     def commit(self) -> None:
         """The pass is over: its states are the rows' own."""
         for number, rows, state in self._pending:
-            self._data[number][torch.tensor(rows, device=self._device)] = state.to(self._data[number].dtype)
+            self._data[number][integers(rows, self._device)] = state.to(self._data[number].dtype)
         self._at.update({span.row: span.end for span in self._spans} if self else {})
         self._pending, self._spans = [], ()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,9 +60,10 @@ class Resident(Protocol):
 class TorchForward(Forward):
     """The base's own module.
 
-    joined: linears that read the same input are one product, for which their weights are moved together. On a CPU that
-    gains nothing (a decode step of 135 million parameters takes as long, bound by memory). record: decode steps over
-    blocks are recorded and replayed.
+    joined: linears that read the same input are one product, for which their weights are moved together: by default on
+    devices, whatever the cache, and over blocks. On a CPU that gains nothing (a decode step of 135 million parameters
+    takes as long, bound by memory), and weights that are the file's own pages would no longer be. record: decode steps
+    over blocks are recorded and replayed.
     """
 
     name = "torch"
@@ -71,16 +73,16 @@ class TorchForward(Forward):
         base: Resident,
         bank: Bank | None,
         cache: KVCache | None,
-        joined: bool = False,
+        joined: bool | None = None,
         record: Recorder | None = None,
         weights: str = "auto",
     ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
-        if joined:
+        if joined or (joined is None and (base.device.type != "cpu" or isinstance(cache, PagedCache))):
             lay_together(base.model)
         self._recorded: Recorded | None = None
         if record is not None and isinstance(cache, PagedCache):
-            self._recorded = Recorded(base.model, cache, record)
+            self._recorded = Recorded(base.model, cache, record, bank)
         self.weights = str(base.dtype).removeprefix("torch.") if weights == "auto" else weights
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
@@ -104,7 +106,7 @@ class TorchForward(Forward):
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans, parcel)
-            inputs = Inputs(tokens.tensor, positions.tensor)
+            inputs = Inputs(tokens.tensor, positions.tensor, last=max(s.end - s.source for s in spans) - 1)
             hidden_ND = model(inputs, cache=attend, depth=batch.depth).hidden[0]
             self._cache.commit()
         finally:
@@ -132,27 +134,26 @@ class TorchForward(Forward):
     ) -> Tensor:
         """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
         those of one length are side by side."""
-        device = self._base.device
-        ends = list(accumulate(lengths))
+        parcel, ends = Parcel(self._base.device), list(accumulate(lengths))
         order = sorted(range(len(lengths)), key=lambda number: lengths[number])
         at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
         inside = [lengths[number] for number in order]
-        kinds = torch.tensor([[types[token] for token in at]], device=device) if types else None
+        read = parcel.add([[tokens[token] for token in at]])
+        positions = parcel.add([[place for length in inside for place in range(length)]])
+        kinds = parcel.add([[types[token] for token in at]]) if types else None
+        back = None if order == list(range(len(order))) else parcel.add(np.argsort(at))
         inputs = Inputs(
-            torch.tensor([[tokens[token] for token in at]], device=device),
-            torch.tensor([[place for length in inside for place in range(length)]], device=device),
-            types=kinds,
+            read.tensor,
+            positions.tensor,
+            types=None if kinds is None else kinds.tensor,
+            last=max(lengths, default=0) - 1,
         )
         self._select([adapters[number].slot for number in order], inside)
         try:
             found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]
         finally:
             self._select([], [])
-        if order == list(range(len(order))):
-            return found_ND
-        back = torch.empty(len(at), dtype=torch.int64)
-        back[torch.tensor(at)] = torch.arange(len(at))
-        return found_ND.index_select(0, back.to(device))
+        return found_ND if back is None else found_ND.index_select(0, back.tensor)
 
     def _encode(self, sources: Sequence[Source], cache: KVCache) -> None:
         """Puts keys and values of what the encoder reads into the cache, for attention across."""
@@ -172,7 +173,13 @@ class TorchForward(Forward):
         model, cache = self._base.model, self._cache
         assert cache is not None
         at_BP = torch.arange(span.start, span.end, device=self._base.device)[None]
-        inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
+        inputs = Inputs(
+            torch.zeros_like(at_BP),
+            at_BP,
+            vectors=vectors_PD[None],
+            given=torch.ones_like(at_BP).bool(),
+            last=span.end - 1,
+        )
         self._select([adapter.slot], [len(vectors_PD)])
         try:
             hidden_PD = model(inputs, cache=cache.attend([span])).hidden[0]

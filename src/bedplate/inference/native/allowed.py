@@ -24,7 +24,7 @@ _ANY = (
     *("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset", "embedding_norm", "final_norm", "first_norm"),
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
-    "pooling",  # of the states, outside the kernel
+    *("pooling", "pooler", "classifier"),  # of the states, outside the kernel
 )
 
 
@@ -49,6 +49,8 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
 
 def _scales(spec: TransformerSpec) -> bool:
     found = spec.scales
+    if found is not None and spec.kind == "encoder":
+        return False
     return found is None or found == Scales(
         found.embedding, found.attention, found.attention_cap, found.logit_cap, found.head, found.residual
     )
@@ -61,18 +63,16 @@ def _experts(spec: TransformerSpec) -> bool:
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     **dict.fromkeys(_ANY, lambda _: True),
-    "kind": lambda spec: spec.kind == "decoder",
-    "norm_placement": lambda spec: spec.norm_placement in ("pre", "branch", "sandwich"),
+    "kind": lambda spec: spec.kind in ("decoder", "encoder"),
+    "norm_placement": lambda _: True,
     "rope": lambda spec: _turns(spec, spec.rope),
     "local_rope": lambda spec: _turns(spec, spec.local_rope),
     # Clamped: what is between an expert's products only.
     "activation": lambda spec: spec.activation != "clamped_silu" or (spec.gated and spec.experts is not None),
     "parallel": lambda spec: not spec.parallel or (spec.norm_placement == "pre" and spec.experts is None),
     "scales": _scales,
-    "token_types": lambda spec: spec.token_types == 0,
-    "pooler": lambda spec: not spec.pooler,
-    "position_offset": lambda spec: spec.position_offset == 0,
-    "classifier": lambda spec: spec.classifier is None,
+    "token_types": lambda spec: spec.token_types == 0 or spec.kind == "encoder",
+    "position_offset": lambda spec: spec.position_offset == 0 or spec.kind == "encoder",
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
     "latent": lambda spec: spec.latent is None,

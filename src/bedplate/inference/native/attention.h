@@ -66,17 +66,24 @@ struct Floats {
     template <int N, int G>
     static INLINE_MEMBER void scores(const Block& block, int group, const float* const* q, int D, float (*out)[KEYS]) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = 0; i < D; ++i) {
             F k[G];
+            UNROLL
             for (int g = 0; g < G; ++g) k[g] = load(&block.keys[i][(group + g) * 16]);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 F x = set1(q[n][i]);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = fma(k[g], x, acc[n][g]);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
     }
 
@@ -84,17 +91,24 @@ struct Floats {
     static INLINE_MEMBER void mix(const Block& block, int count, int D, int feature, float (*weights)[KEYS],
                                   float* const* out) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = block.first; i < count; ++i) {
             F v[G];
+            UNROLL
             for (int g = 0; g < G; ++g) v[g] = load(block.values + int64_t(i) * D + feature + g * 16);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 F p = set1(weights[n][i]);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = fma(v[g], p, acc[n][g]);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
     }
 };
@@ -107,7 +121,7 @@ struct Pairs {
     // One block's keys turned so that lanes are keys (pair of features by pair), and values so that a word holds two keys.
     struct Block {
         alignas(64) uint32_t keys[MAX_HEAD / 2][KEYS];
-        alignas(64) uint32_t values[KEYS / 2][MAX_HEAD];
+        alignas(64) uint32_t values[KEYS / 2 * MAX_HEAD];  // [KEYS / 2, D]: without gaps, which would share lines of a cache
         int first;
     };
 
@@ -134,43 +148,57 @@ struct Pairs {
             const uint16_t* values = whole_group(v + int64_t(g) * 16 * D, n, D, spare, first - g * 16);
             for (int r = 0; r < 16; r += 2)
                 for (int d = 0; d < D; d += 16)
-                    istore(&to.values[(g * 16 + r) / 2][d], interleave(values + r * D + d, values + (r + 1) * D + d));
+                    istore(to.values + (g * 16 + r) / 2 * D + d, interleave(values + r * D + d, values + (r + 1) * D + d));
         }
     }
 
     template <int N, int G>
     static INLINE_MEMBER void scores(const Block& block, int group, const uint16_t* const* q, int D, float (*out)[KEYS]) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = 0; i < D / 2; ++i) {
             I k[G];
+            UNROLL
             for (int g = 0; g < G; ++g) k[g] = iload(&block.keys[i][(group + g) * 16]);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 I x = bcast(q[n] + 2 * i);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], k[g], x);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
     }
 
     template <int N, int G>
-    static INLINE_MEMBER void mix(const Block& block, int count, int, int feature, uint16_t (*weights)[KEYS],
+    static INLINE_MEMBER void mix(const Block& block, int count, int D, int feature, uint16_t (*weights)[KEYS],
                                   float* const* out) {
         const int pairs = (count + 15) / 16 * 8;
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = block.first / 2; i < pairs; ++i) {
             I v[G];
-            for (int g = 0; g < G; ++g) v[g] = iload(&block.values[i][feature + g * 16]);
+            UNROLL
+            for (int g = 0; g < G; ++g) v[g] = iload(block.values + i * D + feature + g * 16);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 I p = bcast(weights[n] + 2 * i);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], v[g], p);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
     }
 };
@@ -220,6 +248,8 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
     int g = 0;
     constexpr int G = N * 4 <= GROUP_SUMS ? 4 : N * 2 <= GROUP_SUMS ? 2 : 1;
     for (; g + G <= groups; g += G) Way::template scores<N, G>(block, g, q, D, s);
+    if constexpr (G == 4)
+        for (; g + 2 <= groups; g += 2) Way::template scores<N, 2>(block, g, q, D, s);
     for (; g < groups; ++g) Way::template scores<N, 1>(block, g, q, D, s);
     for (int n = 0; n < N; ++n) {
         const F none = set1(-3.0e38f);
@@ -241,6 +271,8 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
     }
     int d = 0;
     for (; d + 16 * G <= D; d += 16 * G) Way::template mix<N, G>(block, count, D, d, weights, to);
+    if constexpr (G == 4)
+        for (; d + 32 <= D; d += 32) Way::template mix<N, 2>(block, count, D, d, weights, to);
     for (; d < D; d += 16) Way::template mix<N, 1>(block, count, D, d, weights, to);
 }
 

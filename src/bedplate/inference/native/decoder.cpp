@@ -1,4 +1,4 @@
-// The decoder's forward pass on a CPU as one call; what of it a model has is data (Shape, Layer). LoRA by token.
+// The forward pass of a decoder or encoder on a CPU as one call; what of it a model has is data (Shape, Layer). LoRA by token.
 // Results do not depend on how tokens are batched or chunked: see products.h and attention.h.
 #include <exception>
 #include <optional>
@@ -71,15 +71,15 @@ extern "C" {
 // The name of the level that this file was compiled for.
 const char* bedplate_level() { return BEDPLATE_LEVEL; }
 
-// embedding: [vocabulary, hidden], as wide as the shape says; positions: such rows that are learned, or null. Both are kept
-// by the caller.
-void* bedplate_new(const Shape* shape, const void* embedding, const void* positions) try {
+// embedding: [vocabulary, hidden], as wide as the shape says; positions, types: such rows of learned positions and of the
+// parts of a text, or null. All are kept by the caller.
+void* bedplate_new(const Shape* shape, const void* embedding, const void* positions, const void* types) try {
     auto handle = std::make_unique<Handle>();
     Model& m = handle->model;
     m.shape = *shape;
     m.shape.chunk = chunk_for(*shape);
     m.layers.resize(size_t(shape->layers));
-    m.embedding = embedding, m.positions = positions;
+    m.embedding = embedding, m.positions = positions, m.types = types;
     return handle.release();
 } catch (const std::exception&) {
     return nullptr;

@@ -1,4 +1,5 @@
-"""A torch decoder as the kernel is told of it: its shape, the positions that turn, its vectors and its matrices."""
+"""A torch decoder or encoder as the kernel is told of it: its shape, the positions that turn, its vectors and
+matrices."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from bedplate.inference.native.library import PLACES, VECTORS, Shape
 from bedplate.models.decoder import Decoder
+from bedplate.models.encoder import Encoder
 from bedplate.models.layers.attention import Attention
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import Mixture
@@ -31,6 +33,7 @@ ACTIVATIONS: dict[Activation, int] = {
 """As activations.h numbers them."""
 SCORINGS: dict[Scoring, int] = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
 """As routing.h numbers them."""
+Stack = Decoder | Encoder
 OUTER = -1
 """The layer of what belongs to no layer."""
 
@@ -75,6 +78,9 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         layer_norm=spec.norm == "layer",
         whole_norm=spec.qk_norm == "projection",
         parallel=spec.parallel,
+        post=spec.norm_placement == "post",
+        positions=max(spec.positions - spec.position_offset, 0),
+        token_types=spec.token_types,
         eps=spec.norm_eps,
         # Rounded as the table's rows are, in `Inputs.embedded`.
         embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
@@ -112,17 +118,16 @@ def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
     return rotary_factor(rope), rotary_frequencies(rope, head_dim).contiguous()
 
 
-def vectors(model: Decoder) -> Iterator[Vector]:
+def vectors(model: Stack) -> Iterator[Vector]:
     """Norms that are there, and sinks."""
     spec = model.spec.main
     assert isinstance(spec, TransformerSpec)
-    if model.embedding_norm is not None:
-        yield _norm(OUTER, "embedding_norm", model.embedding_norm, spec.hidden_size)
-    if not isinstance(model.norm, nn.Identity):
-        yield _norm(OUTER, "final_norm", model.norm, spec.hidden_size)
+    for name, norm in {"embedding_norm": model.embedding_norm, "final_norm": model.norm}.items():
+        if norm is not None and not isinstance(norm, nn.Identity):
+            yield _norm(OUTER, name, norm, spec.hidden_size)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
-        after = "_after" if block.placement == "branch" else ""
+        after = "_after" if block.placement in ("branch", "post") else ""
         norms: dict[str, tuple[nn.Module | None, int]] = {
             f"attention{after}_norm": (block.attention_norm, spec.hidden_size),
             f"feedforward{after}_norm": (block.feedforward_norm, spec.hidden_size),
@@ -157,8 +162,8 @@ def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
             yield Vector(layer, VECTORS.index(name), _floats(tensor), None)
 
 
-def matrices(model: Decoder) -> Iterator[Matrix]:
-    """Every product, the head last."""
+def matrices(model: Stack) -> Iterator[Matrix]:
+    """Every product, a decoder's head last."""
     spec = model.spec.main
     assert isinstance(spec, TransformerSpec)
     for layer, block in enumerate(model.layers):
@@ -177,6 +182,8 @@ def matrices(model: Decoder) -> Iterator[Matrix]:
             experts = mixture.experts
             for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
                 yield Matrix(layer, place, f"layers.{layer}.feedforward.experts.{name}.weight", one.weight, one.bias)
+    if isinstance(model, Encoder):
+        return
     head = model.lm_head
     if head is None:
         yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)

@@ -42,7 +42,7 @@ public:
 
     // last: a pass of the wanted tokens alone, which then are all that the last layer is computed for; or null.
     Forward(const Model& model, const Call& call, Arena& memory, int threads, Forward* last = nullptr)
-        : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE),
+        : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE && !call.lengths),
           form_(m_.form()), updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
           heads_(model, call, memory, threads, mixing_), experts_(model, call, memory, threads, alone_),
           head_(model, call, memory, threads), last_(last) {
@@ -147,24 +147,28 @@ private:
             float* x = state(thread, t);
             for (int i = 0; i < s_.hidden; i += LANES) store(x + i, load(row + i));
             if (s_.embedding_scale != 1.0f) scaled_row(x, s_.hidden, s_.embedding_scale);
-            if (m_.positions) {
-                const T* at = static_cast<const T*>(m_.positions) + c_.positions[t] * s_.hidden;
-                for (int i = 0; i < s_.hidden; i += LANES) store(x + i, add(load(x + i), load(at + i)));
-            }
+            if (m_.types) add_row(m_.types, c_.types ? c_.types[t] : 0, x);
+            if (m_.positions) add_row(m_.positions, c_.positions[t], x);
             if (m_.own.weight[EMBEDDING_NORM]) norm(m_.own, EMBEDDING_NORM, x, x);
         }
     }
 
-    // Adds what the last products gave to the residual stream, normalised where that layer says so.
+    void add_row(const void* table, int64_t row, float* x) const {
+        const T* at = static_cast<const T*>(table) + row * s_.hidden;
+        for (int i = 0; i < s_.hidden; i += LANES) store(x + i, add(load(x + i), load(at + i)));
+    }
+
+    // Adds what the last products gave to the residual stream; that, or the sum, normalised where that layer says so.
     void absorb(const Layer& from, int which, int thread, int64_t t) {
         float *x = state(thread, t), *y = delta_ + t * s_.hidden, *row = row_[size_t(thread)];
         if (!from.down.empty() && which == FEEDFORWARD_AFTER_NORM) {
             std::memcpy(row, y, size_t(s_.hidden) * 4);  // the sum is everybody's
             experts_.add(from, t, thread, row), y = row;
         }
-        if (from.weight[which]) norm(from, which, y, row), y = row;
+        if (from.weight[which] && !s_.post) norm(from, which, y, row), y = row;
         const F by = set1(s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
+        if (from.weight[which] && s_.post) norm(from, which, x, x);
     }
 
     // The inputs of a layer's next products: from its norm, or as they are. from: whose products to add first, or null.

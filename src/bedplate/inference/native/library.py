@@ -47,6 +47,9 @@ class Shape(ctypes.Structure):
         ("layer_norm", c_int32),
         ("whole_norm", c_int32),
         ("parallel", c_int32),
+        ("post", c_int32),
+        ("positions", c_int32),
+        ("token_types", c_int32),
         ("experts", c_int32),
         ("per_token", c_int32),
         ("expert_size", c_int32),
@@ -90,6 +93,8 @@ class Call(ctypes.Structure):
         ("rows", c_void_p),
         ("positions", c_void_p),
         ("wanted", c_void_p),
+        ("lengths", c_void_p),
+        ("types", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("places", c_void_p),
@@ -111,7 +116,7 @@ class Library:
         level.restype = c_char_p
         self.level: str = level().decode()
         self.new = library.bedplate_new
-        self.new.argtypes, self.new.restype = (POINTER(Shape), c_void_p, c_void_p), c_void_p
+        self.new.argtypes, self.new.restype = (POINTER(Shape), *([c_void_p] * 3)), c_void_p
         self.turning = library.bedplate_turning
         self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
         self.layer = library.bedplate_layer

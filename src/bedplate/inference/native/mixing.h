@@ -1,5 +1,6 @@
 // Attention of one call's tokens, shared out among the threads: few tokens (`alone`) by blocks of keys, many by units of
-// query rows. The arithmetic of a token is the same either way.
+// query rows. The arithmetic of a token is the same either way. Keys and values are the cache's, or of whole texts, which
+// are blocked from their own beginning, this call's own: one layer's at a time.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -21,6 +22,7 @@ public:
     Mixing(const Model& model, const Call& call, Arena& memory, int threads, bool alone)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(alone) {
         q_ = memory.array<Number>(N_ * m_.q_size());
+        if (whole()) keys_ = memory.array<T>(N_ * m_.kv_size()), values_ = memory.array<T>(N_ * m_.kv_size());
         for (int i = 0; i < threads; ++i) {
             blocks_.push_back(reinterpret_cast<Block*>(memory.take(sizeof(Block))));
             running_.push_back(memory.array<float>(int64_t(QUERIES) * s_.head_dim));
@@ -34,10 +36,10 @@ public:
 
     Number* query(int64_t token, int head) const { return q_ + token * m_.q_size() + head * s_.head_dim; }
     T* key(int layer, int head, int64_t token) const {
-        return place(c_.keys[layer], layer, c_.rows[token], head, c_.positions[token]);
+        return place(keys(layer), layer, c_.rows[token], head, c_.positions[token]);
     }
     T* value(int layer, int head, int64_t token) const {
-        return place(c_.values[layer], layer, c_.rows[token], head, c_.positions[token]);
+        return place(values(layer), layer, c_.rows[token], head, c_.positions[token]);
     }
 
     // Every thread's share of a layer, into mixed [N, heads · D]. Alone, each thread writes all of a vector of its own.
@@ -65,19 +67,30 @@ private:
     struct Part { int64_t token; int group, block; bool first; };
     struct Plan { int window; std::vector<Part> parts; };  // of the layers with this window
 
+    bool whole() const { return c_.lengths != nullptr; }
+    void* keys(int layer) const { return whole() ? keys_ : c_.keys[layer]; }
+    void* values(int layer) const { return whole() ? values_ : c_.values[layer]; }
+
     T* place(void* data, int layer, int64_t row, int group, int64_t position) const {
+        if (whole()) return static_cast<T*>(data) + (int64_t(group) * N_ + row + position) * s_.head_dim;
         const int64_t C = c_.places[layer];
         return static_cast<T*>(data) + ((row * s_.kv_heads + group) * C + position % C) * s_.head_dim;
     }
 
-    // The first position that a query sees.
-    static int64_t first_seen(int window, int64_t position) {
-        return window ? std::max<int64_t>(0, position - window + 1) : 0;
+    // Positions that a token sees in a layer with this window (0: all): `first` … `end` − 1. In a text half of the window
+    // lies on each side of it.
+    struct Sight { int64_t first, end; };
+    Sight sight(int window, int64_t t) const {
+        const int64_t at = c_.positions[t];
+        if (!whole()) return {window ? std::max<int64_t>(0, at - window + 1) : 0, at + 1};
+        if (!window) return {0, c_.lengths[t]};
+        return {std::max<int64_t>(0, at - window / 2), std::min(c_.lengths[t], at + window / 2 + 1)};
     }
 
     void find_units() {
         const int per_group = s_.heads / s_.kv_heads;
-        const int64_t block = std::max(1, std::min(16, QUERY_ROWS / per_group));
+        // Each unit turns the keys that it reads, which texts alone have few of, and a cache many.
+        const int64_t block = std::max(1, std::min(whole() ? QUERY_ROWS : 16, QUERY_ROWS / per_group));
         std::vector<Segment> segments;
         for (int64_t i = 0; i < N_; ++i) {
             if (!segments.empty() && c_.rows[i] == c_.rows[i - 1] && c_.positions[i] == c_.positions[i - 1] + 1)
@@ -91,7 +104,7 @@ private:
                     units_.push_back({s.first + t, std::min(block, s.count - t), s.row, g});
         // The longest first: what is left for the end is then short.
         std::stable_sort(units_.begin(), units_.end(), [&](const Unit& a, const Unit& b) {
-            return c_.positions[a.token] > c_.positions[b.token];
+            return sight(0, a.token).end > sight(0, b.token).end;
         });
     }
 
@@ -102,7 +115,7 @@ private:
             plans_.push_back({layer.window, {}});
             for (int64_t t = 0; t < N_; ++t)
                 for (int g = 0; g < s_.kv_heads; ++g) {
-                    const int first = int(first_seen(layer.window, c_.positions[t]) / KEYS);
+                    const int first = int(sight(layer.window, t).first / KEYS);
                     for (int b = first; b <= int(c_.positions[t] / KEYS); ++b)
                         plans_.back().parts.push_back({t, g, b, b == first});
                 }
@@ -120,9 +133,9 @@ private:
 
     // Keys `first` … count − 1 of a block are seen.
     void fetch_block(int l, int64_t row, int group, int block, int first, int count, int thread) {
-        const int64_t begin = int64_t(block) * KEYS, C = c_.places[l], D = s_.head_dim;
-        const T *k = place(c_.keys[l], l, row, group, begin), *v = place(c_.values[l], l, row, group, begin);
-        const int64_t before = C - begin % C;  // the ring's end
+        const int64_t begin = int64_t(block) * KEYS, D = s_.head_dim;
+        const T *k = place(keys(l), l, row, group, begin), *v = place(values(l), l, row, group, begin);
+        const int64_t before = whole() ? count : c_.places[l] - begin % c_.places[l];  // the ring's end
         if (before < count) {
             T *keys = together_[size_t(thread)], *values = keys + KEYS * D;
             auto join = [&](T* to, const T* from, void* data) {
@@ -138,16 +151,16 @@ private:
 
     // The beginning of what a unit reads: its own loads run ahead of themselves from there.
     void prefetch_unit(int l, const Unit& unit) {
-        const int64_t first = first_seen(m_.layers[size_t(l)].window, c_.positions[unit.token]) / KEYS * KEYS;
+        const int64_t first = sight(m_.layers[size_t(l)].window, unit.token).first / KEYS * KEYS;
         const int64_t bytes = int64_t(sizeof(T)) * 16 * NEXT * s_.head_dim;
-        prefetch_bytes(place(c_.keys[l], l, unit.row, unit.group, first), bytes);
-        prefetch_bytes(place(c_.values[l], l, unit.row, unit.group, first), bytes);
+        prefetch_bytes(place(keys(l), l, unit.row, unit.group, first), bytes);
+        prefetch_bytes(place(values(l), l, unit.row, unit.group, first), bytes);
     }
 
     void attend_part(int l, const Plan& plan, size_t i, int thread) {
         const Part& part = plan.parts[i];
         const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
-        const Seen seen = seen_of(plan.window, c_.positions[part.token], part.block);
+        const Seen seen = seen_of(sight(plan.window, part.token), part.block);
         fetch_block(l, c_.rows[part.token], part.group, part.block, seen.begin, seen.end, thread);
         const Seen all_seen[QUERIES] = {seen, seen, seen, seen};
         for (int h = 0; h < per_group; h += QUERIES) {
@@ -162,10 +175,10 @@ private:
         }
     }
 
-    static Seen seen_of(int window, int64_t position, int block) {
+    // What of a block, of which it is something.
+    static Seen seen_of(const Sight& sight, int block) {
         const int64_t begin = int64_t(block) * KEYS;
-        return {int(std::max<int64_t>(0, first_seen(window, position) - begin)),
-                int(std::min<int64_t>(KEYS, position + 1 - begin))};
+        return {int(std::max<int64_t>(0, sight.first - begin)), int(std::min<int64_t>(KEYS, sight.end - begin))};
     }
 
     void join_parts(int l, const Plan& plan, float* mixed) {
@@ -200,26 +213,26 @@ private:
         const int window = m_.layers[size_t(l)].window;
         Running total[QUERY_ROWS], fresh[QUERIES];
         const Number* q[QUERY_ROWS];
-        int64_t position[QUERY_ROWS];
+        Sight sees[QUERY_ROWS];
         bool begun[QUERY_ROWS] = {};
         for (int r = 0; r < rows; ++r) {
             const int64_t t = unit.token + r / per_group;
             const int64_t at = t * m_.q_size() + (unit.group * per_group + r % per_group) * D;
-            q[r] = q_ + at, position[r] = c_.positions[t], total[r].values = mixed + at;
+            q[r] = q_ + at, sees[r] = sight(window, t), total[r].values = mixed + at;
         }
-        const int64_t last = c_.positions[unit.token + unit.count - 1];
-        for (int b = int(first_seen(window, position[0]) / KEYS); b <= int(last / KEYS); ++b) {
+        const int64_t last = sees[rows - 1].end - 1;
+        for (int b = int(sees[0].first / KEYS); b <= int(last / KEYS); ++b) {
             const int64_t begin = int64_t(b) * KEYS;
             const int count = int(std::min<int64_t>(KEYS, last + 1 - begin));
-            fetch_block(l, unit.row, unit.group, b, seen_of(window, position[0], b).begin, count, thread);
+            fetch_block(l, unit.row, unit.group, b, seen_of(sees[0], b).begin, count, thread);
             int r = 0, end = rows;  // those before and behind see nothing of this block
-            while (r < rows && position[r] < begin) ++r;
-            while (end > r && first_seen(window, position[end - 1]) >= begin + KEYS) --end;
+            while (r < rows && sees[r].end <= begin) ++r;
+            while (end > r && sees[end - 1].first >= begin + KEYS) --end;
             while (r < end) {
                 const int n = std::min(QUERIES, end - r);
                 Seen seen[QUERIES];
                 for (int j = 0; j < n; ++j) {
-                    seen[j] = seen_of(window, position[r + j], b);
+                    seen[j] = seen_of(sees[r + j], b);
                     fresh[j].values = begun[r + j] ? running_[size_t(thread)] + j * D : total[r + j].values;
                 }
                 attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(), fresh);
@@ -240,6 +253,7 @@ private:
     const int threads_;
     const bool alone_;
     Number* q_;
+    T *keys_ = nullptr, *values_ = nullptr;  // [G, N, D] of whole texts
     float* part_values_ = nullptr;
     std::vector<float*> running_;
     std::vector<T*> together_;  // a block that a ring's end cuts in two

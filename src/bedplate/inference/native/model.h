@@ -23,6 +23,8 @@ struct Shape {
     int32_t layer_norm;         // 1: the norms are layer norms; 0: RMS
     int32_t whole_norm;         // 1: queries and keys are normalised over the whole projection; 0: over each head
     int32_t parallel;           // 1: the feed-forward reads what attention read
+    int32_t post;               // 1: the norms behind attention and feed-forward are of the residual sum
+    int32_t positions, token_types;                // rows of these tables; 0: there is none
     int32_t experts, per_token, expert_size;       // 0: no layer has experts
     int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
     float eps, embedding_scale, residual_scale, head_scale;
@@ -45,9 +47,12 @@ struct LowRank {
     float scaling;
     const float *scale, *shift;
 };
+// Of a decoder, new tokens of rows of a cache. Of an encoder (lengths), whole texts behind each other, each token of which
+// sees all of its own text: a token's row is the number of its text's first one, and keys and values are kept by nobody.
 struct Call {
     int32_t tokens_count, wanted_count, depth, padding;
     const int64_t *tokens, *rows, *positions, *wanted;
+    const int64_t *lengths, *types;             // an encoder's: of each token's text; which part of it (null: all are 0)
     void *const *keys, *const *values;          // per layer [R, G, C, D]
     const int64_t* places;                      // per layer C: position p stands at place p % C
     const LowRank* const* adapters;             // per token [layers · PLACES], or null; or null altogether
@@ -155,7 +160,8 @@ struct Model {
     Linear head;
     Vectors own;
     const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
-    const void* positions = nullptr;  // [rows, hidden], the same; or null
+    const void* positions = nullptr;  // [positions, hidden], the same; or null
+    const void* types = nullptr;      // [token_types, hidden], the same; or null
 
     // The form of the activations that the blocks' weights are multiplied with.
     Reads form() const { return !shape.floats ? BYTES : reads(shape.wide ? F32 : BF16); }

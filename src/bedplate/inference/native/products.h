@@ -10,9 +10,6 @@
 constexpr int TILE = 8;            // tokens of one tile
 constexpr int WIDTH = 256;         // features of one tile row, at most
 
-// Where a vector is a struct of several registers, GCC keeps sums in registers only in loops that are unrolled whole.
-#define UNROLL _Pragma("GCC unroll 16")
-
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>
 void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
@@ -47,20 +44,27 @@ template <int M, int P>
 void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const uint16_t* h = x.half + token * x.K;
     F acc[M][P];
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int k = 0; k < x.K / 2; ++k, w += 64) {
         I u[P];
+        UNROLL
         for (int p = 0; p < P; ++p) {
             u[p] = iload(w + p * panel_bytes);
             if (ahead) prefetch(w + p * panel_bytes + ahead);
         }
+        UNROLL
         for (int m = 0; m < M; ++m) {
             I a = bcast(h + m * x.K + 2 * k);
+            UNROLL
             for (int p = 0; p < P; ++p) acc[m][p] = dot_bf16(acc[m][p], u[p], a);
         }
     }
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 #else

@@ -11,6 +11,8 @@
 constexpr int LANES = 16;
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
+// Arrays of sums: GCC keeps them in registers only in loops that are unrolled whole.
+#define UNROLL _Pragma("GCC unroll 16")
 
 // A float16, exactly.
 INLINE float half_value(uint16_t h) {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.native.decoder import unsupported
+from bedplate.inference.native.packed import unsupported
 from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name
@@ -72,7 +72,7 @@ def held_as(
     elif dtype is None:
         same = judged is not None and judged.weights == weights
         dtype = "auto" if weights is None else dtype_of(weights, judged.dtype if judged is not None and same else None)
-    # Quantised weights run on one kernel only, which the engine finds.
+    # For quantised weights that it was not judged with, the engine finds the kernel.
     if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
         kernel = KERNELS.get(judged.kernel)
     return Held(dtype, weights or "auto", kernel or "auto")

@@ -18,12 +18,12 @@ from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, takes, unsupported
-from bedplate.inference.native.description import matrices
+from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
+from bedplate.inference.native.packed import WeightFormat, takes, unsupported
 from bedplate.inference.ways.calibrate import Measured, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes
@@ -32,7 +32,6 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
-from bedplate.models.decoder import Decoder
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
@@ -64,6 +63,9 @@ def choose(
     library = load() if len(possible) < len(ways) and device.type == "cpu" else None
     if isinstance(library, str) and library in reasons.values():
         _warn()
+    # On torch they are for where the native kernel cannot be had: what needs no measurement is not measured.
+    native = {way.weights for way in possible if way.kernel == "native"}
+    possible = [way for way in possible if way.kernel == "native" or way.weights not in native & QUANTISED.keys()]
     if device.type != "cpu":
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
@@ -78,9 +80,8 @@ def choose(
 
 
 def needs(spec: TextSpec, way: Way, *, loaded: bool = False) -> int:
-    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what the native kernel
-    packed."""
-    packed = read_bytes(spec.main, way) if way.kernel == "native" else 0
+    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what was packed."""
+    packed = read_bytes(spec.main, way) if way.kernel == "native" or way.weights in QUANTISED else 0
     if loaded:
         return packed
     return _parameters(spec) * DTYPES[way.dtype].itemsize + packed
@@ -139,7 +140,10 @@ def _warn() -> None:
 def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
     """The base as torch runs it: with quantised linears where those are asked for and the native kernel is not to, or
     cannot, run them. The base itself stays what it is."""
-    if weights not in QUANTISED or (kernel != "torch" and base.device.type == "cpu"):
+    if weights not in QUANTISED or kernel == "native":
+        return base
+    native = Way(dtype_name(base.dtype), "native", weights)
+    if kernel == "auto" and impossible(base.spec, native, base.device) is None:
         return base
     return replace(base, held=quantised(base.model, QUANTISED[weights]))
 
@@ -163,12 +167,11 @@ def choose_forward(
     asked_quantised = weights in QUANTISED
     if weights != "auto" and not asked_quantised and weights != own:
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
-    if kernel != "torch" and not isinstance(cache, SlotCache):
+    if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
         if kernel == "native" or asked_quantised:
-            what = "and this engine in blocks" if "generate" in base.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
-                f"and values in slots, {what}"
+                "and values in slots, and this engine in blocks"
             )
         return torch_forward
     try:
@@ -178,11 +181,10 @@ def choose_forward(
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
     if way.kernel == "torch":
         return torch_forward
-    assert isinstance(cache, SlotCache)
+    assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model = base.outline if asked_quantised else base.model
-    decoder = NativeDecoder(model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
-    return NativeForward(decoder, bank, cache)
+    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", way.weights)
+    return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 
 def left_in_file(way: Way) -> Leave | None:
@@ -192,7 +194,7 @@ def left_in_file(way: Way) -> Leave | None:
         return None
 
     def leave(model: Model, kinds: Mapping[str, str]) -> Collection[str]:
-        names = {matrix.name for matrix in matrices(cast("Decoder", model))} - {"embedding.weight"}
+        names = {matrix.name for matrix in matrices(cast("Stack", model))} - {"embedding.weight"}
         return {name for name in names & kinds.keys() if takes(kinds[name], way.weights)}
 
     return leave

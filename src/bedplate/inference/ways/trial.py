@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from bedplate.core.processor import processor
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.native import NativeForward, native_forward
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
+from bedplate.inference.native.packed import WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
@@ -38,7 +38,8 @@ Run = Callable[[], object]
 _BLOCK_WEIGHTS, _HEAD_WEIGHTS = 1 << 25, 1 << 22
 """A block of more weights is made smaller in its own proportions; of the head no more is computed than this."""
 _FEW_BLOCKS = 1 << 23
-_DOCUMENTS = 8
+_DOCUMENTS = (8, 12, 20, 28, 36, 44, 52, 56)
+"""Tokens of an encoder's texts, PROMPT in all: mostly no two of a batch are of one length."""
 _BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its minimum, of 16 bits each
 
 
@@ -85,11 +86,14 @@ class Trial:
             cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
-            assert cache is not None
-            weights = cast("WeightFormat", way.weights)
-            decoder = NativeDecoder(model, weights, blocks=_made_up_blocks(model, way.weights), threads=threads)
-            self._native = NativeForward(decoder, None, cache)
-            self._forward = self._native
+            self._forward = self._native = native_forward(
+                model,
+                cast("WeightFormat", way.weights),
+                _made_up_blocks(model, way.weights),
+                None,
+                cache,
+                threads=threads,
+            )
         self._left_out = read_bytes(spec, way) - read_bytes(self.short, way)
         self.parts = tuple(self._decoder_parts() if generates else self._encoder_parts())
 
@@ -111,10 +115,9 @@ class Trial:
 
     def _encoder_parts(self) -> list[Part]:
         base = Loaded(None)
-        length = min(PROMPT // _DOCUMENTS, self.short.context_length)
-        spans = [Span(0, 0, length)] * _DOCUMENTS
-        tokens = [i % self.short.vocab_size for i in range(length)] * _DOCUMENTS
-        return [self._part("prefill", "blocks", FlatBatch(tokens, spans, [base] * _DOCUMENTS, [], 1))]
+        spans = [Span(0, 0, min(length, self.short.context_length)) for length in _DOCUMENTS]
+        tokens = [i % self.short.vocab_size for span in spans for i in range(span.length)]
+        return [self._part("prefill", "blocks", FlatBatch(tokens, spans, [base] * len(spans), [], 1))]
 
     def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
         forward = self._forward

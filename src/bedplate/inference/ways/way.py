@@ -122,8 +122,8 @@ def asked_ways(
 ) -> tuple[Way, ...]:
     """The ways among which a measurement may choose where these are asked for (None and "auto": nothing is).
 
-    A dtype alone asks for weights in it; quantised weights are made from bfloat16 where no dtype is named. Raises
-    UsageError for what does not go together.
+    A dtype alone asks for weights in it; quantised weights are made from bfloat16 where no dtype is named, for the
+    native kernel or else for torch. Raises UsageError for what does not go together.
     """
     dtype = None if dtype == "auto" else dtype
     weights = None if weights == "auto" else weights
@@ -131,7 +131,7 @@ def asked_ways(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}")
     if weights in QUANTISED:
-        return (_quantised(QUANTISED[weights], dtype or "bfloat16", kernel),)
+        return _quantised(QUANTISED[weights], dtype or "bfloat16", kernel)
     if weights is not None and dtype not in (None, weights):
         raise UsageError(f"weights {weights!r} are read from a base of that dtype, and dtype {dtype!r} was asked for")
     wanted = weights or dtype
@@ -144,9 +144,11 @@ def asked_ways(
     raise UsageError(f"the native kernel takes no {' or '.join(own_dtypes(types))}; ask for dtype float32 with it")
 
 
-def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> Way:
-    if kernel == "torch":
-        raise UsageError(f"{weights} weights run on the native kernel; leave the kernel open, or ask for other weights")
-    if dtype not in NATIVE:
-        raise UsageError(f"{weights} weights are made from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for")
-    return Way(dtype, "native", weights)
+def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[Way, ...]:
+    ways = (Way(dtype, "native", weights), Way(dtype, "torch", weights))
+    found = tuple(way for way in ways if kernel in (None, way.kernel) and (way.kernel == "torch" or dtype in NATIVE))
+    if not found:
+        raise UsageError(
+            f"the native kernel makes {weights} weights from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for"
+        )
+    return found

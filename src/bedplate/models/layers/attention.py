@@ -125,7 +125,8 @@ class SharingAttend:
         return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, how)
 
     def again(self, layer: int, q_BTHD: Tensor, how: How) -> Tensor:
-        """Over the keys and values of that layer. Where they are kept, the same ones are written once more."""
+        """Over the keys and values of that layer, the very tensors that it was given: a layout that keeps them need not
+        write them once more."""
         return self._attend(layer, q_BTHD, *self._made[layer], how)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 
+ALIGNED = 16
+"""Bytes: rows that torch's grouped product takes are a multiple of these."""
+
 
 class Segments:
     """How many of the sorted tokens belong to each expert, int64 [E].
@@ -74,7 +77,7 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.segments = segments
-        if _by_torch(x_MI):
+        if _takes(x_MI, weight_EOI):
             return _torch_grouped()(x_MI, weight_EOI.transpose(1, 2), offs=segments.ends_E)
         out_MO = x_MI.new_empty(len(x_MI), weight_EOI.shape[1])
         for expert, begin, end in segments.spans:
@@ -87,7 +90,7 @@ class _Grouped(torch.autograd.Function):
         grad_MO, segments = grad.contiguous(), ctx.segments
         to_x: Tensor | None = None
         to_weight: Tensor | None = None
-        if _by_torch(x_MI):
+        if _takes(x_MI, weight_EOI):
             product, ends = _torch_grouped(), segments.ends_E
             if ctx.needs_input_grad[0]:
                 to_x = product(grad_MO, weight_EOI, offs=ends)
@@ -109,8 +112,14 @@ class _Grouped(torch.autograd.Function):
         return to_x, to_weight, None
 
 
-def _by_torch(x: Tensor) -> bool:
+def by_torch(x: Tensor) -> bool:
+    """Whether products like this one's need not know how many tokens there are of each."""
     return not x.is_cpu and torch_product_works(x.device, x.dtype)
+
+
+def _takes(x_MI: Tensor, weight_EOI: Tensor) -> bool:
+    """Whether torch's grouped product takes these: it asks for rows of a multiple of `ALIGNED` bytes."""
+    return by_torch(x_MI) and all(size * x_MI.element_size() % ALIGNED == 0 for size in weight_EOI.shape[1:])
 
 
 def _torch_grouped() -> Callable[..., Tensor]:

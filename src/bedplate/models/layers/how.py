@@ -48,6 +48,10 @@ class How:
                 what = name if name == "sinks" else f"a {name}"
                 raise UnsupportedModelError(f"attention with {what} is not supported by {by}")
 
+    def within_reach(self, *able: str) -> bool:
+        """Whether nothing else is wanted."""
+        return all(field.name in able or getattr(self, field.name) is None for field in fields(self))
+
     def within(self, seen_BTS: Tensor, distance_BTS: Tensor | None, causal: bool) -> Tensor:
         """What of the seen keys lies in the window, bool [B, T, S]. The distance may be left out where all is plain."""
         if self.window is None or distance_BTS is None:

@@ -161,11 +161,9 @@ class Rotations:
         self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
         self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
-    def at(
-        self, positions_BT: Tensor, dtype: torch.dtype, last: Callable[[], int] | None = None
-    ) -> list[Rotation | None]:
-        """For tokens at these positions, in the order of the layers. last: gives the largest of them, where that may
-        be known without reading them."""
+    def at(self, positions_BT: Tensor, dtype: torch.dtype, last: int | None = None) -> list[Rotation | None]:
+        """For tokens at these positions, in the order of the layers. last: the largest of them, where it is known;
+        otherwise what depends on it is chosen where they are, and nobody waits for them."""
         made: dict[tuple[Rope | None, int], Rotation | None] = {}
         each = list(zip(self._ropes, self._sizes, strict=True))
         for rope, size in each:
@@ -176,14 +174,19 @@ class Rotations:
                 made[rope, size] = rotation(positions_BT, frequencies, dtype, rope)
         return [made[one] for one in each]
 
-    def _of(self, rope: Rope, size: int, positions_BT: Tensor, last: Callable[[], int] | None) -> Tensor:
-        scaling, long = rope.scaling, False
-        if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
-            long = (int(positions_BT.max()) if last is None else last()) >= scaling.original_context
+    def _of(self, rope: Rope, size: int, positions_BT: Tensor, last: int | None) -> Tensor:
+        device, scaling = positions_BT.device, rope.scaling
+        if not isinstance(scaling, LongRopeScaling) or not positions_BT.numel():
+            return self._kept(rope, size, device)
+        if last is not None:
+            return self._kept(rope, size, device, last >= scaling.original_context)
+        long = positions_BT.max() >= scaling.original_context
+        return torch.where(long, self._kept(rope, size, device, True), self._kept(rope, size, device))
+
+    def _kept(self, rope: Rope, size: int, device: torch.device, long: bool = False) -> Tensor:
         found = self._frequencies.get((rope, size, long))
-        if found is None or found.device != positions_BT.device:
-            found = rotary_frequencies(rope, size, positions_BT.device, long)
-            self._frequencies[rope, size, long] = found
+        if found is None or found.device != device:
+            found = self._frequencies[rope, size, long] = rotary_frequencies(rope, size, device, long)
         return found
 
 

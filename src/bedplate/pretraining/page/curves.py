@@ -31,7 +31,7 @@ def curve(lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
 def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
     """Each step's loss, faint, the mean of a hundredth of the run over it, and checkpoints' held-out loss."""
     figure, axes = new_figure(7.4, 3.6)
-    points = [(row["step"], row["loss"]) for row in rows]
+    points = [(row["step"], row["loss"]) for row in rows if row["loss"] is not None]  # None: skipped, not finite
     axes.plot(*zip(*thinned(points), strict=True), color=FAINT, linewidth=0.8, label="a step")
     axes.plot(*zip(*means(points, 100), strict=True), color=SERIES[0], linewidth=1.5, label="mean")
     names = dict.fromkeys(name for row in judged for name in row["held_out"])

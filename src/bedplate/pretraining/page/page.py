@@ -50,7 +50,7 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
 
 def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
-    if rows:
+    if any(row["loss"] is not None for row in rows):
         found["loss"] = losses(rows, judged)
         speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
         found["speed"] = curve(speed, "step", "tokens a second", "Speed")
@@ -89,11 +89,15 @@ def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[
         speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
         found["step"] = f"{rows[-1]['step']:,} of {steps:,}"
         found["tokens"] = shown(tokens)
-        found["loss"] = f"{sum(row['loss'] for row in tail) / len(tail):.4f} over the last {len(tail)} steps"
+        lost = [row["loss"] for row in tail if row["loss"] is not None]
+        found["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
+        skipped = sum("skipped" in row for row in rows)
+        if skipped:
+            found["steps skipped by the guard"] = f"{skipped:,}"
         found["tokens a second"] = f"{speed:,.0f}"
-        shares = [row["mfu"] for row in tail if "mfu" in row]
-        if shares:
-            found["MFU"] = f"{sum(shares) / len(shares):.1%}"
+        peak = record.get("peak")
+        if peak:
+            found["MFU"] = f"{speed * peak['flops_per_token'] / peak['flops_per_second']:.1%} ({peak['convention']})"
         left = (steps - rows[-1]["step"]) * seconds / len(tail)
         if left > 0:
             found["time left at this speed"] = f"{left / 60:.1f} minutes"

@@ -7,6 +7,7 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.json import load_json
+from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.states import Optimizer
@@ -85,6 +86,11 @@ def vocabulary_of(run: RunFile) -> int | None:
     if data.tokenizer is not None and data.tokenizer.source is not None:
         place = run.place(data.tokenizer.source)
         return Tokenizer.from_directory(place if place.is_dir() else locate(data.tokenizer.source)).vocab_size
+    if data.recipe is not None:
+        choice = load_recipe(run.place(data.recipe)).tokenizer
+        if choice.train is not None:
+            return choice.train.vocab_size
+        return Tokenizer.from_directory(locate(str(choice.use))).vocab_size
     file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
     if file is not None and file.is_file():
         return _corpus_vocabulary(file)

@@ -98,6 +98,11 @@ def peak_flops(device: torch.device, dtype: str) -> float:
     return measured_once("products", key, lambda: _measured(device, DTYPES[dtype]), float, _rate)
 
 
+def usable_peak(device: torch.device) -> float:
+    """Operations a second of the faster of float32 and bfloat16 products: what a share of the peak is a share of."""
+    return max(peak_flops(device, dtype) for dtype in ("float32", "bfloat16"))
+
+
 def _measured(device: torch.device, dtype: torch.dtype) -> float:
     size = _PRODUCT if device.type == "cpu" else 8 * _PRODUCT
     a = torch.ones(size, size, device=device, dtype=dtype)

@@ -26,7 +26,7 @@ from bedplate.pretraining.runfile.changes import Change, changes
 from bedplate.pretraining.runfile.file import RunFile
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
-BASE, CHECKPOINTS, TENSORBOARD = "base", "checkpoints", "tensorboard"
+BASE, CHECKPOINTS, TENSORBOARD, CORPUS = "base", "checkpoints", "tensorboard", "corpus"
 
 
 @dataclass(frozen=True)

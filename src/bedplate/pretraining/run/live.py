@@ -23,10 +23,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class LiveView:
-    """As a context: a panel that is drawn anew once a second, where stderr is a terminal; nothing elsewhere."""
+    """As a context: a panel that is drawn anew once a second, where stderr is a terminal; nothing elsewhere.
 
-    def __init__(self, title: str, steps: int, *, shown_here: bool | None = None) -> None:
-        self._title, self._steps = title, steps
+    share: of the device's peak that one token a second is.
+    """
+
+    def __init__(self, title: str, steps: int, share: float = 0.0, *, shown_here: bool | None = None) -> None:
+        self._title, self._steps, self._share = title, steps, share
         self._shown = sys.stderr.isatty() if shown_here is None else shown_here
         self._live: Live | None = None
         self._last: Mapping[str, Any] = {}
@@ -55,7 +58,8 @@ class LiveView:
     def __call__(self, row: Mapping[str, Any]) -> None:
         with self._lock:
             self._last = row
-            self._losses.append(row["loss"])
+            if row["loss"] is not None:  # of a step that was skipped
+                self._losses.append(row["loss"])
             seconds = row["tokens"] / row["tokens_per_second"] if row["tokens_per_second"] else 0.0
             self._recent.append((row["tokens"], seconds))
             for name, count in row.items():
@@ -93,9 +97,9 @@ class LiveView:
         speed = sum(t for t, _ in self._recent) / seconds if seconds else 0.0
         found = [
             ("step", f"{row['step']:,} of {self._steps:,} ({row['step'] / self._steps:.0%})"),
-            ("loss", f"{row['loss']:.4f}  {sparkline(self._losses)}"),
-            ("learning rate", f"{row['learning_rate']:.3g}   gradient norm {row['gradient_norm']:.3g}"),
-            ("tokens a second", f"{speed:,.0f}" + (f"   MFU {row['mfu']:.1%}" if "mfu" in row else "")),
+            ("loss", f"{self._losses[-1]:.4f}  {sparkline(self._losses)}" if self._losses else "not finite"),
+            ("learning rate", f"{row['learning_rate']:.3g}   gradient norm {_shown(row['gradient_norm'])}"),
+            ("tokens a second", f"{speed:,.0f}" + (f"   MFU {speed * self._share:.1%}" if self._share else "")),
             ("time left", "" if left is None else f"{clock(left)}, until {_at(left)}"),
         ]
         if self._seen:
@@ -119,6 +123,10 @@ def sparkline(values: list[float], width: int = 40) -> str:
     means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
     low, high = min(means), max(means)
     return "".join(_BARS[round((one - low) / (high - low or 1) * (len(_BARS) - 1))] for one in means)
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def clock(seconds: float) -> str:

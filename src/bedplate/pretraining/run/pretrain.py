@@ -12,17 +12,22 @@ from typing import Any
 
 from bedplate.core.errors import BedplateError, TrainingError
 from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.data.corpus.build import build, processes_here
+from bedplate.data.corpus.recipe import load_recipe
+from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.precision import resolve_device
 from bedplate.pretraining.card import model_card
 from bedplate.pretraining.page.page import seen, write_page
+from bedplate.pretraining.plan.here import usable_peak
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.corpus import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine, opened
 from bedplate.pretraining.run.follow import Follower, TensorBoard
+from bedplate.pretraining.run.from_corpus import corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.held_out import HeldBatches, held_out
 from bedplate.pretraining.run.judging import Judge
@@ -75,7 +80,15 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
 
 def data_of(run: RunFile, out: Path, parent: Base | None) -> RunData:
     """What the run learns from and is judged on."""
-    return texts_data(run, out, None if parent is None else parent.need_tokenizer())
+    tokenizer = None if parent is None else parent.need_tokenizer()
+    if run.data.sources:
+        return texts_data(run, out, tokenizer)
+    if run.data.corpus is not None:
+        return corpus_data(run, run.place(run.data.corpus), tokenizer)
+    assert run.data.recipe is not None
+    recipe = run.place(run.data.recipe)
+    build(load_recipe(recipe), recipe.parent, out / places.CORPUS, processes=processes_here())
+    return corpus_data(run, out / places.CORPUS, tokenizer)
 
 
 def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
@@ -92,7 +105,12 @@ class _Run:
         self.settings: Settings = settings_of(run, base.spec, sum(data.tokens.values()))
         self.parents_id = base.identity.weights_id if parent else None
         self.tensorboard: TensorBoard | None = None
-        self.live = LiveView(run.run, self.settings.steps)
+        self.peak: dict[str, Any] = {
+            "flops_per_token": training_flops_per_token(base.spec, self.settings.rows.length),
+            "flops_per_second": usable_peak(base.device),
+            "convention": "6 operations a weight and the causal half of attention, over products measured here",
+        }
+        self.live = LiveView(run.run, self.settings.steps, self.peak["flops_per_token"] / self.peak["flops_per_second"])
         self.judge = Judge(
             self.out,
             base,
@@ -200,6 +218,7 @@ class _Run:
             steps=settings.steps,
             settings=settings.shown(),
             machine=dict(machine()),
+            peak=self.peak,
             data={
                 "sources": sources,
                 "tokenizer": {"id": data.tokenizer.identity, "ids": data.tokenizer.vocab_size},

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
+from bedplate.data.mixture import MixtureConfig
 from bedplate.models.specs.recompute import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
@@ -59,7 +60,8 @@ class DataPart(Strict):
     """A corpus directory that was built already, or the recipe that it is built from, or texts as they are (`sources`).
 
     held_out: share of the documents that are kept from training, to be judged on; a corpus has its own.
-    weights: by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it.
+    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it. mixture: of a
+    corpus, how its sources are mixed. general: sources of a corpus that are not to be learned but may be forgotten.
     """
 
     corpus: str | None = None
@@ -68,6 +70,8 @@ class DataPart(Strict):
     tokenizer: TokenizerPart | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict[str, float])
+    mixture: MixtureConfig | None = None
+    general: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -79,8 +83,12 @@ class DataPart(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two sources are called {twice!r}; give each its own name")
-        if self.corpus and self.tokenizer:
+        if not self.sources and self.tokenizer:
             raise ValueError("a corpus has its own tokenizer; leave `tokenizer` out")
+        if self.sources and (self.mixture or self.general):
+            raise ValueError("`mixture` and `general` are of a corpus; texts have `weights`, and `general` each")
+        if not self.sources and self.weights:
+            raise ValueError("`weights` are of texts; a corpus has `mixture: {weights: …}`")
         return self
 
 

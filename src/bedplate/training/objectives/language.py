@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.models.decoder import Decoder
+from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention import Attend
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
+from bedplate.training.objectives.pieces import summed_losses
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
@@ -22,13 +24,11 @@ HEAD_ROWS = 512
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
     """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
 
-    With more than `rows` positions the logits are made, and made again for the gradient, piece by piece.
+    With more than `rows` positions the logits are made piece by piece, and their gradients with them.
     """
     if len(targets_N) <= rows:
         return _cross_entropy(model, hidden_ND, targets_N)
-    pieces = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-    losses = [checkpoint(_cross_entropy, model, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in pieces]
-    return torch.stack(losses).sum()
+    return summed_losses(partial(_cross_entropy, model), hidden_ND, targets_N, rows)
 
 
 def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class NextToken:
         terms = further.terms(batch) if known is None else known
         found: dict[str, Term] = {}
         for state_BTD, (name, both) in zip(states, terms.items(), strict=True):
-            learned, targets_N = (one.to(hidden_BTD.device) for one in both)
+            learned, targets_N = (sent(one, hidden_BTD.device) for one in both)
             hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
             lost = token_losses(model, hidden_ND, targets_N)
             total = lost * (further.weight / further.modules)

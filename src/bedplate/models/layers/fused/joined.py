@@ -24,6 +24,11 @@ class Joined(nn.Module):
         self._parts = parts  # a tuple, so that they are not registered twice
         self._whole: tuple[Tensor, Tensor | None] | None = None
 
+    @property
+    def parts(self) -> tuple[Linear, ...]:
+        """The linears, in the order of their outputs."""
+        return self._parts
+
     def exchange(self, others: Mapping[Linear, Linear]) -> None:
         """Others in the place of parts, which are then computed one by one until they are laid."""
         self._parts = tuple(others.get(part, part) for part in self._parts)

@@ -1,0 +1,254 @@
+"""A model's weights packed for the kernel, with what decoders and encoders have in common: which models it takes, in
+which formats, and their adapters.
+
+Activations are int8 by token and block of 32 features for int8 and int4 weights (as in llama.cpp), bfloat16 for
+bfloat16 weights where the processor multiplies those, else float32; sums, norms and the residual stream are float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from bedplate.adapters.bank import Bank
+from bedplate.core.errors import UsageError
+from bedplate.inference.native.allowed import refused_field
+from bedplate.inference.native.description import (
+    OUTER,
+    Matrix,
+    Stack,
+    matrices,
+    ropes_of,
+    shape_of,
+    turning,
+    vectors,
+)
+from bedplate.inference.native.library import PLACES, Library, LowRank, load
+from bedplate.inference.native.quantize import quantise_int4, quantise_int8
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_bits
+from bedplate.models.decoder import Decoder
+from bedplate.models.encoder import Encoder
+from bedplate.models.layers.linear import Linear
+from bedplate.models.model import Model
+from bedplate.models.specs import TextSpec, TransformerSpec
+
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+_DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
+SOURCES = frozenset(
+    (
+        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    )
+)
+"""Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
+_BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
+_PLACES = len(PLACES)
+
+
+def takes(kind: str, weights: str) -> bool:
+    """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
+    return kind in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(kind) >= 8))
+
+
+@dataclass(frozen=True, eq=False)
+class NativeAdapter:
+    """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
+
+    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous
+    and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
+    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
+    """
+
+    pairs: Mapping[str, tuple[Tensor, Tensor, float]]
+    scales: Mapping[str, tuple[Tensor, Tensor | None]]
+    table: ctypes.Array[LowRank]
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.table)
+
+
+def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why such a model cannot run natively (no compiler, another architecture or layout), or None if it can."""
+    if device.type != "cpu":
+        return f"the native path is for CPUs, and the model is on {device}"
+    if dtype not in _DTYPES:
+        return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if not isinstance(spec, TransformerSpec):
+        return "the native path is for one stack, and this decoder sees the states of an encoder"
+    field = refused_field(spec)
+    if field is not None:
+        return f"the native path cannot do {field} = {getattr(spec, field)!r}"
+    sizes = {
+        "hidden_size": spec.hidden_size,
+        "feedforward_size": spec.feedforward_size,
+        "heads · head_dim": spec.heads * spec.head_dim,
+    }
+    if spec.experts is not None:
+        sizes["experts.feedforward_size"] = spec.experts.feedforward_size
+        sizes["experts.shared_size"] = spec.experts.shared_size
+    bad = next((name for name, size in sizes.items() if size % _BLOCK), None)
+    if bad is not None:
+        return f"{bad} is {sizes[bad]}, and the native path needs a multiple of {_BLOCK}"
+    if spec.head_dim % 16 or spec.head_dim > _MAX_HEAD:
+        return f"head_dim is {spec.head_dim}, and the native path needs a multiple of 16 up to {_MAX_HEAD}"
+    if spec.heads // spec.kv_heads > _MAX_SHARED:
+        return f"more than {_MAX_SHARED} query heads share one key-value head"
+    library = load()
+    return library if isinstance(library, str) else None
+
+
+class Packed:
+    """A model's weights as the kernel holds them.
+
+    weights: what they are stored as. `blocks`: parameter name → blocks that the checkpoint itself holds, taken as they
+    are where the format allows; everything else is quantised here, the head always to 8 bits. threads: default torch's
+    number. Raises UsageError where `unsupported` gives a reason, and for weights that are neither quantised nor in the
+    base's dtype. The model must outlive this: its embedding is shared.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        weights: WeightFormat,
+        *,
+        blocks: Mapping[str, RawBlocks] | None = None,
+        threads: int | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self._handle: int | None = None
+        reason = unsupported(model.spec, model.embedding.weight.dtype, model.embedding.weight.device)
+        found = library or load()
+        if reason is not None or isinstance(found, str):
+            raise UsageError(f"this model cannot run natively: {reason or found}")
+        spec = model.spec
+        assert isinstance(model, Decoder | Encoder)  # what the allowed specs are built as
+        assert isinstance(spec, TransformerSpec)
+        self._dtype = model.embedding.weight.dtype
+        own = _DTYPES[self._dtype]
+        if weights not in (own, "int8", "int4"):
+            raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
+        self.weights: WeightFormat = weights
+        self.spec = spec
+        self.threads = threads or torch.get_num_threads()
+        self._library, self._model = found, model
+        self._tables = _tables(model)
+        shape = shape_of(spec, self._dtype, self.threads, weights == own)
+        at = (None if table is None else table.data_ptr() for table in self._tables)
+        self._handle = found.new(shape, *at)
+        if not self._handle:
+            raise MemoryError("not enough memory for the native kernel")
+        self._fill(model, blocks or {})
+        self.weight_bytes = int(found.bytes(self._handle))
+        """Bytes of the packed weights; the embedding is shared with the model."""
+
+    @property
+    def learned(self) -> int | None:
+        """How many positions have a learned vector; None where positions have none."""
+        return None if self._tables[1] is None else len(self._tables[1])
+
+    def _fill(self, model: Stack, blocks: Mapping[str, RawBlocks]) -> None:
+        library, spec = self._library, self.spec
+        kinds, ropes = ropes_of(spec)
+        for rope in kinds:
+            factor, pairs = turning(rope, spec.head_dim)
+            self._done(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
+        for layer, rope in enumerate(ropes):
+            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope))
+        for one in vectors(model):
+            at = one.weight.data_ptr(), None if one.bias is None else one.bias.data_ptr()
+            self._done(library.vector(self._handle, one.layer, one.which, one.weight.numel(), *at))
+        for matrix in matrices(model):
+            self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
+
+    def _add(self, matrix: Matrix, own: RawBlocks | None, eight: bool) -> None:
+        weight, (*experts, out, size) = matrix.weight.detach(), matrix.weight.shape
+        bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
+        if self.weights in _DTYPES.values():
+            kind, raw = _KINDS[self._dtype], weight.contiguous()
+        else:
+            if own is None or not takes(own.kind, self.weights):
+                flat = weight.flatten(0, -2)
+                own = quantise_int8(flat) if eight else quantise_int4(flat)
+            kind, raw = own.kind, own.data
+        at = raw.data_ptr(), None if bias is None else bias.data_ptr()
+        add = self._library.experts if experts else self._library.linear
+        self._done(add(self._handle, matrix.layer, matrix.place, GGMLQuantizationType[kind], size, out, *at))
+
+    def adapter(
+        self,
+        pairs: Mapping[str, tuple[Tensor, Tensor, float]],
+        scales: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
+    ) -> NativeAdapter:
+        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
+        linears that the kernel adds nothing to (those of experts)."""
+        table = (LowRank * (self.spec.layers * _PLACES))()
+        places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
+        other = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        if other is not None:
+            raise UsageError(f"the native path has no adapters at {other}; run this one with kernel torch")
+        for layer in range(self.spec.layers):
+            for place, name in enumerate(PLACES):
+                pair = pairs.get(f"layers.{layer}.{name}")
+                if pair is None:
+                    continue
+                a, b, scaling = pair
+                if a.dtype != self._dtype or b.dtype != self._dtype:
+                    raise UsageError(f"layers.{layer}.{name}: the adapter is {a.dtype}, and the base is {self._dtype}")
+                if not a.is_contiguous() or not b.t().is_contiguous():
+                    raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
+                if a.shape[0] > _MAX_RANK:
+                    raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
+                scale, shift = (scales or {}).get(f"layers.{layer}.{name}", (None, None))
+                table[layer * _PLACES + place] = LowRank(
+                    a.data_ptr(),
+                    b.data_ptr(),
+                    a.shape[0],
+                    scaling,
+                    None if scale is None else scale.data_ptr(),
+                    None if shift is None else shift.data_ptr(),
+                )
+        return NativeAdapter(dict(pairs), dict(scales or {}), table)
+
+    def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
+        """A bank's frozen adapter, sharing its A and B. Raises UsageError for one that is being trained."""
+        return self.adapter(
+            {path: (one.a.detach(), one.b.detach(), one.scaling) for path, one in bank.low_rank(slot).items()},
+            {path: (scale, self._shift(path, scale)) for path, scale in bank.scales(slot).items()},
+        )
+
+    def _shift(self, path: str, scale: Tensor) -> Tensor | None:
+        """The kernel scales what it has added the bias to."""
+        linear = self._model.get_submodule(path)
+        assert isinstance(linear, Linear)
+        return None if linear.bias is None else ((1.0 - scale) * linear.bias.detach().float()).contiguous()
+
+    def close(self) -> None:
+        """Frees the packed weights; the model cannot be used after it."""
+        if self._handle is not None:
+            self._library.free(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    @staticmethod
+    def _done(code: int) -> None:
+        if code:
+            raise MemoryError("not enough memory for the native kernel")
+
+
+def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Vectors of tokens, of positions (from the first token's on), and of a text's parts, contiguous."""
+    positions = model.position_embedding
+    types = model.token_type_embedding if isinstance(model, Encoder) else None
+    learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()
+    parts = None if types is None else types.weight.detach().contiguous()
+    return model.embedding.weight.detach().contiguous(), learned, parts

@@ -1,0 +1,84 @@
+"""How a model's products may be cut among ranks, as data that its spec decides. No torch.
+
+Columns: each rank has some of a product's outputs; rows: some of its inputs, and the outputs are added up
+(Megatron-LM, https://arxiv.org/abs/1909.08053). Experts: each rank has some of them
+(https://arxiv.org/abs/2006.16668). What is not named is whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.transformer import TransformerSpec
+
+Cut = Literal["columns", "rows", "summed", "experts"]
+"""Of a module. "summed": whole, but each rank sees only its own heads, so that gradients are to be added up."""
+
+
+def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
+    """By a module's path in a decoder or encoder of this spec, how so many ranks share its attention and feed-forward.
+
+    Experts stay whole: `expert_plan` is for them. UnsupportedModelError, naming the field, for what cannot be cut.
+    """
+    found: dict[str, Cut] = {}
+    for layer in range(spec.layers):
+        reason = _uncut(spec, layer, ranks)
+        if reason is not None:
+            raise UnsupportedModelError(f"layer {layer} cannot be shared by {ranks} ranks (tensor): {reason}")
+        at, own = f"layers.{layer}.attention", spec.keys_of(layer) == layer
+        found |= {f"{at}.q": "columns", f"{at}.o": "rows"}
+        if own:
+            found[f"{at}.k"] = "columns"
+        if own and not spec.keys_are_values(layer):
+            found[f"{at}.v"] = "columns"
+        if spec.qk_norm is not None:
+            found |= {f"{at}.{name}": "summed" for name in ("q_norm", *(("k_norm",) if own else ()))}
+        place = f"layers.{layer}.feedforward"
+        if spec.feedforward(layer) == "experts":
+            part = spec.experts
+            assert part is not None
+            if not part.shared_size:
+                continue
+            place = f"{place}.shared"
+        found |= {f"{place}.up": "columns", f"{place}.down": "rows"}
+        if spec.gated:
+            found[f"{place}.gate"] = "columns"
+    return found
+
+
+def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
+    """By a module's path, whose experts so many ranks share. UnsupportedModelError where they cannot."""
+    if spec.experts is None:
+        raise UnsupportedModelError(f"{ranks} ranks cannot share experts (expert): this model has none")
+    if spec.experts.count % ranks:
+        raise UnsupportedModelError(
+            f"{ranks} ranks cannot share {spec.experts.count} experts (expert): take a number that divides them"
+        )
+    found: dict[str, Cut] = {}
+    for layer in range(spec.layers):
+        if spec.feedforward(layer) == "experts":
+            found[f"layers.{layer}.feedforward.experts"] = "experts"
+        if spec.has_beside(layer):
+            found[f"layers.{layer}.beside.experts"] = "experts"
+    return found
+
+
+def _uncut(spec: TransformerSpec, layer: int, ranks: int) -> str | None:
+    """Why this layer cannot be cut, or None."""
+    wide = spec.feedforward_size_of(layer)
+    if spec.feedforward(layer) == "experts":
+        assert spec.experts is not None
+        wide = spec.experts.shared_size or ranks
+    reasons = {
+        f"its mixer is {spec.mixer(layer)!r}, and only attention can be": spec.mixer(layer) != "attention",
+        f"{spec.heads} heads are not a multiple of it": spec.heads % ranks != 0,
+        f"{spec.kv_heads_of(layer)} key-value heads are not a multiple of it": spec.kv_heads_of(layer) % ranks != 0,
+        f"{wide} features of its feed-forward are not a multiple of it": wide % ranks != 0,
+        "its q/k norm is over all heads together (qk_norm = 'projection')": spec.qk_norm == "projection",
+        "it has attention sinks": spec.attention_sinks,
+        "it has a relative bias by head": spec.relative_bias is not None,
+        "it attends to an encoder": spec.cross_size is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

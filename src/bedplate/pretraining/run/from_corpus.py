@@ -1,0 +1,93 @@
+"""A run's data from a corpus directory: memory-mapped, mixed as the run file says, judged on its own held-out texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.corpus.shards import Corpus
+from bedplate.data.loader import CorpusLoader
+from bedplate.data.mixture import MixtureConfig
+from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
+from bedplate.pretraining.run.seen import BySource
+from bedplate.pretraining.runfile.file import RunFile
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.corpus_source import CorpusSource
+from bedplate.training.sources import Shard
+
+MOST_HELD, MOST_COUNTED = 4_000_000, 20_000_000
+"""Held-out tokens of a source that are read at most; tokens that a model of counts is made of at most."""
+
+
+def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> RunData:
+    """The data of a run on the corpus in `directory`. tokenizer: of the base that is gone on from.
+
+    Raises DataError for a corpus that cannot be read or holds no texts to be judged on, ConfigError where the base has
+    another tokenizer than the corpus, or the file names sources that there are not.
+    """
+    corpus = Corpus.open(directory)
+    own = Tokenizer.from_directory(corpus.directory)
+    if tokenizer is not None and tokenizer.identity != own.identity:
+        raise ConfigError(
+            f"the corpus {directory} was made with another tokenizer than that of the base {run.base}; build it with "
+            "the base's tokenizer"
+        )
+    names = [name for name in corpus.sources if corpus.shards(name, "train")]
+    unknown = next((name for name in run.data.general if name not in corpus.sources), None)
+    if unknown is not None:
+        raise ConfigError(f"data.general names {unknown!r}, and the corpus has {', '.join(corpus.sources)}")
+    held = [
+        _held(corpus, own, name, name in run.data.general) for name in corpus.sources if corpus.shards(name, "valid")
+    ]
+    held = [one for one in held if one.ids]
+    if not held:
+        raise DataError(f"{directory} holds no texts to be judged on (split valid); build it with a share held out")
+    return RunData(
+        tokenizer=own,
+        make=_maker(run, corpus, names),
+        held=held,
+        tokens={name: corpus.tokens(name, "train") for name in names},
+        bytes={name: sum(shard.bytes for shard in corpus.shards(name, "train")) for name in names},
+        documents={name: len(corpus.documents(name, "train")) for name in names},
+        hashes=dict.fromkeys(names, corpus.sha256),
+        licences={name: corpus.sources[name].licence for name in names},
+        stream=lambda: _stream(corpus, names),
+        about={"corpus": str(directory), "sha256": corpus.sha256, "recipe": corpus.manifest.recipe},
+    )
+
+
+def _held(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool) -> HeldOut:
+    documents = corpus.documents(name, "valid")
+    ids: list[np.ndarray] = []
+    tokens = 0
+    for number in range(len(documents)):
+        if ids and tokens + len(documents[number]) > MOST_HELD:
+            break
+        ids.append(documents[number])
+        tokens += len(documents[number])
+    return HeldOut(name, ids, [tokenizer.decode(one[:-1].tolist(), skip_special_tokens=False) for one in ids], general)
+
+
+def _maker(run: RunFile, corpus: Corpus, names: Sequence[str]) -> MakeSource:
+    def make(rows: Rows, steps: int, shard: Shard) -> BySource:
+        mixture = run.data.mixture or MixtureConfig()
+        loader = CorpusLoader(corpus, rows.length, total=steps * rows.batch, mixture=mixture, seed=run.seed)
+        return BySource(CorpusSource(loader, rows.batch, micro_rows=rows.micro, shard=shard), names)
+
+    return make
+
+
+def _stream(corpus: Corpus, names: Sequence[str]) -> np.ndarray:
+    """The first training tokens of every source, as many of each as it has a share of."""
+    whole = sum(corpus.tokens(name, "train") for name in names)
+    parts: list[np.ndarray] = []
+    for name in names:
+        left = int(corpus.tokens(name, "train") * min(1.0, MOST_COUNTED / whole))
+        for shard in corpus.shards(name, "train"):
+            ids = corpus.mapped(shard)[0][:left]
+            parts.append(np.asarray(ids, dtype=np.int32))
+            left -= len(ids)
+    return np.concatenate(parts)

@@ -1,0 +1,69 @@
+"""Which steps are not applied: those that are not finite, and spikes. Decided on the device, where nothing is read.
+
+OLMo's rule (https://github.com/allenai/OLMo-core, `SkipStepOptimizer`): a loss or a gradient's norm that is far above
+the mean of the last steps. Only steps that were applied count for the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bedplate.training.config import GuardConfig
+
+_STATE = "guard/"
+
+
+class Guard:
+    """Sees every step once, in their order. Rings of the last `window` steps are numbered by the step."""
+
+    def __init__(self, config: GuardConfig, device: torch.device) -> None:
+        self._config = config
+        self._rings = {
+            name: torch.full((config.window,), torch.nan, dtype=torch.float32, device=device)
+            for name in ("loss", "norm")
+        }
+        self._skipped = torch.zeros(config.window, device=device)
+        self._stopped = torch.zeros((), device=device)
+
+    def judge(self, number: int, loss: Tensor, norm: Tensor, unsound: Tensor) -> tuple[Tensor, Tensor]:
+        """Of step `number` (from 1): 1 where it is not to be applied, and 1 where the run is to stop, from then on;
+        scalars that are not read. unsound: 1 where something in it is not finite."""
+        at, values = number % self._config.window, {"loss": loss, "norm": norm}
+        bad = unsound > 0
+        for name, value in values.items():
+            bad = bad | ~value.isfinite()
+            if self._config.sigmas is not None:
+                bad = bad | _is_far(self._rings[name], value, self._config.sigmas)
+        for name, value in values.items() if self._config.sigmas is not None else ():
+            ring = self._rings[name]
+            ring[at] = torch.where(bad, torch.nan, value.to(ring.dtype))
+        self._skipped[at] = bad.to(self._skipped.dtype)
+        too_many = self._skipped.sum() > self._config.allowed
+        self._stopped = torch.maximum(self._stopped, too_many.to(self._stopped.dtype))
+        return torch.maximum(bad.to(self._stopped.dtype), self._stopped), self._stopped.clone()
+
+    @property
+    def _kept(self) -> Mapping[str, Tensor]:
+        return {**{f"{_STATE}{name}": ring for name, ring in self._rings.items()}, f"{_STATE}skipped": self._skipped}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a run that goes on needs again: nothing, where it stops at the first."""
+        return {name: ring.clone() for name, ring in self._kept.items()} if self._config != GuardConfig() else {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave."""
+        for name, ring in self._kept.items():
+            if name in tensors:
+                ring.copy_(tensors[name])
+
+
+def _is_far(ring: Tensor, value: Tensor, sigmas: float) -> Tensor:
+    """Whether it is above what the ring's numbers allow; NaN stands for none."""
+    seen = ring.isfinite()
+    count = seen.sum()
+    mean = torch.where(seen, ring, 0).sum() / count
+    spread = (torch.where(seen, ring - mean, 0).square().sum() / (count - 1)).sqrt()
+    return (count >= len(ring) // 2) & (value > mean + sigmas * spread)

@@ -1,0 +1,77 @@
+"""A sum of losses made piece by piece, each piece's gradients together with it.
+
+Logits of many positions are the largest tensor of a step: here those of one piece exist at a time, and are made once.
+(Checkpointing makes them a second time for the gradient. Liger's fused loss, https://arxiv.org/abs/2410.10989, section
+3.2, does the same as this inside one kernel.)
+
+Shapes: N positions, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""States [n, D] and targets [n] of a piece → the sum of its losses, a scalar."""
+
+
+def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    """Σ of `loss` over pieces of so many positions, a scalar. Gradients reach the states, and every parameter that the
+    loss reads; they can be asked for once."""
+    if not torch.is_grad_enabled():
+        pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
+        return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
+    # What the loss reads is seen in the graph of its first position.
+    read = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
+    found: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
+    return found
+
+
+def _leaves(made: Tensor) -> tuple[Tensor, ...]:
+    """The parameters that it was made of."""
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [made.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # how autograd shows a leaf
+            found[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return tuple(found.values())
+
+
+class _Pieces(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, loss: Loss, targets_N: Tensor, rows: int, read: tuple[Tensor, ...], states_ND: Tensor, *_: Tensor
+    ) -> Tensor:
+        to_states: list[Tensor] = []
+        to_read: list[Tensor] = []
+        losses: list[Tensor] = []
+        wanted = states_ND.requires_grad
+        with torch.enable_grad():
+            for states, targets in zip(states_ND.split(rows), targets_N.split(rows), strict=True):
+                own = states.detach().requires_grad_(wanted)
+                lost = loss(own, targets)
+                losses.append(lost.detach())
+                asked = [own, *read] if wanted else list(read)
+                found = list(torch.autograd.grad(lost, asked)) if asked else []
+                if wanted:
+                    to_states.append(found.pop(0))
+                to_read = [a.add_(b) for a, b in zip(to_read, found, strict=True)] if to_read else found
+        ctx.found = torch.cat(to_states) if wanted else None, to_read
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        to_states, to_read = ctx.found
+        ctx.found = None  # given away
+        scaled = [None if one is None else one.mul_(grad.to(one.dtype)) for one in (to_states, *to_read)]
+        return None, None, None, None, *scaled

@@ -1,0 +1,174 @@
+"""The optimizers behind one small surface: float32 masters, exact accumulation, clipping, averages, and state as plain
+tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.core.errors import TrainingError
+from bedplate.training.config import TrainConfig
+from bedplate.training.optimizers.adamw import AdamW, Group
+from bedplate.training.optimizers.average import AVERAGE, Average
+from bedplate.training.optimizers.kinds import Kind
+from bedplate.training.optimizers.muon import Muon
+from bedplate.training.ranks import ALONE, Ranks
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTUM = "momentum"
+
+
+class Optimization:
+    """Everything that moves `trainable`, in float32 (or wider) whatever the parameters' own type.
+
+    A half-precision parameter has a float32 master that collects the gradients of the micro-batches and takes the
+    update; the parameter is the master, rounded. Decay falls on parameters of two and more dimensions. Of several
+    ranks, each has masters of what it holds.
+
+    originals: by a parameter's id, what it held before the run changed its dtype; masters start from that. kinds: by a
+    parameter's id, what it is.
+    """
+
+    def __init__(
+        self,
+        trainable: NamedParameters,
+        config: TrainConfig,
+        originals: Mapping[int, Tensor] | None = None,
+        kinds: Mapping[int, Kind] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.parameters = dict(trainable)
+        self._originals, self._ranks = dict(originals or {}), ranks
+        if not self.parameters:
+            raise TrainingError("nothing is to be trained: `trainable` is empty")
+        self._masters = {name: self._master(parameter) for name, parameter in self.parameters.items()}
+        self._clip = config.clip
+        known = kinds or {}
+        by_kind: dict[str, Kind] = {name: known.get(id(p), "other") for name, p in self.parameters.items()}
+        turned = [name for name, kind in by_kind.items() if kind == "matrix"] if config.optimizer == "muon" else []
+        self._muon_rate = config.rates.matrix
+        masters = {name: self._masters[name] for name in turned}
+        self._muon = (
+            Muon(masters, self.parameters, config.muon, config.weight_decay, config.cautious_decay, ranks)
+            if turned
+            else None
+        )
+        rest = {name: master for name, master in self._masters.items() if name not in masters}
+        self._rest = rest
+        groups = _groups(rest, self.parameters, by_kind, config)
+        betas = (config.beta1, config.beta2)
+        self._adamw = AdamW(rest, groups, betas, config.eps, config.cautious_decay) if rest else None
+        self._average = None if config.ema is None else Average(config.ema, self._masters)
+
+    def _master(self, parameter: nn.Parameter) -> nn.Parameter:
+        own = self._ranks.own(parameter)
+        if not _is_wide(parameter):
+            return nn.Parameter(self._originals.get(id(parameter), own).detach().to(torch.float32, copy=True))
+        return nn.Parameter(own) if self._ranks.splits(parameter) else parameter
+
+    def collect(self) -> None:
+        """After each backward pass: moves gradients that are not their masters' own into the masters' sums."""
+        for name, parameter in self.parameters.items():
+            master = self._masters[name]
+            if master is parameter or parameter.grad is None:
+                continue
+            grad = self._ranks.own_gradient(parameter)
+            assert grad is not None
+            grad = grad.to(master.dtype)
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+
+    def clip(self) -> Tensor:
+        """Adds up what ranks have of the gradient, and scales the whole of it down to the allowed norm; returns the
+        norm before, a scalar that is not read. Raises TrainingError when no parameter has a gradient."""
+        grads = {name: m.grad for name, m in self._masters.items() if m.grad is not None}
+        if not grads:
+            raise TrainingError(
+                "no trainable parameter received a gradient: are the trainable parameters part of this model, "
+                "and is the adapter selected?"
+            )
+        self._ranks.add_up(self.parameters, grads)
+        norm = self._ranks.norm(self.parameters, grads)
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)
+        return norm
+
+    def step(self, learning_rate: float, void: Tensor) -> None:
+        """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
+        if self._adamw is not None:
+            self._adamw.step(learning_rate, void)
+        if self._muon is not None:
+            self._muon.step(learning_rate * self._muon_rate, void)
+        for master in self._masters.values():
+            master.grad = None
+        if self._average is not None:
+            self._average.step(self._masters, void)
+        self._write_back()
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        for name, parameter in self.parameters.items():
+            if not _is_wide(parameter):  # else the master is what is held of it
+                self._ranks.own(parameter).copy_(self._masters[name])
+
+    @torch.no_grad()
+    def hand_back(self) -> None:
+        """Brings what was learned into the originals, in their own dtype."""
+        for name, parameter in self.parameters.items():
+            if id(parameter) in self._originals:
+                self._originals[id(parameter)].copy_(self._masters[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters (their masters), moments and averages by name, each placed as the ranks say."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            own = {"parameter": self._masters[name].detach(), **self._moments(name)}
+            if self._average is not None:
+                own[AVERAGE.removesuffix("/")] = self._average.tensors[name]
+            for key, value in own.items():
+                found[f"{key}/{name}"] = self._ranks.placed(parameter, value) if value.dim() else value
+        return found
+
+    def _moments(self, name: str) -> Mapping[str, Tensor]:
+        if self._muon is not None and name not in self._rest:
+            return {_MOMENTUM: self._muon.momenta[name]}
+        return {} if self._adamw is None else self._adamw.tensors(name)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave, of whatever ranks, into the same parameters."""
+        for name, master in self._masters.items():
+            parameter = self.parameters[name]
+
+            def taken(key: str, name: str = name, parameter: nn.Parameter = parameter) -> Tensor:
+                stored = tensors[f"{key}/{name}"]
+                return self._ranks.taken(parameter, stored) if stored.dim() else stored
+
+            master.copy_(taken("parameter"))
+            if self._muon is not None and name not in self._rest:
+                self._muon.momenta[name].copy_(taken(_MOMENTUM))
+            elif self._adamw is not None and f"{_MOMENTS[0]}/{name}" in tensors:  # files of earlier versions lack some
+                self._adamw.load(name, {key: taken(key) for key in _MOMENTS})
+            if self._average is not None:
+                self._average.tensors[name].copy_(taken(AVERAGE.removesuffix("/")))
+        self._write_back()
+
+
+def _is_wide(parameter: nn.Parameter) -> bool:
+    return parameter.dtype in {torch.float32, torch.float64}
+
+
+def _groups(
+    masters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
+    kinds: Mapping[str, Kind],
+    config: TrainConfig,
+) -> list[Group]:
+    """By rate and decay, matrices before others."""
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, master in masters.items():
+        found.setdefault((parameters[name].dim() < 2, getattr(config.rates, kinds[name])), []).append(master)
+    ordered = sorted(found.items(), key=lambda item: item[0][0])
+    return [Group(params, rate, 0.0 if flat else config.weight_decay) for (flat, rate), params in ordered]

@@ -1,0 +1,98 @@
+"""The processes of a run, as `torchrun` or Slurm started them; a single one otherwise."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from bedplate.core.errors import UsageError
+
+PORT = 29_400
+"""Of a Slurm job whose script names none (MASTER_PORT)."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """rank: its number among `world`; local: its number on its machine. address: host and port of the first one."""
+
+    rank: int
+    world: int
+    local: int
+    address: tuple[str, int] | None
+
+
+def process_of(environment: Mapping[str, str]) -> Process:
+    """What the launcher says. UsageError where that is incomplete."""
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        rank, world, local = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        address = (_text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT"))
+        return _checked(Process(rank, world, local, address))
+    # Not in a shell that Slurm gave out and that has started no step.
+    if environment.get("SLURM_STEP_ID") is not None and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        rank, world, local = (_number(environment, f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID"))
+        host = environment.get("MASTER_ADDR") or first_host(_text(environment, "SLURM_STEP_NODELIST"))
+        return _checked(Process(rank, world, local, (host, int(environment.get("MASTER_PORT", PORT)))))
+    return Process(0, 1, 0, None)
+
+
+def first_host(nodes: str) -> str:
+    """Of Slurm's short form of a list: "gpu[003-007,9],cpu1" → "gpu003"."""
+    found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    if found is None:
+        raise UsageError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host")
+    before, number, after = found.groups()
+    return before + (number or "") + (after or "")
+
+
+def _checked(process: Process) -> Process:
+    if not 0 <= process.rank < process.world:
+        raise UsageError(f"this process is number {process.rank} of {process.world}: ranks are numbered from 0")
+    return process
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = _text(environment, name)
+    if not text.isdigit():
+        raise UsageError(f"{name} is {text!r}, and a number is wanted; start the processes with torchrun or srun")
+    return int(text)
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    if name not in environment:
+        raise UsageError(f"{name} is not set beside what else the launcher says; start with torchrun or srun")
+    return environment[name]
+
+
+@contextmanager
+def launched(timeout: float = 1800.0) -> Generator[torch.device]:
+    """The group of all processes while it is open, where there are several, and this one's device.
+
+    timeout: seconds after which a rank gives up waiting for the others.
+    """
+    process = process_of(os.environ)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", process.local)
+        torch.cuda.set_device(device)
+    if process.address is None or process.world == 1:
+        yield device
+        return
+    host, port = process.address
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{host}:{port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        rank=process.rank,
+        world_size=process.world,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

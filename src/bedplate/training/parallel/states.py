@@ -1,0 +1,178 @@
+"""States that several ranks write at once, each its own part, while training goes on (torch.distributed.checkpoint).
+
+A state is a directory that gets its name when all of it is on the disk; what a killed run left behind has another name.
+It is read by any number of ranks, arranged in any way, and a single process's file is read as well, whichever is later.
+All ranks must see one file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+
+from bedplate.core.errors import TrainingError, UsageError
+from bedplate.training.ranks import Ranks
+from bedplate.training.state import SHARDS, RunState, StateFile
+
+_VALUES = "values.json"
+_PARTIAL = ".partial"
+_RANDOM = "rng/"
+_VERSION = 1
+
+
+class States:
+    """The last state of a run whose processes may be another number each time."""
+
+    def __init__(self, out: Path, ranks: Ranks) -> None:
+        self._file, self._directory, self._ranks = StateFile(out), out / SHARDS, ranks
+        # The saving thread's own, so that its messages and training's never mix.
+        group = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._group = group if isinstance(group, dist.ProcessGroup) else None
+        self._writing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self._file} and {self._directory}"
+
+    def save(self, step: int, state: RunState) -> None:
+        """Copies the state, and writes the copy meanwhile. UsageError where the one before could not be written."""
+        self.settle()
+        if self._group is None:
+            self._file.save(step, state)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            return
+        rank = self._ranks.rank
+        tensors = {_of_rank(name, rank): _copied(tensor) for name, tensor in state.tensors.items()}
+        every: list[Any] = [None] * self._ranks.world
+        dist.all_gather_object(every, state.values["random"])
+        values = {**state.values, "version": _VERSION, "random": every}
+        self._writing = threading.Thread(target=self._write, args=(step, tensors, values), daemon=True)
+        self._writing.start()
+
+    def _write(self, step: int, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        try:
+            final = self._directory / f"{step:010d}"
+            partial = final.with_name(final.name + _PARTIAL)
+            partial.mkdir(parents=True, exist_ok=True)
+            dcp.save(tensors, checkpoint_id=partial, process_group=self._group)
+            if not self._ranks.main:
+                return
+            # The whole of it is written when the main rank's call returns.
+            with (partial / _VALUES).open("w") as file:
+                json.dump(values, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            _sync(self._directory)
+            for other in self._directory.iterdir():
+                if other != final:
+                    shutil.rmtree(other, ignore_errors=True)
+            self._file.remove()
+        except BaseException as error:
+            self._failure = error
+
+    def settle(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise UsageError(f"{self._directory}: the training state cannot be written: {failure}") from failure
+
+    def latest(self) -> int | None:
+        if self._ranks.main and self._directory.exists():
+            for left in self._directory.glob(f"*{_PARTIAL}"):
+                shutil.rmtree(left)
+        found = self._ranks.most(max(self._file.latest() or 0, self._last_shards()))
+        return found or None
+
+    def _last_shards(self) -> int:
+        if not self._directory.exists():
+            return 0
+        return max((int(one.name) for one in self._directory.iterdir() if one.name.isdigit()), default=0)
+
+    def values(self, step: int) -> dict[str, Any]:
+        if self._file.latest() == step:
+            return self._file.values(step)
+        place = self._directory / f"{step:010d}" / _VALUES
+        try:
+            values = json.loads(place.read_text())
+            if values.pop("version") != _VERSION:
+                raise TrainingError(f"{place}: written by another version of Bedplate; delete it to start anew")
+            randoms, rank = values["random"], self._ranks.rank
+            values["random"] = randoms[rank if len(randoms) == self._ranks.world else 0]
+        except (OSError, KeyError, ValueError) as error:
+            raise TrainingError(
+                f"{place}: not a training state that can be read ({error}); delete it to start anew"
+            ) from error
+        return values
+
+    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
+        values = self.values(step)
+        if self._file.latest() == step:
+            return self._file.load(step)
+        place = self._directory / f"{step:010d}"
+        try:
+            reader = dcp.FileSystemReader(place)
+            known = reader.read_metadata().state_dict_metadata
+            rank = self._ranks.rank if f"{_RANDOM}{self._ranks.world - 1}/torch" in known else 0
+            wanted: dict[str, Any] = {}
+            for name, about in known.items():
+                assert isinstance(about, TensorStorageMetadata)
+                given = None if like is None else like.get(name)
+                if given is not None:
+                    wanted[name] = given
+                elif not name.startswith(_RANDOM) or name.startswith(f"{_RANDOM}{rank}/"):
+                    wanted[name] = torch.empty(about.size, dtype=about.properties.dtype)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process means to
+                dcp.load(wanted, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+        except (OSError, KeyError, ValueError, RuntimeError, CheckpointException) as error:
+            raise TrainingError(
+                f"{place}: not a training state that can be read ({error}); delete it to start anew"
+            ) from error
+        return RunState({name.replace(f"{_RANDOM}{rank}/", _RANDOM): x for name, x in wanted.items()}, values)
+
+    def remove(self) -> None:
+        self.settle()
+        if self._ranks.main:
+            self._file.remove()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _of_rank(name: str, rank: int) -> str:
+    """Random generators are every rank's own."""
+    return name.replace(_RANDOM, f"{_RANDOM}{rank}/", 1) if name.startswith(_RANDOM) else name
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    own = tensor.to_local().to("cpu", copy=True)
+    return DTensor.from_local(
+        own, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,96 @@
+"""What a run needs of the processes that it runs in: sums over all of them, and its own part of each parameter.
+
+Alone, everything is its own sum and its own part; `training.parallel` has the same for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ranks:
+    """One process. Those for several say in which order they are asked: each rank must ask the same things."""
+
+    main: bool = True
+    """Whether this rank writes what is written once."""
+    world: int = 1
+    rank: int = 0
+    shard: tuple[int, int] = (0, 1)
+    """Which share of each step's data is this rank's, as sources take it."""
+
+    def sums(self, own: Mapping[str, float]) -> Mapping[str, float]:
+        """What ranks with different data counted, added up: known to the host."""
+        return own
+
+    def total(self, own: Tensor) -> Tensor:
+        """The same of numbers on the device, which are not read."""
+        return own
+
+    def worst(self, own: Tensor) -> Tensor:
+        """The largest of every rank's, on the device."""
+        return own
+
+    def agreed(self, *own: bool) -> tuple[bool, ...]:
+        """Of each question, whether any rank says yes."""
+        return own
+
+    def most(self, own: int) -> int:
+        """The largest of every rank's."""
+        return own
+
+    def every(self, own: Any) -> Sequence[Any]:
+        """What each rank with different data has to say, as JSON values."""
+        return [own]
+
+    def together(self) -> None:
+        """Waits for the others."""
+
+    # --- parameters
+
+    def splits(self, parameter: Tensor) -> bool:
+        """Whether only a part of it is held here."""
+        return False
+
+    def computes_in(self, parameter: Tensor) -> torch.dtype:
+        """The dtype of the products with it."""
+        return parameter.dtype
+
+    def own(self, parameter: Tensor) -> Tensor:
+        """What is held here of a parameter: shares its memory, records no gradients."""
+        return parameter.detach()
+
+    def own_gradient(self, parameter: Tensor) -> Tensor | None:
+        """What is held here of its gradient, which is no longer the parameter's then."""
+        grad, parameter.grad = parameter.grad, None
+        return grad
+
+    def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
+        """Adds to each gradient what other ranks have of it."""
+
+    def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:
+        """Of the whole gradient, from what is held here of it: a scalar that is not read."""
+        return nn.utils.get_total_norm(list(grads.values()))
+
+    def matrices(self, parameter: Tensor, own: Tensor) -> Tensor:
+        """Whole matrices [..., O, I], where `own` is held here of what lies as the parameter does."""
+        return own
+
+    def part(self, parameter: Tensor, matrices: Tensor) -> Tensor:
+        """What is held here of what `matrices` gave."""
+        return matrices
+
+    def placed(self, parameter: Tensor, own: Tensor) -> Tensor:
+        """What is held here, as a state's store takes it: with where it belongs."""
+        return own
+
+    @torch.no_grad()
+    def taken(self, parameter: Tensor, stored: Tensor) -> Tensor:
+        """The inverse of `placed`, or what is to be held here of a whole tensor."""
+        return stored
+
+
+ALONE = Ranks()

@@ -1,0 +1,77 @@
+"""Which share of what the device can do a run uses: model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311).
+
+Counted are the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees of
+rows of one length (`economics.model.flops`); what is computed again is not. A peak is the device's dense one from the
+table of devices, or, of a processor or a device that is not in it, what a product of 2,048³ reaches here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bedplate.core.errors import UsageError
+from bedplate.core.measured import measured_once
+from bedplate.core.processor import processor_name
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.models.precision import DTYPES
+from bedplate.models.specs import Spec
+
+_NUMBERS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_SIDE, _TURNS = 2048, 5
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """peak: operations a second of one device; source: where that is from."""
+
+    flops_per_token: float
+    peak: float
+    source: str
+
+    def share(self, tokens: float, seconds: float, devices: int = 1) -> float:
+        """Of the peak of so many devices."""
+        return tokens * self.flops_per_token / (seconds * self.peak * devices)
+
+
+def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
+    """Of training on rows of `row_tokens` in this dtype ("bfloat16")."""
+    peak, source = _peak(device, dtype)
+    return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
+
+
+def _peak(device: torch.device, dtype: str) -> tuple[float, str]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        try:
+            known = find_device(name)
+            return known.peak(_NUMBERS.get(dtype, dtype)), known.source
+        except UsageError:
+            return _measured(device, dtype, name), "measured here"
+    return _measured(device, dtype, processor_name()), "measured here"
+
+
+def _measured(device: torch.device, dtype: str, name: str) -> float:
+    key = {
+        "version": 1,
+        "device": name,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
+    }
+    return measured_once("peak", key, lambda: measure_peak(device, dtype), float, float)
+
+
+def measure_peak(device: torch.device, dtype: str) -> float:
+    """Operations a second of the fastest of a few products, now."""
+    with torch.inference_mode():
+        a, b = (torch.full((_SIDE, _SIDE), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+        best = float("inf")
+        for _ in range(_TURNS):
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()  # waits for the device
+            best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best

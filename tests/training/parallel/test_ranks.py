@@ -1,0 +1,118 @@
+"""Training on two and four ranks (gloo): what one process does. One group of processes makes every check."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.parallel import checks
+from tests.training.parallel.worker import PHASES
+
+from bedplate.training.parallel.states import States
+from bedplate.training.ranks import ALONE
+
+ROOT = Path(__file__).parents[3]
+SECONDS = 240
+NAMES = [
+    pytest.param(check.__name__, world, marks=pytest.mark.slow if check in more else ())
+    for world, few, more in PHASES
+    for check in (*few, *more)
+    if check is not checks.killed_while_saving
+]
+
+
+def free_port(count: int) -> int:
+    """The first of so many that are free now."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+        if port + count < 65_536:
+            return port
+
+
+@contextlib.contextmanager
+def started(out: Path, *which: str) -> Generator[subprocess.Popen[bytes]]:
+    """All of the processes, of which none is left afterwards."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    command = [sys.executable, "-m", "tests.training.parallel.worker", str(free_port(len(PHASES))), str(out), *which]
+    with (out / "stderr").open("wb") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True)
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processes wrote. Those that take longer run where a slow test is to be passed."""
+    out = tmp_path_factory.mktemp("ranks")
+    slow = any(item.get_closest_marker("slow") for item in request.session.items if item.path == Path(__file__))
+    with started(out, *(["all"] if slow else [])) as process:
+        process.wait(SECONDS)
+    return out
+
+
+@pytest.mark.parametrize(("name", "world"), NAMES)
+def test_ranks(name: str, world: int, group: Path) -> None:
+    for rank in range(world):
+        found = json.loads((group / f"found-{rank}.json").read_text())
+        assert name in found, (group / "stderr").read_text()[-2000:]
+        assert found[name] is None, f"rank {rank}: {found[name]}"
+
+
+def test_a_rank_that_is_killed_while_saving_leaves_the_last_state(group: Path) -> None:
+    """And a single process goes on from there to the weights of one that did it all."""
+    out = group / "killed"
+    store = States(out, ALONE)
+    assert list((out / "states").glob("*.partial"))
+    assert store.latest() == 1
+    assert not list((out / "states").glob("*.partial"))
+    found, result = checks.run(out, checks.EXPERTS, checks.SAVED, None)
+    assert result is not None
+    assert result.resumed_at == 1
+    expected, _ = checks.run(group / "not_killed", checks.EXPERTS, checks.SAVED, None)
+    assert all(torch.allclose(found[name], expected[name], 0, 1e-12) for name in expected)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    """At moments drawn at random, both ranks; bit by bit what an unbroken run learns."""
+    outs = [tmp_path / name for name in ("whole", "killed")]
+    for out in outs:
+        out.mkdir()
+    whole, killed = outs
+    began = time.monotonic()
+    with started(whole, "long") as process:
+        assert process.wait(SECONDS) == 0
+    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
+    while kills < 20:
+        with started(killed, "long") as process:
+            # The first third or so of its time goes into starting.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds * draw.uniform(0.2, 0.6))
+            if process.poll() is not None:
+                break
+        kills += 1
+    with started(killed, "long") as process:
+        assert process.wait(SECONDS) == 0
+    assert kills >= 3
+    expected, found = (load_file(out / "weights.safetensors") for out in outs)
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    rows = [[json.loads(line)["loss"] for line in (out / "run/metrics.jsonl").read_text().splitlines()] for out in outs]
+    assert rows[0] == rows[1]

@@ -1,0 +1,76 @@
+"""The processes that check training on several ranks: `worker.py PORT DIRECTORY [all | long]`.
+
+They go through PHASES together, in each as many of them as the phase has ranks, and write for each check what went
+wrong, or null. They are forked from one that has imported everything, before any of them computes. With `long`, two of
+them do one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tests.training.parallel import checks
+
+from bedplate.training.parallel import launched
+
+Check = Callable[[Path], None]
+PHASES: list[tuple[int, list[Check], list[Check]]] = [
+    (4, [], [checks.shard_and_tensor, checks.shard_and_expert, checks.data_and_shard, checks.begin_with_four]),
+    (
+        2,
+        [checks.shard, checks.tensor, checks.expert, checks.a_step_that_one_rank_breaks, checks.go_on_with_two],
+        [
+            checks.shard_and_recompute,
+            checks.shard_with_muon,
+            checks.replicas,
+            checks.tensor_beside_experts,
+            checks.half_precision,
+            checks.resumed_twice,
+        ],
+    ),
+    (1, [checks.go_on_alone, checks.refused], []),
+    (2, [checks.end_with_two, checks.killed_while_saving], []),
+]
+"""Ranks, checks, and those that only `all` makes."""
+
+
+def phases(every: bool) -> list[tuple[int, list[Check]]]:
+    return [(world, [*(more if every else []), *few]) for world, few, more in PHASES]
+
+
+def main() -> None:
+    port, out, wanted = int(sys.argv[1]), Path(sys.argv[2]), phases("all" in sys.argv)
+    if "long" in sys.argv:
+        wanted = [(2, [checks.long_run])]
+    torch.set_num_threads(1)
+    number = 0
+    for other in range(1, max(world for world, found in wanted if found)):
+        if os.fork() == 0:
+            number = other
+            break
+    warnings.simplefilter("ignore")  # torch's own, of its internals
+    found: dict[str, str | None] = {}
+    for phase, (world, these) in enumerate(wanted):
+        if number >= world or not these:
+            continue
+        port_of_phase = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + phase)}
+        os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), **port_of_phase}
+        with launched(timeout=60.0):
+            for check in these:
+                try:
+                    check(out)
+                    found[check.__name__] = None
+                except BaseException:
+                    found[check.__name__] = traceback.format_exc()
+                (out / f"found-{number}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Losses made piece by piece: those of all positions at once, and so are all gradients. Oracle: torch's autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny import tiny_spec
+
+from bedplate.models.decoder import Decoder
+from bedplate.models.specs.transformer import Scales
+from bedplate.training.objectives.language import token_losses
+from bedplate.training.objectives.pieces import summed_losses
+
+SPEC = tiny_spec(vocab_size=61, hidden_size=16, heads=2, layers=1, feedforward_size=24, scales=Scales(logit_cap=5.0))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 7, 20])
+def test_gradients_are_those_of_all_at_once(tied, rows) -> None:
+    torch.manual_seed(0)
+    model = Decoder(SPEC.with_(tied_head=tied), dtype=torch.float64)
+    base, targets = torch.randn(20, 16, dtype=torch.float64), torch.randint(0, 61, (20,))
+    found = []
+    for size in (rows, 100):
+        model.zero_grad()
+        states = base.clone().requires_grad_()
+        loss = token_losses(model, states * 2, targets, size) / 3.0
+        loss.backward()
+        table = model.embedding.weight if model.lm_head is None else model.lm_head.weight
+        assert table.grad is not None
+        found.append((loss.detach(), states.grad, table.grad.clone()))
+        assert model.norm.weight.grad is None
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(token_losses(model, base * 2, targets, rows) / 3.0, found[0][0])
+
+
+def test_a_frozen_head_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = Decoder(SPEC)
+    model.requires_grad_(False)
+    states, targets = torch.randn(9, 16), torch.randint(0, 61, (9,))
+    assert not token_losses(model, states, targets, 4).requires_grad
+    found = []
+    for rows in (4, 100):
+        own = states.clone().requires_grad_()
+        token_losses(model, own, targets, rows).backward()
+        found.append(own.grad)
+    torch.testing.assert_close(*found)
+    assert model.embedding.weight.grad is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 14))
+def test_any_cut_gives_the_sum(count: int, rows: int) -> None:
+    x, weight = torch.linspace(0.1, 1, count)[:, None].requires_grad_(), torch.tensor(2.0, requires_grad=True)
+    total = summed_losses(lambda s, t: (s.sin() * weight).sum() + t.sum(), x, torch.zeros(count), rows)
+    total.backward()
+    torch.testing.assert_close(total.detach(), (2 * x.detach().sin()).sum())
+    torch.testing.assert_close(x.grad, 2 * x.detach().cos())
+    torch.testing.assert_close(weight.grad, x.detach().sin().sum())
