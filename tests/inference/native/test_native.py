@@ -269,7 +269,7 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
     for changes, words in (
         ({"hidden_size": 48}, "hidden_size is 48"),
         ({"head_dim": 8}, "heads · head_dim is 48"),
-        ({"norm_placement": "post"}, "norm_placement = 'post'"),
+        ({"attention_gate": True}, "attention_gate = True"),
     ):
         other = build(spec_of(**changes), torch.bfloat16)
         assert words in (unsupported(other.spec, torch.bfloat16, cpu) or "")
