@@ -45,6 +45,7 @@ class NextToken:
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
     _further: Further | None = None
+    _z: float = 0.0
 
     def __init__(self, further: Further | None = None, z: float = 0.0) -> None:
         """z: weight of the squared log of the sum that logits are divided by, which keeps it near 1."""
