@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -152,22 +153,27 @@ def test_a_failing_step_is_500_without_details(server, monkeypatch, caplog, stre
 
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
-    calls = 0
+    calls, begun = 0, threading.Event()
 
     def fails(logits, rows):
         nonlocal calls
         calls += 1
-        if calls > 4:
+        if calls > 4 and (begun.wait(0.05) or calls > 45):
             raise RuntimeError("secret")
         return sample(logits, rows)
 
-    with monkeypatch.context() as patch:
+    body = {**ENDLESS, "stream": True, "max_tokens": 50, "seed": 1}
+    with monkeypatch.context() as patch, httpx.Client(trust_env=False, timeout=30, verify=False) as client:
         patch.setattr("bedplate.inference.engine.runner.sample", fails)
-        response = server.chat(stream=True, max_tokens=50, temperature=1.9, seed=1)
+        with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            begun.set()
+            text = "\n".join([first, *lines])
     assert response.status_code == 200
-    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line]
     assert json.loads(events[-1])["error"]["code"] == "internal_error"
-    assert "secret" not in response.text
+    assert "secret" not in text
     assert server.idle()
     assert server.chat().status_code == 200
 
