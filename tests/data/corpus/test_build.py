@@ -128,7 +128,7 @@ def test_the_same_again_is_nothing_to_do_and_another_recipe_is_refused(place: Pa
     assert (first.new, again.new) == (True, False)
     assert first.corpus.sha256 == again.corpus.sha256
     with pytest.raises(UsageError, match="holds a corpus of another recipe"):
-        made(place, text=RECIPE + "seed: 3\n")
+        made(place, text=RECIPE + "shard_tokens: 9999999\n")
     (place / "tree" / "new.py").write_text(function(99))
     with pytest.raises(UsageError, match="of other files"):
         made(place)

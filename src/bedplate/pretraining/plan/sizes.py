@@ -38,7 +38,8 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
     be."""
     found = parameters(spec)
     total, body = found.total, max(1, found.active - found.embedding)
-    tokens = run.tokens or (available if run.base is not None and available else default_tokens(total))
+    once = available if run.base is not None and run.tokens is None else None
+    tokens = run.tokens or once or default_tokens(total)
     context = spec.context_length
     objective = run.made_objective()
     room = objective.room if isinstance(objective, Corrupting) else 0
@@ -52,6 +53,10 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
         )
     wanted = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
     batch = max(1, round(wanted / length))
+    if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and once is None:
+        raise ConfigError(
+            f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it, or raise tokens"
+        )
     steps = max(1, math.ceil(tokens / (batch * length)))
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))

@@ -91,9 +91,6 @@ def _share(run: RunFile, source: SourceText, text: EncodedText) -> dict[str, np.
 def _maker(
     run: RunFile, learned: dict[str, dict[str, np.ndarray]], hashes: dict[str, str], tokenizer: Tokenizer
 ) -> MakeSource:
-    unknown = next((name for name in run.data.weights if name not in learned), None)
-    if unknown is not None:
-        raise DataError(f"data.weights names {unknown!r}, and there are the sources {', '.join(learned)}")
     documents = {name: ids for every in learned.values() for name, ids in every.items()}
     content = sha256_json([hashes, tokenizer.identity, run.seed, run.data.model_dump(mode="json")])
 

@@ -73,7 +73,7 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
     with opened(run, out) as directory:
         for change in directory.changed:
             logger.warning("the run file has changed since the run was begun: %s", change)
-        parent = None if run.base is None else load_base(run.base)
+        parent = None if run.base is None else load_base(run.base_source)
         data = data_of(run, out, parent)
         base = parent or _new_base(run, data, out)
         made = _Run(run, directory, data, base, None if parent is None else parent.name)
@@ -301,9 +301,9 @@ class _Run:
         }
         kept = {k: v for k, v in self.base.lineage.items() if k not in ("parent", "source", "same_values")}
         lineage = {**kept, "name": self.run.run, "made": made}
-        if place.exists():
-            shutil.rmtree(place)
         if not all(p.isfinite().all() for p in self.base.model.parameters()):
             raise TrainingError(f"{self.out}: weights are not finite after step {result.steps}; no base is written")
+        if place.exists():
+            shutil.rmtree(place)
         identity = replace(self.base.identity, equivalent_of=None)
         return export_base(replace(self.base, lineage=lineage, identified=identity), place)

@@ -86,6 +86,9 @@ class DataPart(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two sources are called {twice!r}; give each its own name")
+        unknown = next((name for name in self.weights if self.sources and name not in names), None)
+        if unknown is not None:
+            raise ValueError(f"`weights` names {unknown!r}, and the sources are {', '.join(names)}")
         if not self.sources and self.tokenizer:
             raise ValueError("a corpus has its own tokenizer; leave `tokenizer` out")
         if self.sources and (self.mixture or self.general):
@@ -250,6 +253,13 @@ class RunFile(Strict):
     def place(self, path: str) -> Path:
         """A path of the file."""
         return self._directory / Path(path).expanduser()
+
+    @property
+    def base_source(self) -> str:
+        """What `base` names: a path of the file where there is one, else as it is written."""
+        assert self.base is not None
+        place = self.place(self.base)
+        return str(place) if "/" in self.base and place.exists() else self.base
 
 
 def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
