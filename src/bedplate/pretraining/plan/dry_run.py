@@ -98,7 +98,7 @@ def planned_spec(run: RunFile) -> tuple[TextSpec, str]:
         if not isinstance(spec, TextSpec):
             raise UsageError(f"base {run.base}: it is of a kind that cannot be trained on text")
         return spec, f"{run.base} is"
-    spec, family = spec_of(run.model, vocabulary_of(run))
+    spec, family = spec_of(run.model, vocabulary_of(run), run.objective)
     return spec, family.name
 
 

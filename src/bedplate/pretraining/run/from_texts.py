@@ -20,6 +20,7 @@ from bedplate.pretraining.run.texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.objectives import Corrupting
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
 
@@ -127,7 +128,9 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
         return Tokenizer.from_directory(kept)
     assert asked.vocab_size is not None
     texts = (one.text for source in sources for one in source.documents)
-    tokenizer = train_bpe(texts, asked.vocab_size, f"the tokenizer of run {run.run}")
+    objective = run.made_objective()
+    special = objective.special if isinstance(objective, Corrupting) else ()
+    tokenizer = train_bpe(texts, asked.vocab_size, f"the tokenizer of run {run.run}", special)
     kept.mkdir(parents=True, exist_ok=True)
     tokenizer.save(kept)
     return Tokenizer.from_directory(kept)
