@@ -14,6 +14,7 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.models.checkpoints.base import locate
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
+from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.run.texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
@@ -122,7 +123,7 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
     if asked.source is not None:
         place = run.place(asked.source)
         return Tokenizer.from_directory(place if place.is_dir() else locate(asked.source))
-    kept = out / "tokenizer"
+    kept = out / TOKENIZER
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.from_directory(kept)
     assert asked.vocab_size is not None
