@@ -43,6 +43,7 @@ def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", str(EXAMPLE), "--dry-run"])
     said = capsys.readouterr().out
+    assert "--" not in said, "options that this verb does not have"
     for shown in ("8.03 B", "64 × ", "layout", "cost", "a device holds", "optimizer"):
         assert shown in said
 

@@ -131,3 +131,7 @@ def test_a_base_that_is_a_path_begins_where_the_run_file_lies(tmp_path: Path) ->
         values = {k: v for k, v in run_values(base=base, data=data).items() if k != "model"}
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
         assert load_run(tmp_path / "run.yaml").base_source == found
+
+
+def test_a_size_between_two_shapes_has_the_one_that_is_nearer_as_a_ratio() -> None:
+    assert shape_for(300_000, 600).parameters(600, True) == 470_016

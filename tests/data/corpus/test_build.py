@@ -243,6 +243,12 @@ def test_recipes_are_strict() -> None:
             parse_config(f"corpus: x\n{change}\n", Recipe, "r.yaml")
 
 
+def test_what_is_wrong_with_a_source_is_all_that_is_said() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config("corpus: x\nsources: [{name: a, kind: files, pth: b, path: c}]\n", Recipe, "r.yaml")
+    assert refused.value.message == "r.yaml, line 2: sources.0.pth: unknown key 'pth'; did you mean 'path'?"
+
+
 def test_a_limit_and_a_tokenizer_that_exists(place: Path) -> None:
     made(place)
     text = (

@@ -64,8 +64,13 @@ def plan_run(run: RunFile) -> dict[str, Any]:
         "device_hours": found["gpu_hours"],
         "usd": found["usd"],
         "usd_range": found["usd_range"],
-        "notes": [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions],
+        "notes": list(map(_as_keys, (f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions))),
     }
+
+
+def _as_keys(note: str) -> str:
+    """A note of the cost model, with the options that it names as the run file has them."""
+    return note.replace("--usd-per-hour", "hardware.usd_per_hour").replace("--precision ", "hardware.precision=")
 
 
 def _once(run: RunFile) -> int | None:
@@ -93,7 +98,7 @@ def planned_spec(run: RunFile) -> tuple[TextSpec, str]:
         if not isinstance(spec, TextSpec):
             raise UsageError(f"base {run.base}: it is of a kind that cannot be trained on text")
         return spec, f"{run.base} is"
-    spec, family = spec_of(run.model, vocabulary_of(run))
+    spec, family = spec_of(run.model, vocabulary_of(run), run.objective)
     return spec, family.name
 
 
