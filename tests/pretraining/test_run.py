@@ -232,3 +232,12 @@ def test_a_run_that_ended_before_anything_was_saved_may_change(tmp_path: Path) -
     found = pretrain(second, tmp_path / "out")
     assert Tokenizer.from_directory(found.base).identity != made
     assert load_base(found.base).spec.vocab_size == 280
+
+
+def test_a_model_that_diverged_is_said_to_have(tmp_path: Path) -> None:
+    optimizer = {"learning_rate": 1e9, "clip": None}
+    run = tiny_run(tmp_path, optimizer=optimizer, evaluation={"baselines": False}, tokens=1024)
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        pretrain(run, tmp_path / "out")
+    rows = read_jsonl(tmp_path / "out/evaluations.jsonl")
+    assert any("the loss on lines is not finite" in error for row in rows for error in row["errors"])
