@@ -26,7 +26,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives import NextToken
-from bedplate.training.objectives.language import token_losses
+from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.packing import rows_batch
 from comparison import Row, report, start
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Generator
 
 import pydantic
 import pytest
@@ -34,6 +36,10 @@ class Interrupted(pydantic.BaseModel):
 
 def interrupt_in_pydantic() -> None:
     Interrupted().model_dump()
+
+
+def rest(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def scaled(number: int, by: int) -> int:
@@ -86,3 +92,12 @@ def test_jobs_run_in_other_processes() -> None:
     assert written.value == '{"a": [1, null]}'
     assert written.seconds >= 0
     assert isinstance(bound.error, UsageError)
+
+
+def test_who_stops_asking_ends_the_processes() -> None:
+    running = ProcessExecutor(1).run([Job("own", "os:getpid"), Job("long", f"{__name__}:rest", {"seconds": 60})])
+    assert next(running).value
+    started = time.perf_counter()
+    assert isinstance(running, Generator)
+    running.close()
+    assert time.perf_counter() - started < 30

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tests.pretraining.runs import tiny_run
+import yaml
+from tests.pretraining.runs import run_values, tiny_run
+from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, UsageError
@@ -16,6 +19,7 @@ from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.plan.here import device_bytes
 from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.runfile.file import load_run
 from bedplate.training.config import TrainConfig
 from bedplate.training.optimizers import Optimization
 
@@ -39,6 +43,7 @@ def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", str(EXAMPLE), "--dry-run"])
     said = capsys.readouterr().out
+    assert "--" not in said, "options that this verb does not have"
     for shown in ("8.03 B", "64 × ", "layout", "cost", "a device holds", "optimizer"):
         assert shown in said
 
@@ -79,3 +84,22 @@ def test_states_are_what_the_optimizer_holds(tmp_path: Path) -> None:
         # in bfloat16 the base's own float32 weights are kept aside as well, and masters stand for the weights
         beside = weights if dtype == torch.float32 else -4 * sizes.parameters
         assert kept == held["optimizer"] + beside
+
+
+def test_a_base_is_trained_on_its_texts_once(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "base")
+
+    def planned(**source: Any) -> dict[str, Any]:
+        data = {"sources": [{"name": "a", "source": "text.txt", **source}], "weights": {"a": 2.0}}
+        values = run_values(base="./base", data=data, tokens=None, batch={})
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({k: v for k, v in values.items() if k != "model"}))
+        return plan_run(load_run(tmp_path / "run.yaml"))
+
+    assert planned(tokens="3k")["tokens"] == 6000
+    with pytest.raises(ConfigError, match="say how many tokens they are, for example tokens=2M"):
+        planned()
+
+
+def test_a_step_larger_than_the_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch.tokens is 4,096, and the whole run has 2,304 tokens; lower it"):
+        plan_run(tiny_run(tmp_path, batch={"tokens": 4096}))

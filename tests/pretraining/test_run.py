@@ -12,7 +12,7 @@ import torch
 import transformers
 from tests.pretraining.runs import tiny_run, write_text
 
-from bedplate.core.errors import DataError, TrainingError, UsageError
+from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
@@ -20,6 +20,7 @@ from bedplate.pretraining.run import judging
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
 from bedplate.pretraining.run.seen import SEEN
+from bedplate.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +218,26 @@ def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: 
     base = json.loads((found.base / "base.json").read_text())
     assert base["lineage"]["parent"] == load_base(done.base).identity.weights_id
     assert load_base(found.base).identity.tokenizer_id == load_base(done.base).identity.tokenizer_id
+
+
+def test_a_run_that_ended_before_anything_was_saved_may_change(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path, model={"params": "1", "context": 32})
+    with pytest.raises(ConfigError, match="no model of about 1 parameters"):
+        pretrain(first, tmp_path / "out")
+    made = Tokenizer.from_directory(tmp_path / "out/tokenizer").identity
+    write_text(tmp_path / "other.txt", seed=1)
+    source = {"name": "lines", "source": "other.txt", "lines": 8}
+    data = {"sources": [source], "tokenizer": {"vocab_size": 280}, "held_out": 0.1}
+    second = tiny_run(tmp_path, data=data, evaluation={"baselines": False}, tokens=512)
+    found = pretrain(second, tmp_path / "out")
+    assert Tokenizer.from_directory(found.base).identity != made
+    assert load_base(found.base).spec.vocab_size == 280
+
+
+def test_a_model_that_diverged_is_said_to_have(tmp_path: Path) -> None:
+    optimizer = {"learning_rate": 1e9, "clip": None}
+    run = tiny_run(tmp_path, optimizer=optimizer, evaluation={"baselines": False}, tokens=1024)
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        pretrain(run, tmp_path / "out")
+    rows = read_jsonl(tmp_path / "out/evaluations.jsonl")
+    assert any("the loss on lines is not finite" in error for row in rows for error in row["errors"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.pretraining.runs import run_values, tiny_run
@@ -38,6 +39,9 @@ def test_suffixes(text: str, count: int) -> None:
     ("changes", "said"),
     [
         ({"tokens": "many"}, "write for example 5M"),
+        ({"tokens": "1,5M"}, "write for example 5M"),
+        ({"tokens": "1e400M"}, "more than can be counted"),
+        ({"data": {"sources": [{"name": "a", "source": "b"}], "weights": {"c": 1.0}}}, "names 'c'.* sources are a"),
         ({"model": {"params": "1M", "size": "micro"}}, "size and params are given"),
         ({"model": {"params": "1M", "size": None, "familly": "llama"}}, "did you mean 'family'"),
         ({"base": "smollm2-135m"}, "give `model`, to build one, or `base`"),
@@ -118,3 +122,16 @@ def test_a_model_by_its_own_config(tmp_path: Path) -> None:
 
 def test_values_are_whole() -> None:
     assert RunFile.model_validate(run_values()).tokens == 2304
+
+
+def test_a_base_that_is_a_path_begins_where_the_run_file_lies(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    data = {"sources": [{"name": "a", "source": "text.txt"}]}
+    for base, found in (("./mine", str(tmp_path / "mine")), ("../gone", "../gone"), ("smollm2-135m", "smollm2-135m")):
+        values = {k: v for k, v in run_values(base=base, data=data).items() if k != "model"}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+        assert load_run(tmp_path / "run.yaml").base_source == found
+
+
+def test_a_size_between_two_shapes_has_the_one_that_is_nearer_as_a_ratio() -> None:
+    assert shape_for(300_000, 600).parameters(600, True) == 470_016

@@ -217,7 +217,7 @@ def test_fields_of_completions(server, fields, param):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("model", ["nobody", "tiny\ud800", "", "TINY", "x" * 10_000])
+@pytest.mark.parametrize("model", ["nobody", "tiny\ue000", "", "TINY", "x" * 10_000])
 def test_unknown_models(server, model, stream):
     content = json.dumps({"model": model, "messages": HI, "stream": stream})
     message = check(server.post(CHAT, content=content), 404, "model", "model_not_found")
@@ -242,6 +242,7 @@ def test_lone_surrogates_are_refused(server):
     for model in ("tiny", "prompted"):
         content = json.dumps({"model": model, "messages": [{"role": "user", "content": "a\ud800"}]})
         assert "surrogate" in check(server.post(CHAT, content=content), 400)
+    check(server.post(CHAT, content=json.dumps({"model": "tiny\ud800", "messages": HI})), 400, code="invalid_json")
 
 
 def test_skins_without_a_user_message(server):

@@ -180,7 +180,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
 
 def test_an_unexpected_exception_is_500(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.serving.api.openai.read_fields", lambda *_: 1 / 0)
+        patch.setattr("bedplate.serving.call.call.read_fields", lambda *_: 1 / 0)
         check(server.chat(), 500, code="internal_error")
     assert server.chat().status_code == 200
 

@@ -26,9 +26,9 @@ from bedplate.cli.main import VERBS, main
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.server import lifecycle
+from bedplate.serving.server import connections
 from bedplate.serving.server.app import create_app, serve
-from bedplate.serving.server.lifecycle import HEAD_SECONDS
+from bedplate.serving.server.connections import HEAD_SECONDS
 from bedplate.serving.server.lifecycle import Server as Lifecycle
 from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.server.telemetry import Telemetry
@@ -230,7 +230,7 @@ def test_a_server_with_nothing_to_do_ends_at_once(files, tmp_path):
 
 def test_heads_that_never_end_are_cut_off(files, tmp_path, monkeypatch, no_signals):
     assert HEAD_SECONDS <= 60
-    monkeypatch.setattr(lifecycle, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     with Running(config(files, state=tmp_path)) as run:
         parts = urlsplit(run.url)
         for first in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"):

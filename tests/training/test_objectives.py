@@ -14,7 +14,7 @@ from bedplate.models.families import FAMILIES
 from bedplate.training.batch import NO_TARGET
 from bedplate.training.examples import completion_example
 from bedplate.training.objectives import OBJECTIVES, NextToken, Sft
-from bedplate.training.objectives.language import token_losses
+from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.packing import pack_examples, rows_batch
 
 FLOAT32_LOSS = {"rtol": 1e-5, "atol": 1e-6}

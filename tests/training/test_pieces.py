@@ -10,8 +10,8 @@ from tests.tiny import tiny_spec
 
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Scales
-from bedplate.training.objectives.language import token_losses
 from bedplate.training.objectives.pieces import summed_losses
+from bedplate.training.objectives.token_term import token_losses
 
 SPEC = tiny_spec(vocab_size=61, hidden_size=16, heads=2, layers=1, feedforward_size=24, scales=Scales(logit_cap=5.0))
 

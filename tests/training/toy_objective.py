@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives import Models, Scope, Term
-from bedplate.training.objectives.language import token_losses
+from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.sources import ExampleSource
 
 

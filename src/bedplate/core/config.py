@@ -77,8 +77,16 @@ def parse_config(text: str, model: type[M], source: str, overrides: Sequence[str
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        lines = [_explain(e, model, data, root, source, overridden) for e in error.errors(include_url=False)]
+        every = error.errors(include_url=False)
+        inner = [e["loc"] for e in every]
+        # a list of which no item is valid counts as empty; what is wrong with the items is said already
+        said = [e for e in every if e["type"] != "too_short" or not any(_within(e["loc"], one) for one in inner)]
+        lines = [_explain(e, model, data, root, source, overridden) for e in said]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _within(place: Sequence[str | int], inner: Sequence[str | int]) -> bool:
+    return len(inner) > len(place) and tuple(inner[: len(place)]) == tuple(place)
 
 
 def dump_config(config: pydantic.BaseModel) -> str:

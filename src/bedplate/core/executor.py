@@ -4,12 +4,13 @@ executors can run the same jobs on other machines."""
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, Protocol
 
 from bedplate.core.errors import UsageError, is_interrupt
@@ -85,9 +86,20 @@ class ProcessExecutor:
         self.processes = processes
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """As `LocalExecutor.run`, in each process."""
-        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-            yield from pool.map(_outcome, [json.dumps(job.to_json()) for job in jobs])
+        """As `LocalExecutor.run`, in each process. Whoever stops asking (an interrupt, an error) ends the processes."""
+        before = set(active_children())
+        with ProcessPoolExecutor(self.processes, get_context("spawn"), _leave_interrupts) as pool:
+            try:
+                yield from pool.map(_outcome, [json.dumps(job.to_json()) for job in jobs])
+            except BaseException:
+                for process in set(active_children()) - before:
+                    process.terminate()
+                raise
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the one that gave the jobs ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _outcome(job: str) -> Outcome:

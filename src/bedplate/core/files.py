@@ -288,9 +288,14 @@ def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
         with path.open("a+b") as file:
             end = _whole_end(file)
             file.truncate(end)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # all rows or none: whoever appends knows then what is kept
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file.fileno(), end)
+                raise
 
 
 def _whole_end(file: Any) -> int:

@@ -131,18 +131,11 @@ class CorpusLoader:
                     found.names.append(f"{place.source}:{piece.document}")
                 ids = found.documents[numbers[key]][piece.start : piece.stop]
                 if int(ids.max()) >= self.corpus.vocab_size:
-                    self._refuse(place.source, piece, int(ids.max()))
+                    self._documents[place.source].refuse(piece.document, int(ids.max()))
                 row.append(DocumentPiece(numbers[key], piece.start, piece.stop))
             found.rows.append(row)
             found.places.append(place)
         return found
-
-    def _refuse(self, source: str, piece: DocumentPiece, wrong: int) -> None:
-        shard, within = self._documents[source].place(piece.document)
-        raise DataError(
-            f"{self.corpus.directory / shard.file}: document {within} holds the id {wrong}, but the vocabulary has "
-            f"{self.corpus.vocab_size}; the file was changed or is of another tokenizer: build the corpus again"
-        )
 
     def seen(self, index: int) -> Mapping[str, int]:
         """Rows of each source among the first `index`."""

@@ -31,7 +31,8 @@ _BLOCKS = frozenset(
 _STACK = _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
 _READ = {
     "decoder": _STACK | {"shared_keys", "layer_input_size", "output_scales"},
-    "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
+    "encoder": _BLOCKS
+    | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier", "masked_head"},
 }
 _SIDE = _STACK | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
 

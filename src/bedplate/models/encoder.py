@@ -8,11 +8,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.classifier import ClassifierHead
+from bedplate.models.layers.classifier import ClassifierHead, TokenHead
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
@@ -57,6 +57,10 @@ class Encoder(Model):
         self.pooler = Pooler(hidden, hidden, True, device, dtype) if spec.pooler else None
         head = spec.classifier
         self.classifier = None if head is None else ClassifierHead(spec, head, device, dtype)
+        masked = spec.masked_head
+        self.masked_head = None if masked is None else TokenHead(spec, masked, device, dtype)
+        if masked is not None and not self.embedding.weight.is_meta:
+            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # it gives logits too
 
     def forward(
         self,
@@ -88,6 +92,13 @@ class Encoder(Model):
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.main.position_offset)
         return self.embedding_norm(x_BTD)
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] of the tokens that stood where the states [N, D] are from. UsageError for an encoder without
+        the head of its pretraining."""
+        if self.masked_head is None:
+            raise UsageError("this encoder has no head that says which tokens were hidden (spec.masked_head)")
+        return self.masked_head(hidden_ND, self.embedding.weight)
 
     def label_logits(self, pooled_ND: Tensor) -> Tensor:
         if self.classifier is None:

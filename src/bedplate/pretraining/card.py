@@ -5,12 +5,13 @@ After Mitchell et al. (https://arxiv.org/abs/1810.03993), with the metadata bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from bedplate.pretraining.runfile.counts import shown
+from bedplate.report.markdown import cell, table
 
 
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
@@ -25,7 +26,7 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
     if parent is not None:
         head["base_model"] = parent
     lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
-    start = f"trained further from {parent}" if parent else "trained from nothing"
+    start = f"trained further from {cell(parent)}" if parent else "trained from nothing"
     lines += [
         f"A {record['family']} base of {shown(record['parameters'])} parameters, {start} on "
         f"{shown(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
@@ -33,7 +34,7 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
         "",
         "## What it read",
         "",
-        *_table(
+        *table(
             ("source", "documents", "tokens", "tokens seen", "licence", "sha256"),
             (
                 (
@@ -55,9 +56,9 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
     lines += [
         "## How it was trained",
         "",
-        *_table(("setting", "value"), record["settings"].items()),
+        *table(("setting", "value"), record["settings"].items()),
         "",
-        *_table(("machine", "value"), record["machine"].items()),
+        *table(("machine", "value"), record["machine"].items()),
         "",
         f"{record['seconds'] / 3600:.2f} hours in training steps.",
         "",
@@ -85,20 +86,10 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
     lines = [
         "## On texts that were kept from it",
         "",
-        *_table(("text", "documents", "bits a byte", "nats a token", *names), rows),
+        *table(("text", "documents", "bits a byte", "nats a token", *names), rows),
         "",
     ]
     if last["suites"]:
         suites = ((name, one["measure"], f"{one['value']:.3f}", one["n"]) for name, one in last["suites"].items())
-        lines += ["## Skills", "", *_table(("suite", "measure", "value", "items"), suites), ""]
+        lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
     return lines
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    names = list(head)
-    return [_line(names), f"|{'---|' * len(names)}", *map(_line, rows)]
-
-
-def _line(cells: Iterable[Any]) -> str:
-    escaped = [str(cell).replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bedplate.adapters.tensors import MAX_JSON_BYTES, read_bytes
+from bedplate.core.errors import BedplateError
+from bedplate.core.files import sha256_bytes
 from bedplate.skins.files import CASCADED, skin_id
-from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
+from bedplate.skins.manifest import REPORT_FILE, SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import Output, labels_by_score
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin, kind_of
@@ -32,6 +35,8 @@ class Card:
     """What a cascade passes on to."""
     embedded_with: EvaluatedWith | None = None
     """How the embedder was held."""
+    report: bool = False
+    """Whether a page that says how it was judged is one of its files."""
 
     @property
     def kind(self) -> str:
@@ -62,7 +67,21 @@ def read_card(directory: Path | str) -> Card:
         _weights(manifest.bases.get("embedder")),
         manifest.bases.get("second"),
         None if embedded is None else embedded.embedded_with,
+        REPORT_FILE in manifest.files,
     )
+
+
+def report_of(card: Card) -> bytes | None:
+    """The page that says how the skin was judged: the very bytes that `skin.json` lists, or None. A link, and what is
+    not listed or has changed since, is no report of it."""
+    if card.directory is None:
+        return None
+    try:
+        listed = read_manifest(card.directory).files.get(REPORT_FILE)
+        content = None if listed is None else read_bytes(card.directory / REPORT_FILE, MAX_JSON_BYTES)
+    except BedplateError:
+        return None
+    return content if content is not None and sha256_bytes(content) == listed else None
 
 
 def parts_of(card: Card) -> list[Card]:
@@ -88,6 +107,7 @@ def card_of(skin: Skin) -> Card:
         skin.embedder,
         skin.bases.get("second"),
         skin.embedded_with,
+        skin.directory is not None and (skin.directory / REPORT_FILE).is_file(),
     )
 
 

@@ -32,7 +32,8 @@ from bedplate.skins.skin import (
 
 SCHEMA_VERSION = 1
 SKIN_FILE = "skin.json"
-EXTRAS = ("report.json", "report.html", "README.md")
+REPORT_FILE = "report.html"
+EXTRAS = ("report.json", REPORT_FILE, "README.md")
 """Files that a skin may carry and that do not change what it does."""
 
 M = TypeVar("M", bound=BaseModel)

@@ -7,6 +7,7 @@ validation vocabulary.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
@@ -23,12 +24,15 @@ ROUNDS = 20
 MULTIPLES = 1_000
 """Sum over all `multipleOf`: an automaton of so many states checks them."""
 
+SHOWN = 200
+"""Characters of a place that a message names."""
 PROPERTIES = 450
 """Of one object: any of them may come next, and each is an item in the parser's row."""
 EXPANSION = 20_000
 """Size of a regular expression with its counted repetitions written out."""
 
-_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\((?:\?[^)(:=!<>]*[:>])?|.", re.DOTALL)
+# No place is looked at twice: a class gives nothing back, and the first without an end ends the search.
+_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{(\d++)(?:,(\d*+))?\}|\((?:\?[^)(:=!<>]*+[:>])?|.", re.DOTALL)
 _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 _ANNOTATIONS = frozenset(
     (
@@ -118,13 +122,13 @@ def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
         if not isinstance(node, Mapping) or depth > DEPTH:
             continue
         for key, value in node.items():
-            inner = f"{where}.{key}" if where else str(key)
+            inner = _below(where, key)
             if key in _ONE:
                 waiting.append((inner, value, depth + 1))
             elif key in _LISTS and isinstance(value, list):
                 waiting += [(f"{inner}[{i}]", one, depth + 1) for i, one in enumerate(value)]
             elif key in _MAPS and isinstance(value, Mapping):
-                waiting += [(f"{inner}.{name}", one, depth + 1) for name, one in value.items()]
+                waiting += [(_below(inner, name), one, depth + 1) for name, one in value.items()]
 
 
 def _check_keywords(node: Mapping[str, Any], where: str) -> None:
@@ -147,19 +151,20 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
         if key == "items" and isinstance(value, list):
             raise _error(f"{place} is a list; give one schema, or use prefixItems")
         if key in _COUNTS and not (type(value) is int and value >= 0):
-            raise _error(f"{place} must be a whole number of at least 0, not {value!r}")
+            raise _error(f"{place} must be a whole number of at least 0, not {repr(value)[:SHOWN]}")
         if key in _NUMBERS:
             if not _is_number(value):
                 raise _error(f"{place} must be a number, not {_kind(value)}")
+            if not math.isfinite(_as_float(value)):
+                raise _error(f"{place} is larger than any number that a 64-bit float holds")
             if key == "multipleOf" and value <= 0:
                 raise _error(f"{place} must be more than 0")
         if key == "enum" and not (isinstance(value, list) and value):
             raise _error(f"{place} must be a list of at least one value")
         if key == "type":
             names = value if isinstance(value, list) else [value]
-            wrong = next((name for name in names if name not in _TYPES), None)
-            if wrong is not None or not names:
-                raise _error(f"{place} is {value!r}; the types are {', '.join(_TYPES)}")
+            if not names or any(name not in _TYPES for name in names):
+                raise _error(f"{place} is {repr(value)[:SHOWN]}; the types are {', '.join(_TYPES)}")
         if key == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
             raise _error(f"{place} must be a list of property names")
 
@@ -189,6 +194,8 @@ def check_pattern(pattern: str, place: str) -> None:
     sizes, last = [0], 0  # of each open group, and of the latest atom
     for match in _PATTERN.finditer(pattern):
         text = match.group()
+        if text == "[":
+            raise _error(f"{place}: a class of the regular expression, begun at character {match.start()}, has no end")
         if match.group(1) is not None:
             low, high = int(match.group(1)[:9]), int((match.group(2) or "0")[:9])
             sizes[-1] += last * (max(low, high, 1) - 1)
@@ -283,14 +290,26 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return type(value) in (int, float)
 
 
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _kind(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )
 
 
+def _below(where: str, key: str) -> str:
+    """A place's name, no longer than it is shown: there are thousands of places, and keys of any length."""
+    return (f"{where}.{key[: SHOWN + 1]}" if where else key)[: SHOWN + 1]
+
+
 def _at(where: str) -> str:
-    return (where if len(where) <= 200 else where[:200] + "…") or "the JSON schema"
+    return (where if len(where) <= SHOWN else where[:SHOWN] + "…") or "the JSON schema"
 
 
 def _error(message: str) -> RequestError:

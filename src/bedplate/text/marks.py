@@ -22,7 +22,11 @@ from typing import Any
 
 import tokenizers
 
+from bedplate.core.errors import DataError
+
 _NONCE = secrets.token_hex(16)
+# Wherever four such digits stand: they may follow `\\u`, and another four begin at the next character.
+_ESCAPED = re.compile(r"(?=([eEfF][0-9a-fA-F]{3}))")
 
 
 def secret_name(index: int) -> str:
@@ -67,12 +71,18 @@ class ControlTokens:
     def choose_mark(self, *inputs: Any) -> str:
         """A private-use character that neither the inputs nor the tokens hold, also not as a `\\u` escape."""
         text = json.dumps([inputs, self._all], ensure_ascii=False)
-        lowered = text.lower()
+        held, escaped = set(text), {found[1].lower() for found in _ESCAPED.finditer(text)}
         for code in range(0xE000, 0xF900):
-            if chr(code) not in text and f"{code:04x}" not in lowered:
+            if chr(code) not in held and f"{code:04x}" not in escaped:
                 return chr(code)
         # 6,400 characters all in use: the planes beyond have 131,068 more
-        return next(chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in text)
+        free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in held)
+        mark = next(free, None)
+        if mark is None:
+            raise DataError(
+                "the text holds every private-use character, which is more than any text needs; remove some"
+            )
+        return mark
 
     def mark(self, value: Any, mark: str) -> Any:
         """The value with every look-alike in its strings broken by the mark."""

@@ -73,7 +73,8 @@ class PackedBatch:
     follows in the same document where it carries loss, else −100; learned: int64 [N], where those are in the flattened
     rows. ids: the examples (or pieces) by row and segment; lengths: tokens of each in these rows, after those of the
     prefix that they share; losses: tokens of each that carry loss. placement: where they stand. sources,
-    source_segments: int64 [B, S], what an encoder reads for each, under its number, at `source_placement`.
+    source_segments: int64 [B, S], what an encoder reads for each, under its number, at `source_placement`. rows: of
+    each row its number in the order of the whole run, where the source has one.
     """
 
     tokens: Tensor
@@ -88,6 +89,7 @@ class PackedBatch:
     sources: Tensor | None = field(default=None, kw_only=True)
     source_segments: Tensor | None = field(default=None, kw_only=True)
     source_placement: Placement | None = field(default=None, kw_only=True)
+    rows: tuple[int, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def of(
@@ -126,7 +128,7 @@ class PackedBatch:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        read = 0 if self.sources is None else self.sources.numel()
+        read = 0 if self.source_placement is None else sum(one.own for one in self.source_placement.documents)
         return {"tokens": self.token_count + read, "targets": self.target_count}
 
     def to(self, device: torch.device) -> Self:

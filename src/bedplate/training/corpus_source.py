@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bedplate.core.errors import DataError, TrainingError
@@ -57,7 +58,8 @@ class CorpusSource:
 
     def _packed(self, indices: range) -> PackedBatch:
         read = self.loader.read(indices)
-        return rows_batch(read.rows, read.documents, read.names, self.loader.row_length)
+        batch = rows_batch(read.rows, read.documents, read.names, self.loader.row_length)
+        return replace(batch, rows=tuple(indices))
 
     @property
     def seen(self) -> Mapping[str, int]:

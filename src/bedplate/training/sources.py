@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -328,6 +329,8 @@ class DocumentSource(_EpochSource[PackedBatch]):
         return _chunks(order, self._step_size)
 
     def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
+        before = 0 if self._order is None else self._order[0] * len(self.packed.rows)
         for part in _chunks(numbers, self._micro_rows):
             rows = [self.packed.rows[i] for i in part]
-            yield rows_batch(rows, self._documents, self._ids, self.packed.row_length)
+            batch = rows_batch(rows, self._documents, self._ids, self.packed.row_length)
+            yield replace(batch, rows=tuple(before + i for i in part))

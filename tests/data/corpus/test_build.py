@@ -128,7 +128,7 @@ def test_the_same_again_is_nothing_to_do_and_another_recipe_is_refused(place: Pa
     assert (first.new, again.new) == (True, False)
     assert first.corpus.sha256 == again.corpus.sha256
     with pytest.raises(UsageError, match="holds a corpus of another recipe"):
-        made(place, text=RECIPE + "seed: 3\n")
+        made(place, text=RECIPE + "shard_tokens: 9999999\n")
     (place / "tree" / "new.py").write_text(function(99))
     with pytest.raises(UsageError, match="of other files"):
         made(place)
@@ -241,6 +241,12 @@ def test_recipes_are_strict() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             parse_config(f"corpus: x\n{change}\n", Recipe, "r.yaml")
+
+
+def test_what_is_wrong_with_a_source_is_all_that_is_said() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config("corpus: x\nsources: [{name: a, kind: files, pth: b, path: c}]\n", Recipe, "r.yaml")
+    assert refused.value.message == "r.yaml, line 2: sources.0.pth: unknown key 'pth'; did you mean 'path'?"
 
 
 def test_a_limit_and_a_tokenizer_that_exists(place: Path) -> None:

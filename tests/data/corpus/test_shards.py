@@ -134,3 +134,16 @@ def test_ids_out_of_range_and_a_full_disk(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"cannot write .*b.ds: No space left on device; make room"):
             write("b.ds", [1, 2, 3], 5_000)
     assert not (tmp_path / "b.ds").exists()
+
+
+def test_an_index_that_runs_backwards_is_named(tmp_path: Path) -> None:
+    corpus = Corpus.open(write_corpus(tmp_path, {"a": ["one", "two", "three"]}))
+    shard = corpus.shards("a", "train")[0]
+    index = tmp_path / f"{shard.file}.index"
+    ends = np.fromfile(index, "<u8")
+    ends[[0, 1]] = ends[[1, 0]]
+    ends.tofile(index)
+    documents = Corpus.open(tmp_path).documents("a", "train")  # of the same size: only what is read can tell
+    for read in (lambda: documents[1], documents.lengths, lambda: documents.lengths(np.array([1]))):
+        with pytest.raises(DataError, match=r"\.ds\.index: its documents do not end one behind the other"):
+            read()

@@ -28,4 +28,4 @@ def explain(
         print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in found]))
         return
     for fate in found:
-        print(f"{fate.source}: {fate.id} ({fate.characters:,} characters): {fate.sentence}")
+        print(fate.line)

@@ -24,12 +24,12 @@ from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
-from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, make_tokenizer
+from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, make_tokenizer, taken
 from bedplate.data.corpus.fates import Tally
 from bedplate.data.corpus.manifest import MANIFEST, SPLITS, ShardEntry
-from bedplate.data.corpus.readers.part import Part
+from bedplate.data.corpus.readers.part import Part, grouped
 from bedplate.data.corpus.readers.table import READERS
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import Recipe, Source
 from bedplate.data.corpus.records import RECORD, Ended, write_records
 from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
 from bedplate.data.corpus.repeated.duplicates import copies
@@ -89,7 +89,7 @@ class _Build:
     def run(self, keep_work: bool) -> Built:
         parts = self._plan()
         against = fingerprint(self._recipe.decontaminate.against, self._directory)
-        asked = sha256_json([self._values, [part.to_json() for part in parts], against, _versions()])
+        asked = sha256_json([self._values, [one.to_json() for one in parts], against, *self._taken(), _versions()])
         if (self._out / MANIFEST).is_file():
             return self._again(asked)
         self._work.mkdir(parents=True, exist_ok=True)
@@ -104,6 +104,11 @@ class _Build:
             shutil.rmtree(self._work)
         return Built(corpus, True)
 
+    def _taken(self) -> list[str]:
+        """What changes when the tokenizer does that the recipe names."""
+        use = self._recipe.tokenizer.use
+        return [] if use is None else [taken(use, self._directory).identity]
+
     def _again(self, asked: str) -> Built:
         record = self._out / RECORD
         if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != asked:
@@ -116,8 +121,8 @@ class _Build:
     def _plan(self) -> list[Part]:
         parts: list[Part] = []
         for source in self._recipe.sources:
-            size = 1 << 62 if source.limit is not None else int(self._recipe.part_mb * 1e6)
-            planned = list(READERS[source.kind].plan(source, self._directory, size))
+            size = 1 << 62 if source.limit is not None else max(1, int(self._recipe.part_mb * 1e6))
+            planned = self._outside(source, list(READERS[source.kind].plan(source, self._directory, size)), size)
             if source.limit is not None:  # one job counts up to the limit
                 pieces = tuple(piece for part in planned for piece in part.pieces)
                 planned = [replace(planned[0], pieces=pieces)] if len({p.root for p in planned}) == 1 else planned
@@ -125,6 +130,21 @@ class _Build:
         if not sum(part.size for part in parts):
             raise DataError("the corpus is empty: its sources hold no byte")
         return parts
+
+    def _outside(self, source: Source, planned: list[Part], size: int) -> list[Part]:
+        """Without what lies in the corpus's own directory, which may stand inside of a source's folder: a corpus is not
+        made of itself."""
+        roots = {part.root for part in planned}
+        if len(roots) != 1:
+            return planned
+        root, own = Path(roots.pop()), self._out.resolve()
+        if not own.is_relative_to(root.resolve()):
+            return planned
+        below = root / own.relative_to(root.resolve())
+        kept = [piece for part in planned for piece in part.pieces if not Path(piece.path).is_relative_to(below)]
+        if not kept:
+            raise DataError(f"source {source.name!r}: all that it has lies in {self._out}, the corpus's own directory")
+        return grouped(source, root, kept, size)
 
     # --- sifting
 
@@ -224,10 +244,12 @@ class _Build:
     def _refuse_nothing(
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> None:
-        for source in dict.fromkeys(part.source for part in parts):
+        for source in (one.name for one in self._recipe.sources):
             mine = [part.name for part in parts if part.source == source]
             if any((splits[name] == TRAIN).any() for name in mine):
                 continue
+            if not any(sifted[name].tally.documents for name in mine):
+                raise DataError(f"source {source!r} holds no document; give another path, or take the source out")
             total = Tally()
             for name in mine:
                 total.add(sifted[name].tally)
@@ -248,13 +270,13 @@ class _Build:
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> dict[str, list[dict[str, ShardEntry]]]:
         decides = [[sifted[p.name].content, sha256_bytes(splits[p.name].tobytes())] for p in parts]
-        key = sha256_json([decides, self._values["tokenizer"], _versions()])
+        key = sha256_json([decides, self._values["tokenizer"], *self._taken(), _versions()])
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
             weight = sum(int(sifted[p.name].array("sizes")[splits[p.name] == TRAIN, 1].sum()) for p in parts)
-            chosen = [(part.name, splits[part.name]) for part in parts]
+            choice, chosen = self._recipe.tokenizer, [(part.name, splits[part.name]) for part in parts]
             with Progress("tokenizer", 1, "vocabulary", quiet=self._quiet):
-                make_tokenizer(self._recipe.tokenizer, self._work, chosen, weight).save(self._out)
+                make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
             atomic_write(record, key)
         groups = list(self._groups(parts, sifted, splits))
         keys = {one.name: sha256_json([key, one.parts]) for one in groups}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.data.corpus.manifest import Manifest
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import Recipe, Source
+from bedplate.report.markdown import cell, table
 
 
 def card(recipe: Recipe, funnel: Mapping[str, Any], manifest: Manifest) -> str:
@@ -19,21 +20,16 @@ def card(recipe: Recipe, funnel: Mapping[str, Any], manifest: Manifest) -> str:
         "",
         "## Sources",
         "",
-        "| source | kind | licence | documents read | kept | tokens | bytes per token | train / valid |",
-        "|---|---|---|---|---|---|---|---|",
+        *table(
+            ("source", "kind", "licence", "documents read", "kept", "tokens", "bytes per token", "train / valid"),
+            (_source(source, funnel["sources"][source.name]) for source in recipe.sources),
+        ),
     ]
-    for source in recipe.sources:
-        one = funnel["sources"][source.name]
-        splits = f"{one['splits'].get('train', 0):,} / {one['splits'].get('valid', 0):,}"
-        lines.append(
-            f"| {source.name} | {source.kind} | {source.licence or 'not stated'} | {one['documents']:,} | "
-            f"{one['kept']:,} | {one['tokens']:,} | {one['bytes_per_token']:.2f} | {splits} |"
-        )
     lines += ["", "## What was left out", ""]
     if not funnel["steps"]:
         lines.append("Nothing.")
     for step in funnel["steps"]:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in step["reasons"].items())
+        reasons = ", ".join(f"{cell(reason)} {count:,}" for reason, count in step["reasons"].items())
         lines.append(f"- {step['rule']}: {step['dropped']:,} of {step['in']:,} ({reasons})")
     for rule, count in funnel["changed"].items():
         lines.append(f"- {rule} changed the text of {count:,} documents that were kept")
@@ -42,10 +38,10 @@ def card(recipe: Recipe, funnel: Mapping[str, Any], manifest: Manifest) -> str:
         "",
         "## How it was made",
         "",
-        f"- preset {recipe.preset}, language {recipe.language}",
+        f"- preset {recipe.preset}, language {cell(recipe.language)}",
         f"- copies: exact {'dropped' if recipe.dedup.exact else 'kept'}, near "
         f"{'kept' if recipe.dedup.minhash is None else 'dropped (MinHash)'}",
-        f"- evaluations looked for: {against or 'none'}"
+        f"- evaluations looked for: {cell(against) or 'none'}"
         + (f" ({recipe.decontaminate.words} words in a row)" if against else ""),
         f"- tokenizer: {manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.tokenizer_id}",
         f"- recipe and content: {manifest.recipe}",
@@ -54,3 +50,16 @@ def card(recipe: Recipe, funnel: Mapping[str, Any], manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _source(source: Source, read: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        source.name,
+        source.kind,
+        source.licence or "not stated",
+        f"{read['documents']:,}",
+        f"{read['kept']:,}",
+        f"{read['tokens']:,}",
+        f"{read['bytes_per_token']:.2f}",
+        f"{read['splits'].get('train', 0):,} / {read['splits'].get('valid', 0):,}",
+    )

@@ -39,12 +39,16 @@ class Group:
 
 
 def make_tokenizer(
-    choice: TokenizerChoice, work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], train_bytes: int
+    choice: TokenizerChoice,
+    work: Path,
+    parts: Sequence[tuple[str, NDArray[np.int8]]],
+    train_bytes: int,
+    directory: Path,
 ) -> Tokenizer:
-    """Trained on an even draw of the training split, or taken. ConfigError or TokenizerError for one that has no end
-    token or cannot be read."""
+    """Trained on an even draw of the training split, or taken. directory: where the recipe's paths begin. ConfigError
+    or TokenizerError for one that has no end token or cannot be read."""
     if choice.train is None:
-        return _taken(str(choice.use))
+        return taken(str(choice.use), directory)
     from bedplate.text.bpe import train_bpe
 
     share = min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes))
@@ -61,10 +65,12 @@ def _drawn(work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], share: flo
                 yield text
 
 
-def _taken(name: str) -> Tokenizer:
+def taken(name: str, relative_to: Path) -> Tokenizer:
+    """The tokenizer that a recipe names: of a directory, seen from `relative_to`, or of a base. ConfigError and
+    TokenizerError as `make_tokenizer`."""
     from bedplate.hub.pull import resolve
 
-    path = Path(name).expanduser()
+    path = relative_to / Path(name).expanduser()
     directory = path if (path / "tokenizer.json").is_file() else resolve(name)
     if directory.suffix == ".gguf":
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,12 @@ class Fate:
     characters: int
     changed: tuple[str, ...] = ()
     split: str | None = None
+
+    @property
+    def line(self) -> str:
+        """For people, in one line of a terminal: a name may hold line breaks and other controls."""
+        said = f"{self.source}: {self.id} ({self.characters:,} characters): {self.sentence}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)
 
     @property
     def sentence(self) -> str:
@@ -150,7 +157,7 @@ def read_fates(path: Path) -> Iterator[Fate]:
                     tuple(values.get("changed", ())),
                     values.get("split"),
                 )
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; build the corpus again") from error
 
 

@@ -11,7 +11,6 @@ import pydantic
 from bedplate.core.config import Strict, load_config
 
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Preset = Literal["prose", "code", "mixed", "none"]
 
 
@@ -163,7 +162,7 @@ class Decontaminate(Strict):
 class Split(Strict):
     """valid: this share of each source's documents is held out, chosen by the hash of each text."""
 
-    valid: Share = 0.01
+    valid: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.01
 
 
 class Recipe(Strict):
@@ -182,7 +181,6 @@ class Recipe(Strict):
     dedup: Dedup = Dedup()
     decontaminate: Decontaminate = Decontaminate()
     split: Split = Split()
-    seed: int = 0
     part_mb: float = pydantic.Field(default=32.0, gt=0)
     shard_tokens: int = pydantic.Field(default=100_000_000, ge=1)
 
@@ -194,6 +192,8 @@ class Recipe(Strict):
             raise ValueError(f"two sources are named {twice!r}")
         if len({source.weight is None for source in self.sources}) > 1:
             raise ValueError("some sources have a weight and some have none: give all or none")
+        if all(source.weight == 0 for source in self.sources):
+            raise ValueError("no source has a weight above 0, so nothing would be trained on")
         return self
 
 

@@ -14,7 +14,7 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, overload
+from typing import Any, BinaryIO, Literal, NoReturn, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,18 +128,35 @@ class Documents(Sequence[NDArray[Any]]):
             raise IndexError(f"there is no document {index} among {len(self)}")
         shard, within = self.place(number)
         ids, ends = self._corpus.mapped(shard)
-        return ids[int(ends[within - 1]) if within else 0 : int(ends[within])]
+        start, stop = int(ends[within - 1]) if within else 0, int(ends[within])
+        if not start < stop <= len(ids):
+            self._refuse_index(shard)
+        return ids[start:stop]
 
     def place(self, number: int) -> tuple[ShardEntry, int]:
         """The shard that a document stands in, and its number there."""
         at = bisect_right(self._firsts, number) - 1
         return self._shards[at], number - self._firsts[at]
 
+    def refuse(self, number: int, wrong: int) -> NoReturn:
+        """DataError for an id of a document that the vocabulary does not have."""
+        shard, within = self.place(number)
+        raise DataError(
+            f"{self._corpus.directory / shard.file}: document {within} holds the id {wrong}, but the vocabulary has "
+            f"{self._corpus.vocab_size}; the file was changed or is of another tokenizer: build the corpus again"
+        )
+
+    def _refuse_index(self, shard: ShardEntry) -> NoReturn:
+        raise DataError(
+            f"{self._corpus.directory / shard.file}{INDEX}: its documents do not end one behind the other; the file "
+            "was changed: restore it or build the corpus again"
+        )
+
     def lengths(self, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Tokens of the documents of these numbers, or of all, end tokens included."""
         if numbers is None:
-            every = [np.diff(self._corpus.mapped(one)[1], prepend=np.uint64(0)) for one in self._shards]
-            return np.concatenate(every).astype(np.int64) if every else np.empty(0, np.int64)
+            every = [self._of_all(one) for one in self._shards]
+            return np.concatenate(every) if every else np.empty(0, np.int64)
         found = np.empty(len(numbers), np.int64)
         shards = np.searchsorted(np.asarray(self._firsts), numbers, side="right") - 1
         for at in np.unique(shards):
@@ -148,6 +165,14 @@ class Documents(Sequence[NDArray[Any]]):
             ends = self._corpus.mapped(self._shards[at])[1]
             starts = np.where(within > 0, ends[np.maximum(within - 1, 0)], 0)
             found[here] = ends[within].astype(np.int64) - starts.astype(np.int64)
+            if (found[here] < 1).any():
+                self._refuse_index(self._shards[at])
+        return found
+
+    def _of_all(self, shard: ShardEntry) -> NDArray[np.int64]:
+        found = np.diff(self._corpus.mapped(shard)[1].astype(np.int64), prepend=0)
+        if (found < 1).any():
+            self._refuse_index(shard)
         return found
 
 

@@ -89,6 +89,12 @@ def _ends(spec: TransformerSpec) -> Iterator[Weight]:
         yield Weight("head", hidden * spec.vocab_size, copies=0 if spec.tied_head else 1, per="row")
     if spec.pooler:
         yield from affine("pooler", hidden, hidden, True, per="sequence")
+    if spec.masked_head is not None:
+        yield from affine("masked_head.dense", hidden, hidden, spec.masked_head.dense_bias, per="row")
+        yield _norm(spec, "masked_head.norm")
+        yield Weight("masked_head.out", hidden * spec.vocab_size, copies=0, per="row")
+        if spec.masked_head.bias:
+            yield Weight("masked_head.bias", spec.vocab_size, "vector", per="row")
     if spec.classifier is not None:
         if spec.classifier.dense:
             yield from affine("classifier.dense", hidden, hidden, spec.classifier.dense_bias, per="sequence")

@@ -18,6 +18,7 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
+from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.job import Equipment, Job
 from bedplate.inference.engine.kinds.request import Request, Result
@@ -191,7 +192,9 @@ class Engine(Closing):
                 jobs.append(KINDS[type(request)](request, held[-1], self._equipment))
             with self._lock:
                 self._check_open()
-                if wake and self.waiting + len(jobs) > self._max_waiting:
+                opened, own = self._steps.open(), requests[0].tenant if requests else ""
+                crowded = self.waiting + len(jobs) > self._max_waiting
+                if wake and crowded and not may_queue(self._max_waiting, opened, own, len(jobs)):
                     raise BusyError(f"{self.waiting} requests are waiting already; try again later")
                 self._steps.add(jobs)
                 if wake:

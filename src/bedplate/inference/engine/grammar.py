@@ -39,9 +39,12 @@ TRIAL_SECONDS = 0.5
 ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 """Processor time that one row's masks may take: so much, and so much more for each token."""
 
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/')
-_DIRECTIVE = re.compile(r"%\s*(\w+)")
-_RULE = re.compile(r"^\s*[?!]?\w+\s*(\[[^\]\n]*\]|\{[^}\n]*\})?\s*(\.\s*-?\d+\s*)?:", re.MULTILINE)
+# One pass in which no place is looked at twice: repetitions give nothing back, and what has no end ends the search.
+_RULE_PARTS = re.compile(
+    r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\\n])*+" | /(?:\\.|[^/\\])++/ | (?P<open>["/]) | %\s*+(?P<directive>\w++)
+    | (?P<double>::) | (?P<rule>:)""",
+    re.VERBOSE,
+)
 
 
 class Grammars:
@@ -84,7 +87,11 @@ class Grammars:
                 return found
             vocabulary = self._open()
         behind = self._tokenizer is not None and self._tokenizer.drops_space
-        source = _behind_a_space(_source(grammar)) if behind else _source(grammar)
+        try:
+            source = _source(grammar)
+        except ValueError as error:  # what the library's own JSON reader does not take
+            raise _error(f"the grammar cannot be used: {_first_line(str(error))}") from None
+        source = _behind_a_space(source) if behind else source
         made = _compiled(vocabulary, source, self._vocab_size, behind)
         with self._lock:
             self._known[key] = made
@@ -272,7 +279,7 @@ def _source(grammar: Grammar) -> str:
     """The grammar in the library's own form."""
     import llguidance
 
-    size = len(grammar.source.encode("utf-8", "surrogatepass"))
+    size = len(_text(grammar.source).encode())
     if size > SOURCE_BYTES:
         raise _error(f"the grammar has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
     options: Any = {"whitespace_flexible": False}
@@ -289,12 +296,22 @@ def _source(grammar: Grammar) -> str:
             check_pattern(grammar.source, "the regular expression")
             return llguidance.LLMatcher.grammar_from_regex(grammar.source)
         case "choice":
-            return llguidance.LLMatcher.grammar_from_lark(_choice_rules(grammar.source))
+            return llguidance.LLMatcher.grammar_from_lark(_text(_choice_rules(grammar.source)))
         case "ebnf":
             _check_rules(grammar.source)
             return llguidance.LLMatcher.grammar_from_lark(grammar.source)
         case "tool_calls":
-            return llguidance.LLMatcher.grammar_from_lark(call_grammar(grammar.source))
+            return llguidance.LLMatcher.grammar_from_lark(_text(call_grammar(grammar.source)))
+
+
+def _text(source: str) -> str:
+    """What the library can take: it knows no lone surrogates."""
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        what = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
+        raise _error(f"the grammar holds {what}, which is no text") from None
+    return source
 
 
 def _choice_rules(source: str) -> str:
@@ -308,12 +325,17 @@ def _choice_rules(source: str) -> str:
 
 
 def _check_rules(source: str) -> None:
-    directive = next(
-        (found for found in _DIRECTIVE.findall(_QUOTED.sub('""', source)) if found not in {"import", "ignore"}), None
-    )
-    if directive is not None:
-        raise _error(f"the grammar uses %{directive}; only %import and %ignore are supported")
-    rules = len(_RULE.findall(source))
+    rules = 0
+    for part in _RULE_PARTS.finditer(source):
+        directive = part["directive"]
+        if directive is not None and directive not in {"import", "ignore"}:
+            raise _error(f"the grammar uses %{directive[:80]}; only %import and %ignore are supported")
+        if part["open"] is not None:
+            what = "text" if part["open"] == '"' else "regular expression"
+            raise _error(
+                f"a {what} of the grammar, begun in line {source.count(chr(10), 0, part.start()) + 1}, has no end"
+            )
+        rules += part["rule"] is not None
     if rules > RULES:
         raise _error(f"the grammar has {rules:,} rules; at most {RULES:,} are accepted")
 

@@ -7,7 +7,7 @@ prefix cache when its prompt is done and when it ends. An encoder's texts are wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +53,9 @@ class Runner:
         self.cache, self.tree = cache, tree
         self.forward, self.torch_forward = forward, torch_forward
         self.active: list[Job] = []
-        self._max_rows, self._max_adapters = max_rows, max_adapters
+        self.max_rows, self._max_adapters = max_rows, max_adapters
+        self.shares: Mapping[str, int] | None = None
+        """How many rows for generations each tenant may hold, where not all can have what they ask for."""
         self.put_back: Callable[[Job], None] = lambda job: None
         """Told of a job that had to give up its row."""
         self._speculates = speculates
@@ -102,10 +104,15 @@ class Runner:
         return Admission.IN
 
     def _is_full(self, job: Job, rows: CacheRows) -> bool:
-        if len(rows) >= self._max_rows + ONE_PASS_ROWS:
+        if len(rows) >= self.max_rows + ONE_PASS_ROWS:
             return True
-        if job.lasting and sum(one.lasting for one in self.active) >= self._max_rows:
-            return True
+        if job.lasting:
+            held = [one.request.tenant for one in self.active if one.lasting]
+            tenant = job.request.tenant
+            if len(held) >= self.max_rows:
+                return True
+            if self.shares is not None and held.count(tenant) >= self.shares.get(tenant, self.max_rows):
+                return True
         lengths = [len(one.tokens) + HEADROOM for one in (*self.active, job)]
         return bool(self.active) and not rows.cache.room(lengths)
 
@@ -276,6 +283,12 @@ class Runner:
         self.active.remove(job)
         job.restart()
         self.put_back(job)
+
+    def take_back(self, tenant: str, count: int) -> None:
+        """A tenant's youngest generations give up their rows, so many of them."""
+        mine = [job for job in self.active if job.lasting and job.request.tenant == tenant and not job.over]
+        for job in sorted(mine, key=lambda job: -job.number)[: max(count, 0)]:
+            self._preempt(job)
 
     def _keep_all(self, job: Job) -> None:
         """What has been said as well."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import heapq
 import logging
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError
+from bedplate.inference.engine.fairness import fair_shares
 from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduler import Scheduler
@@ -42,6 +44,8 @@ class Steps:
         self._timed: dict[int, Job] = {}
         """Those that have a deadline, by their numbers."""
         self._number = 0
+        self._open: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self.began: float | None = None
         """When the step began that is running."""
         runner.put_back = self._put_back
@@ -52,12 +56,19 @@ class Steps:
             self._number += 1
             job.number = self._number
             job.stream.on_cancel = partial(self._cancelled.append, job)
+            with self._counting:
+                self._open[job.request.tenant] += 1
         self._arrivals += jobs
 
     @property
     def waiting(self) -> int:
         """How many requests are queued."""
         return len(self._arrivals) + self._scheduler.waiting
+
+    def open(self) -> Counter[str]:
+        """By tenant, how many requests wait or run. For every thread."""
+        with self._counting:
+            return self._open.copy()
 
     @property
     def busy(self) -> bool:
@@ -82,6 +93,7 @@ class Steps:
         self.began = None
 
     def _compute(self, began: float) -> None:
+        self._share_rows()
         decodes = self._runner.decoding()
         taken = sum(work.count + len(work.draft) for work in decodes)
         for work in decodes:
@@ -101,6 +113,20 @@ class Steps:
             except Exception:
                 self._on_step = None
                 log.exception("what is told of the engine's steps failed; it is told no more of them")
+
+    def _share_rows(self) -> None:
+        """Says how many rows each tenant may hold, and takes back what one has beyond that while others wait: its
+        youngest generations are queued again."""
+        held = Counter(job.request.tenant for job in self._runner.active if job.lasting)
+        asked = held.copy()
+        if self._scheduler.waiting and len(self.open()) > 1:
+            asked += Counter(job.request.tenant for job in self._scheduler.items() if job.lasting)
+        if len(asked) < 2 or asked.total() <= self._runner.max_rows:
+            self._runner.shares = None
+            return
+        self._runner.shares = shares = fair_shares(self._runner.max_rows, asked)
+        for tenant, count in held.items():
+            self._runner.take_back(tenant, count - shares[tenant])
 
     def _arrive(self) -> None:
         while self._arrivals:
@@ -140,6 +166,9 @@ class Steps:
         for job in jobs:
             if not job.left:
                 job.left = True
+                with self._counting:
+                    self._open[job.request.tenant] -= 1
+                    self._open += Counter()  # those that have none left are no tenants of the queue
                 self._timed.pop(job.number, None)
                 self._scheduler.remove(_queue(job), [job])
                 self._adapters.release(job.adapter)

@@ -24,7 +24,7 @@ _ANY = (
     *("norm", "norm_eps", "norm_weight", "norm_bias", "norm_offset", "embedding_norm", "final_norm", "first_norm"),
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
-    *("pooling", "pooler", "classifier"),  # of the states, outside the kernel
+    *("pooling", "pooler", "classifier", "masked_head"),  # of the states, outside the kernel
 )
 
 

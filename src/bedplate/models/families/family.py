@@ -30,7 +30,8 @@ class Family:
     any dtype. `weights_of`: the rules of one spec, where names depend on it; `weights_by`: as far as our names of some
     parameters tell it. `sibling`: the family of one spec, where one name in the format stands for several (GGUF's
     llama for Mixtral as well); None where it is this one. `tables`: small tensors of the format that
-    say what the spec does (GGUF's rope_freqs), by name.
+    say what the spec does (GGUF's rope_freqs), by name. `with_masked_head`: a spec with the head that the family's
+    encoders are pretrained with.
     """
 
     key: tuple[str, str]
@@ -45,6 +46,7 @@ class Family:
     weights_by: Callable[[Collection[str]], WeightMap] | None = None
     sibling: Callable[[Any], Family | None] | None = None
     tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
+    with_masked_head: Callable[[Any], Any] | None = None
 
     @property
     def name(self) -> str:

@@ -91,7 +91,8 @@ class WeightMap:
 
     def written(self, name: str, spec: TextSpec) -> str:
         """The name as a checkpoint of this spec has it, from the bare one."""
-        beside = spec.classifier is None or not self.heads or name.startswith(self.heads)
+        headless = spec.classifier is None and spec.masked_head is None
+        beside = headless or not self.heads or name.startswith(self.heads)
         return name if beside else self.prefixes[0] + name
 
     def to_external(self, name: str) -> str | None:

@@ -1,17 +1,18 @@
-"""The head of a sequence classifier: logits of labels from one vector of a text.
+"""The heads of encoders: logits of labels from one vector of a text, and of the tokens that were hidden.
 
-Shapes: N texts, D features, L labels.
+Shapes: N texts or tokens, D features, L labels, V vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
-from bedplate.models.specs.transformer import Classifier, TransformerSpec
+from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 
 class ClassifierHead(nn.Module):
@@ -32,3 +33,24 @@ class ClassifierHead(nn.Module):
         if self.dense is not None:
             pooled_ND = self.activation(self.dense(pooled_ND))
         return self.out(pooled_ND if self.norm is None else self.norm(pooled_ND))
+
+
+class TokenHead(nn.Module):
+    """A layer of its own and a norm, then the token table, which is given (BERT's head for masked tokens)."""
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, spec: TransformerSpec, head: MaskedHead, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        hidden = spec.hidden_size
+        self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype)
+        self.activation = ACTIVATIONS[head.activation]
+        self.norm = make_norm(spec, device, dtype)
+        bias = nn.Parameter(torch.zeros(spec.vocab_size, device=device, dtype=dtype)) if head.bias else None
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden_ND: Tensor, table_VD: Tensor) -> Tensor:
+        """Logits [N, V]."""
+        return F.linear(self.norm(self.activation(self.dense(hidden_ND))), table_VD, self.bias)

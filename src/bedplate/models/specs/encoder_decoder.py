@@ -101,6 +101,10 @@ class EncoderDecoderSpec:
         return None
 
     @property
+    def masked_head(self) -> None:
+        """It has another head."""
+
+    @property
     def deepest(self) -> int:
         """Blocks of the deeper side."""
         return max(self.stack.layers, self.decoder.layers)

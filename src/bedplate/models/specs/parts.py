@@ -320,3 +320,13 @@ class Classifier:
             raise UnsupportedModelError(f"a classifier's labels must differ; these are {', '.join(self.labels)}")
         if self.on_pooler and (self.dense or self.pooling != "first"):
             raise UnsupportedModelError("a classifier on the pooler has no dense layer or pooling of its own")
+
+
+@dataclass(frozen=True)
+class MaskedHead:
+    """Of an encoder, what says which tokens stood where some were hidden (BERT, https://arxiv.org/abs/1810.04805): a
+    layer with this activation and the spec's norm, then the token table, and with `bias` one number a token."""
+
+    activation: Activation = "gelu"
+    dense_bias: bool = True
+    bias: bool = True

@@ -16,6 +16,7 @@ from bedplate.models.specs.parts import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    MaskedHead,
     Problem,
     RelativeBias,
     Rope,
@@ -37,6 +38,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
+    "MaskedHead",
     "Mixer",
     "NormPlacement",
     "Problem",
@@ -117,6 +119,7 @@ class TransformerSpec:
     layer_input_size: features of what every block is given of the token beside its input: a row of one more table and a
         projection of its embedding, added up, which the block's state gates (Gemma 3n, Gemma-4); 0: nothing.
     output_scales: what a block gives is multiplied by one number that is not trained: a buffer, no parameter (Gemma-4).
+    masked_head: of an encoder, the head that it was pretrained with.
     """
 
     kind: Literal["decoder", "encoder", "tower"]
@@ -175,6 +178,7 @@ class TransformerSpec:
     value_norm: bool = False
     layer_input_size: int = 0
     output_scales: bool = False
+    masked_head: MaskedHead | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")

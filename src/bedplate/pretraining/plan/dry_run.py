@@ -7,6 +7,8 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.json import load_json
+from bedplate.data.corpus.encode import taken
+from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
@@ -27,7 +29,7 @@ def plan_run(run: RunFile) -> dict[str, Any]:
     """What the run takes, as plain values. Texts are not read. Raises ConfigError and UsageError for what cannot be,
     DoesNotFit (a UsageError) where no layout fits, with what would."""
     spec, family = planned_spec(run)
-    sizes = sizes_of(run, spec, None)
+    sizes = sizes_of(run, spec, _once(run))
     common = {"run": run.run, "family": family, **_sizes(sizes, spec)}
     hardware = run.hardware
     if hardware.device is None:
@@ -62,19 +64,41 @@ def plan_run(run: RunFile) -> dict[str, Any]:
         "device_hours": found["gpu_hours"],
         "usd": found["usd"],
         "usd_range": found["usd_range"],
-        "notes": [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions],
+        "notes": list(map(_as_keys, (f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions))),
     }
+
+
+def _as_keys(note: str) -> str:
+    """A note of the cost model, with the options that it names as the run file has them."""
+    return note.replace("--usd-per-hour", "hardware.usd_per_hour").replace("--precision ", "hardware.precision=")
+
+
+def _once(run: RunFile) -> int | None:
+    """Tokens of one pass, where that is what is trained on: from a base, if the file says nothing else. ConfigError
+    where they are not known before the texts are read."""
+    if run.base is None or run.tokens is not None:
+        return None
+    data = run.data
+    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+        sources = read_manifest(run.place(data.corpus)).sources
+        return sum(shard.tokens for source in sources for shard in source.splits.get("train", ()))
+    if data.sources and all(one.tokens is not None for one in data.sources):
+        return round(sum((one.tokens or 0) * data.weights.get(one.name, 1.0) for one in data.sources))
+    raise ConfigError(
+        "a base is trained on its texts once, and a dry run does not read them: say how many tokens they are, for "
+        "example tokens=2M"
+    )
 
 
 def planned_spec(run: RunFile) -> tuple[TextSpec, str]:
     """The architecture and the name of its family, without reading any text."""
     if run.model is None:
         assert run.base is not None
-        spec = resolve(str(locate(run.base)))[1]
+        spec = resolve(str(locate(run.base_source)))[1]
         if not isinstance(spec, TextSpec):
             raise UsageError(f"base {run.base}: it is of a kind that cannot be trained on text")
         return spec, f"{run.base} is"
-    spec, family = spec_of(run.model, vocabulary_of(run))
+    spec, family = spec_of(run.model, vocabulary_of(run), run.objective)
     return spec, family.name
 
 
@@ -87,10 +111,11 @@ def vocabulary_of(run: RunFile) -> int | None:
         place = run.place(data.tokenizer.source)
         return Tokenizer.from_directory(place if place.is_dir() else locate(data.tokenizer.source)).vocab_size
     if data.recipe is not None:
-        choice = load_recipe(run.place(data.recipe)).tokenizer
+        recipe = run.place(data.recipe)
+        choice = load_recipe(recipe).tokenizer
         if choice.train is not None:
             return choice.train.vocab_size
-        return Tokenizer.from_directory(locate(str(choice.use))).vocab_size
+        return taken(str(choice.use), recipe.parent).vocab_size
     file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
     if file is not None and file.is_file():
         return _corpus_vocabulary(file)

@@ -10,6 +10,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.objectives import Corrupting
 
 CONTINUED_RATE = 1e-4
 """Of a base that is trained further, where the file says nothing: what the ladder's rung takes."""
@@ -37,13 +38,25 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
     be."""
     found = parameters(spec)
     total, body = found.total, max(1, found.active - found.embedding)
-    tokens = run.tokens or (available if run.base is not None and available else default_tokens(total))
+    once = available if run.base is not None and run.tokens is None else None
+    tokens = run.tokens or once or default_tokens(total)
     context = spec.context_length
-    length = run.batch.sequence or context
+    objective = run.made_objective()
+    room = objective.room if isinstance(objective, Corrupting) else 0
+    length = run.batch.sequence or context - room
     if length > context:
         raise ConfigError(f"batch.sequence is {length:,}: the model's context holds {context:,}")
+    if length + room > context:
+        raise ConfigError(
+            f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {room}: the "
+            f"model's context holds {context:,}"
+        )
     wanted = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
     batch = max(1, round(wanted / length))
+    if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and once is None:
+        raise ConfigError(
+            f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it, or raise tokens"
+        )
     steps = max(1, math.ceil(tokens / (batch * length)))
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))

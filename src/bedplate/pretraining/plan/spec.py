@@ -12,12 +12,14 @@ from bedplate.models.families import Family, find_family
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.pretraining.runfile.dial import shape_for
 from bedplate.pretraining.runfile.file import ModelPart
+from bedplate.training.objectives import Masked
 
 DEFAULT_CONTEXT = 1024
 
 
-def spec_of(part: ModelPart, vocabulary: int | None) -> tuple[TextSpec, Family]:
-    """The architecture, for a tokenizer of so many ids (None: a preset's own). ConfigError for sizes that cannot be,
+def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_token") -> tuple[TextSpec, Family]:
+    """The architecture, for a tokenizer of so many ids (None: a preset's own), with the head that the objective of that
+    name needs. ConfigError for sizes that cannot be,
     UnsupportedModelError for what the family cannot say: such a base could be trained and never exported."""
     family = find_family("hf", part.family, "model.family")
     if part.preset is not None:
@@ -36,6 +38,10 @@ def spec_of(part: ModelPart, vocabulary: int | None) -> tuple[TextSpec, Family]:
             )
     else:
         spec = _dialled(family, part, vocabulary)
+    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked().name:
+        if family.with_masked_head is None:
+            raise ConfigError(f"model.family: {family.name} has no head that says which tokens were hidden")
+        spec = family.with_masked_head(spec)
     family = family.of(spec)
     back = family.to_spec(family.to_config(spec))
     if back != spec:

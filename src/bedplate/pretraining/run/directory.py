@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from bedplate.core.processor import processor_name
 from bedplate.core.version import __version__
 from bedplate.pretraining.runfile.changes import Change, changes
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
 BASE, CHECKPOINTS, TENSORBOARD, CORPUS = "base", "checkpoints", "tensorboard", "corpus"
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,11 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     if path.is_dir() and not known.exists() and any(not name.startswith(".") for name in os.listdir(path)):
         raise UsageError(f"{path} is not empty and holds no run; name another directory")
     with file_lock(path / ".run.lock", wait=False):
-        changed = tuple(_changed(known, run, path))
+        changed = _changed(known, run, path)
         refused = [one for one in changed if not one.allowed]
+        if refused and not (path / STATE_FILE).exists() and not (path / SHARDS).exists():
+            _begin_anew(path)  # of a mistake in the file, say: no weights were decided
+            changed = refused = []
         if refused:
             others = [str(one) for one in changed if one.allowed]
             raise TrainingError(
@@ -81,7 +87,15 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
                 + ". Give another directory (--out), or change it back"
             )
         atomic_write(known, dump_config(run))
-        yield RunDirectory(path, changed)
+        yield RunDirectory(path, tuple(changed))
+
+
+def _begin_anew(path: Path) -> None:
+    """Takes away what a run has made that ended before anything of it was saved."""
+    for name in (RECORD, EVALUATIONS, PAGE, METRICS_FILE):
+        (path / name).unlink(missing_ok=True)
+    for name in (TOKENIZER, CORPUS, TENSORBOARD, CHECKPOINTS):
+        shutil.rmtree(path / name, ignore_errors=True)
 
 
 def _changed(known: Path, run: RunFile, path: Path) -> list[Change]:

@@ -67,7 +67,9 @@ def _held(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool) -> Hel
         if ids and tokens + len(documents[number]) > MOST_HELD:
             break
         ids.append(documents[number])
-        tokens += len(documents[number])
+        tokens += len(ids[-1])
+        if int(ids[-1].max()) >= corpus.vocab_size:
+            documents.refuse(number, int(ids[-1].max()))
     return HeldOut(name, ids, [tokenizer.decode(one[:-1].tolist(), skip_special_tokens=False) for one in ids], general)
 
 

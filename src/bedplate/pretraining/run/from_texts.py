@@ -14,11 +14,13 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.models.checkpoints.base import locate
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
+from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.run.texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.objectives import Corrupting
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
 
@@ -90,9 +92,6 @@ def _share(run: RunFile, source: SourceText, text: EncodedText) -> dict[str, np.
 def _maker(
     run: RunFile, learned: dict[str, dict[str, np.ndarray]], hashes: dict[str, str], tokenizer: Tokenizer
 ) -> MakeSource:
-    unknown = next((name for name in run.data.weights if name not in learned), None)
-    if unknown is not None:
-        raise DataError(f"data.weights names {unknown!r}, and there are the sources {', '.join(learned)}")
     documents = {name: ids for every in learned.values() for name, ids in every.items()}
     content = sha256_json([hashes, tokenizer.identity, run.seed, run.data.model_dump(mode="json")])
 
@@ -124,12 +123,14 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
     if asked.source is not None:
         place = run.place(asked.source)
         return Tokenizer.from_directory(place if place.is_dir() else locate(asked.source))
-    kept = out / "tokenizer"
+    kept = out / TOKENIZER
     if (kept / "tokenizer.json").is_file():
         return Tokenizer.from_directory(kept)
     assert asked.vocab_size is not None
     texts = (one.text for source in sources for one in source.documents)
-    tokenizer = train_bpe(texts, asked.vocab_size, f"the tokenizer of run {run.run}")
+    objective = run.made_objective()
+    special = objective.special if isinstance(objective, Corrupting) else ()
+    tokenizer = train_bpe(texts, asked.vocab_size, f"the tokenizer of run {run.run}", special)
     kept.mkdir(parents=True, exist_ok=True)
     tokenizer.save(kept)
     return Tokenizer.from_directory(kept)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bedplate.pretraining.run.corpus import HeldOut, Rows
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives import AnyModel
+from bedplate.training.losses import evaluate_loss
+from bedplate.training.objectives import AnyModel, Corrupting, FillInMiddle, Objective, Words
+from bedplate.training.objectives.corrupting import corrupted
 from bedplate.training.raw_text import held_batches, held_loss
 
 NATS = math.log(2)
@@ -17,7 +20,8 @@ NATS = math.log(2)
 @dataclass(frozen=True)
 class HeldScore:
     """documents, bytes: of the texts. tokens: that are predicted. bits_per_byte counts a text's first token, before
-    which nothing stands, as one of all: log2 of the vocabulary."""
+    which nothing stands, as one of all: log2 of the vocabulary. Where not all of a text is said in its order, it is the
+    bits of a token that is said over the bytes that a token has on average."""
 
     name: str
     general: bool
@@ -38,18 +42,42 @@ class HeldBatches:
     bytes: int
     batches: Sequence[PackedBatch]
     first_bits: float
+    objective: Corrupting | None = None
+    all_tokens: int = 0
 
     def score(self, model: AnyModel) -> HeldScore:
         """What the model makes of them."""
+        if self.objective is not None:
+            return self._undone(model, self.objective)
         nats, tokens = held_loss(model, self.batches), sum(batch.target_count for batch in self.batches)
         assert nats is not None
         bits = nats * tokens / NATS + self.first_bits
         return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits / self.bytes)
 
+    def _undone(self, model: AnyModel, objective: Corrupting) -> HeldScore:
+        tokens = sum(batch.target_count for batch in self.batches)
+        nats = evaluate_loss(model, self.batches, objective)[objective.name]
+        bits = nats / NATS / (self.bytes / self.all_tokens)
+        return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits)
 
-def held_out(held: HeldOut, rows: Rows, vocabulary: int, starts: bool, limit: int | None = None) -> HeldBatches:
+
+def reads_in_order(objective: Objective[Any]) -> bool:
+    """Whether the model says how likely a text is, token after token, however it learned that."""
+    return not isinstance(objective, Corrupting) or isinstance(objective, FillInMiddle)
+
+
+def held_out(
+    held: HeldOut,
+    rows: Rows,
+    vocabulary: int,
+    starts: bool,
+    limit: int | None = None,
+    objective: Corrupting | None = None,
+    words: Words | None = None,
+) -> HeldBatches:
     """The first documents of at most `limit` tokens (at least one; None: all). starts: texts begin with a token that
-    the tokenizer sets, which is not predicted and costs nothing."""
+    the tokenizer sets, which is not predicted and costs nothing. objective, with the words it is about: what was done
+    to the texts the model learns from, and is to these, the same each time."""
     chosen, tokens = 0, 0
     for ids in held.ids:
         if chosen and limit is not None and tokens + len(ids) > limit:
@@ -59,4 +87,8 @@ def held_out(held: HeldOut, rows: Rows, vocabulary: int, starts: bool, limit: in
     size = sum(len(text.encode()) for text in held.texts[:chosen])
     first = 0.0 if starts else chosen * math.log2(vocabulary)
     batches = held_batches(named, rows.length, rows.micro)
-    return HeldBatches(held.name, held.general, chosen, max(1, size), batches, first)
+    if objective is None or words is None or reads_in_order(objective):
+        return HeldBatches(held.name, held.general, chosen, max(1, size), batches, first)
+    corrupt = objective.corruption(words)
+    batches = [corrupted(batch, corrupt, seed=0) for batch in batches]
+    return HeldBatches(held.name, held.general, chosen, max(1, size), batches, first, objective, tokens)

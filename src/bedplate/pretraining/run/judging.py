@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bedplate.core.errors import is_interrupt
+from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base
@@ -67,7 +68,11 @@ class Judge:
         return row
 
     def _held(self, held: Sequence[HeldBatches]) -> dict[str, Any]:
-        return {one.name: asdict(one.score(self.base.model)) for one in held}
+        found = {one.name: asdict(one.score(self.base.model)) for one in held}
+        lost = [name for name, one in found.items() if not math.isfinite(one["nats_per_token"])]
+        if lost:  # no number that a row could hold
+            raise TrainingError(f"the loss on {', '.join(lost)} is not finite")
+        return found
 
     def _ask(self, row: dict[str, Any]) -> None:
         wanted = self.evaluation

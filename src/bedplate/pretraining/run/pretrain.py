@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bedplate.core.errors import BedplateError, TrainingError
+from bedplate.core.errors import BedplateError, ConfigError, TrainingError
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.data.corpus.build import build, processes_here
 from bedplate.data.corpus.recipe import load_recipe
@@ -18,6 +18,7 @@ from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.precision import resolve_device
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.pretraining.card import model_card
 from bedplate.pretraining.page.page import seen, write_page
 from bedplate.pretraining.plan.here import usable_peak
@@ -29,7 +30,7 @@ from bedplate.pretraining.run.directory import RunDirectory, evaluations, machin
 from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.from_corpus import corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
-from bedplate.pretraining.run.held_out import HeldBatches, held_out
+from bedplate.pretraining.run.held_out import HeldBatches, held_out, reads_in_order
 from bedplate.pretraining.run.judging import Judge
 from bedplate.pretraining.run.live import LiveView
 from bedplate.pretraining.run.model import new_model
@@ -38,8 +39,9 @@ from bedplate.pretraining.run.settings import Settings, settings_of
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.pretraining.suites import check_suites
 from bedplate.skins.catalog import Catalog
+from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import OBJECTIVES, Models
+from bedplate.training.objectives import CorruptedSource, Corrupting, Models, Words
 from bedplate.training.sources import ALONE
 from bedplate.training.state import METRICS_FILE, StateFile
 
@@ -71,7 +73,7 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
     with opened(run, out) as directory:
         for change in directory.changed:
             logger.warning("the run file has changed since the run was begun: %s", change)
-        parent = None if run.base is None else load_base(run.base)
+        parent = None if run.base is None else load_base(run.base_source)
         data = data_of(run, out, parent)
         base = parent or _new_base(run, data, out)
         made = _Run(run, directory, data, base, None if parent is None else parent.name)
@@ -93,9 +95,23 @@ def data_of(run: RunFile, out: Path, parent: Base | None) -> RunData:
 
 def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
     assert run.model is not None
-    spec, family = spec_of(run.model, data.tokenizer.vocab_size)
+    spec, family = spec_of(run.model, data.tokenizer.vocab_size, run.objective)
     model = new_model(spec, run.seed).to(resolve_device("auto"))
-    return as_base(model, spec, family, data.tokenizer, run.run, out)
+    return as_base(model, spec, family, data.tokenizer, run.run, out, generation_defaults=_starts(spec, data.tokenizer))
+
+
+def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
+    """Of an encoder–decoder, what its decoder starts with: as in T5 what texts are padded with, or else what ends
+    them."""
+    if not isinstance(spec, EncoderDecoderSpec):
+        return {}
+    start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
+    if start is None:
+        raise ConfigError(
+            "an encoder–decoder needs a token to start with: a tokenizer with one that pads or ends texts"
+        )
+    end = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
+    return {"decoder_start_token_id": start, "pad_token_id": start, **end}
 
 
 class _Run:
@@ -103,6 +119,8 @@ class _Run:
         self.run, self.directory, self.data, self.base, self.parent = run, directory, data, base, parent
         self.out = directory.path
         self.settings: Settings = settings_of(run, base.spec, sum(data.tokens.values()))
+        self.objective = run.made_objective(base.spec.prediction_modules)
+        self.words = Words(data.tokenizer, base.spec.vocab_size, base.decoder_start)
         self.parents_id = base.identity.weights_id if parent else None
         self.tensorboard: TensorBoard | None = None
         self.peak: dict[str, Any] = {
@@ -145,10 +163,13 @@ class _Run:
 
     def _train(self, store: StateFile) -> TrainResult:
         base, settings = self.base, self.settings
+        source = self.data.make(settings.rows, settings.steps, ALONE)
+        if isinstance(self.objective, Corrupting):
+            source = CorruptedSource(source, self.objective, self.words, self.run.seed)
         return train(
             base.model,
-            self.data.make(settings.rows, settings.steps, ALONE),
-            OBJECTIVES[self.run.objective](),
+            source,
+            self.objective,
             settings.config,
             self.out,
             list(base.model.named_parameters()),
@@ -190,7 +211,8 @@ class _Run:
 
     def _held(self, limit: int | None) -> Sequence[HeldBatches]:
         starts, size = bool(self.data.tokenizer.prompt_start), self.base.spec.vocab_size
-        return [held_out(one, self.settings.rows, size, starts, limit) for one in self.data.held]
+        corrupted = self.objective if isinstance(self.objective, Corrupting) else None
+        return [held_out(one, self.settings.rows, size, starts, limit, corrupted, self.words) for one in self.data.held]
 
     # --- what is known
 
@@ -265,8 +287,8 @@ class _Run:
         kept = self.directory.record().get("baselines")
         if kept is not None:
             return kept
-        if not self.run.evaluation.baselines:
-            return {}
+        if not self.run.evaluation.baselines or not reads_in_order(self.objective):
+            return {}  # those say how likely a text is, in the order in which it is written
         stream, size = self.data.stream(), self.data.tokenizer.vocab_size
         return {one.name: baselines(stream, one, size) for one in self.data.held}
 
@@ -279,9 +301,9 @@ class _Run:
         }
         kept = {k: v for k, v in self.base.lineage.items() if k not in ("parent", "source", "same_values")}
         lineage = {**kept, "name": self.run.run, "made": made}
-        if place.exists():
-            shutil.rmtree(place)
         if not all(p.isfinite().all() for p in self.base.model.parameters()):
             raise TrainingError(f"{self.out}: weights are not finite after step {result.steps}; no base is written")
+        if place.exists():
+            shutil.rmtree(place)
         identity = replace(self.base.identity, equivalent_of=None)
         return export_base(replace(self.base, lineage=lineage, identified=identity), place)

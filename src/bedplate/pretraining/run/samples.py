@@ -49,7 +49,15 @@ def asked(base: Base) -> Generator[LocalModel]:
     state = {name: tensor.detach().clone() for name, tensor in base.model.state_dict().items()}
     copy.load_state_dict(state, assign=True)
     copy.requires_grad_(False).eval()
-    held = as_base(copy, base.spec, base.family, base.need_tokenizer(), base.name, base.path)
+    held = as_base(
+        copy,
+        base.spec,
+        base.family,
+        base.need_tokenizer(),
+        base.name,
+        base.path,
+        generation_defaults=base.generation_defaults,
+    )
     with (
         torch.inference_mode(False),
         LocalModel(held, weights=_WEIGHTS.get(held.stored_dtype, "auto"), kernel="torch") as model,

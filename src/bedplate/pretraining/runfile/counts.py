@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-_COUNT = re.compile(r"\s*(\d[\d_,]*(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKmMbBgGtT]?)\s*")
+_WHOLE = r"\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*"  # a comma only between thousands: 1,5M is no 15M
+_COUNT = re.compile(rf"\s*((?:{_WHOLE})(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKmMbBgGtT]?)\s*")
 
 
 def count_of(value: Any) -> Any:
@@ -18,7 +19,10 @@ def count_of(value: Any) -> Any:
     found = _COUNT.fullmatch(value)
     if found is None:
         raise ValueError(f"{value!r} is not a count; write for example 5M, 300k or 1.5B")
-    return round(float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()])
+    count = float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()]
+    if count >= 1e18:
+        raise ValueError(f"{value!r} is more than can be counted here; 15T is a large corpus")
+    return round(count)
 
 
 def shown(count: float) -> str:

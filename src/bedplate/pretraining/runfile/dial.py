@@ -14,6 +14,7 @@ batch, rate     0.2920 · C^0.3271 tokens and 0.3118 · C^-0.1250 of C = 6·N·D
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,8 @@ def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> Shape:
     widths = (*range(_STEP, _WIDE, _STEP), *range(_WIDE, _WIDEST + 1, 2 * _STEP))
     shapes = [shape_of_width(width) for width in widths]
     best = min(shapes, key=lambda shape: abs(shape.parameters(vocabulary, tied) - parameters))
+    if best.parameters(vocabulary, tied) < 0.5 * parameters:  # as a ratio the next larger one may be nearer
+        best = min(shapes, key=lambda shape: abs(math.log(shape.parameters(vocabulary, tied) / parameters)))
     found = best.parameters(vocabulary, tied)
     if not 0.5 <= found / parameters <= 2:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
@@ -17,6 +17,9 @@ from bedplate.pretraining.runfile.dial import SIZES
 from bedplate.training.arithmetic import Asked
 from bedplate.training.config import Fraction, RouterConfig
 from bedplate.training.schedules import ScheduleName
+
+if TYPE_CHECKING:
+    from bedplate.training.objectives import Objective
 
 Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
 """A whole number, or text such as 5M, 300k or 1.5B."""
@@ -83,6 +86,9 @@ class DataPart(Strict):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two sources are called {twice!r}; give each its own name")
+        unknown = next((name for name in self.weights if self.sources and name not in names), None)
+        if unknown is not None:
+            raise ValueError(f"`weights` names {unknown!r}, and the sources are {', '.join(names)}")
         if not self.sources and self.tokenizer:
             raise ValueError("a corpus has its own tokenizer; leave `tokenizer` out")
         if self.sources and (self.mixture or self.general):
@@ -193,14 +199,16 @@ class HardwarePart(Strict):
 
 class RunFile(Strict):
     """One run. base: the base that training goes on from, with its tokenizer, instead of `model`. objective: a row of
-    OBJECTIVES. tokens: that are trained on; None: 20 a parameter, or the texts once from a base. dtype: what it
-    computes in; recompute: what is made again to save memory; router: of models with experts."""
+    OBJECTIVES; objective_settings: its own. tokens: that are trained on; None: 20 a parameter, or the texts once from
+    a base. dtype: what it computes in; recompute: what is made again to save memory; router: of models with
+    experts."""
 
     run: Name
     data: DataPart
     model: ModelPart | None = None
     base: str | None = None
     objective: str = "next_token"
+    objective_settings: dict[str, Any] = Field(default_factory=dict[str, Any])
     tokens: Count | None = None
     batch: BatchPart = BatchPart()
     optimizer: OptimizerPart = OptimizerPart()
@@ -226,6 +234,13 @@ class RunFile(Strict):
             raise ValueError("texts need `data.tokenizer`: {vocab_size: 8192}, or {source: a base's name}")
         return self
 
+    def made_objective(self, modules: int = 0) -> Objective[Any]:
+        """What the run minimises. modules: of the model, that predict further tokens. ConfigError for settings that the
+        objective does not have."""
+        from bedplate.training.objectives import objective_of
+
+        return objective_of(self.objective, self.objective_settings, modules)
+
     @property
     def directory(self) -> Path:
         """Where the file lies: paths in it are relative to that."""
@@ -239,19 +254,20 @@ class RunFile(Strict):
         """A path of the file."""
         return self._directory / Path(path).expanduser()
 
+    @property
+    def base_source(self) -> str:
+        """What `base` names: a path of the file where there is one, else as it is written."""
+        assert self.base is not None
+        place = self.place(self.base)
+        return str(place) if "/" in self.base and place.exists() else self.base
+
 
 def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
     found = load_config(path, RunFile, overrides)
     found.lies_in(Path(path).parent)
-    if found.objective not in _objectives():
-        raise ConfigError(
-            f"{path}: objective: there is no objective {found.objective!r}; use {', '.join(_objectives())}"
-        )
+    try:
+        found.made_objective()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: objective: {error}") from error
     return found
-
-
-def _objectives() -> tuple[str, ...]:
-    from bedplate.training.objectives import OBJECTIVES
-
-    return tuple(OBJECTIVES)

@@ -19,7 +19,7 @@ from bedplate.serving.models.residency import Guest, Pool, apart
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import RequestFields, read_fields
+from bedplate.serving.wire.fields import RequestFields
 from bedplate.skins.card import read_card
 
 router = APIRouter(prefix="/admin/skins")
@@ -56,7 +56,7 @@ async def list_skins(call: ApiCall) -> Response:
 @router.post("")
 @answers("admin")
 async def put_skin(call: ApiCall) -> Response:
-    asked = read_fields(SkinRequest, await call.body())
+    asked = await call.read(SkinRequest)
     registry, directory = call.server.registry, _skins_directory(call)
 
     def verified() -> ServedSkin:

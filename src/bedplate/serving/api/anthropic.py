@@ -19,7 +19,7 @@ from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
-from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.scope import note_error
 
 router = APIRouter(prefix="/v1/messages")
@@ -61,7 +61,7 @@ async def _respond(request: Request, endpoint: str, work: Work) -> Response:
 @router.post("")
 @answers("messages", _respond)
 async def create_message(call: ApiCall) -> Response:
-    asked = read_fields(MessagesRequest, await call.body())
+    asked = await call.read(MessagesRequest)
     chat = asked.chat()
     served = await call.choose(asked.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
@@ -76,7 +76,7 @@ async def create_message(call: ApiCall) -> Response:
 @router.post("/count_tokens")
 @answers("count_tokens", _respond)
 async def count_tokens(call: ApiCall) -> Response:
-    asked = read_fields(CountRequest, await call.body())
+    asked = await call.read(CountRequest)
     chat = asked.chat()
     served = await call.choose(asked.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.served import Answer, Reading
-from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields, read_fields
+from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
 
 router = APIRouter()
 
@@ -57,7 +57,7 @@ class ClassifyRequest(RequestFields):
 @router.post("/classify")
 @answers("classify")
 async def classify(call: ApiCall) -> Response:
-    asked = read_fields(ClassifyRequest, await call.body())
+    asked = await call.read(ClassifyRequest)
     served = await call.choose(asked.model)
     reading = Reading(truncate=asked.truncate_prompt_tokens)
     plan = await call.prepare(lambda terms: served.classify(asked.input, terms, reading), "input")

@@ -23,7 +23,7 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Reading
-from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields, read_fields
+from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
@@ -43,7 +43,7 @@ class EmbeddingRequest(RequestFields):
 @router.post("/embeddings")
 @answers("embeddings")
 async def embeddings(call: ApiCall) -> Response:
-    asked = read_fields(EmbeddingRequest, await call.body())
+    asked = await call.read(EmbeddingRequest)
     served = await call.choose(asked.model)
     if asked.dimensions is not None and asked.dimensions > served.dimensions:
         message = f"dimensions is {asked.dimensions}; {served.name} has {served.dimensions}"

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.durable.feedback import Feedback
-from bedplate.serving.wire.fields import RequestFields, read_fields
+from bedplate.serving.wire.fields import RequestFields
 from bedplate.serving.wire.strict_json import dump_json
 from bedplate.skins.output import LabelsOutput
 
@@ -33,7 +33,7 @@ class FeedbackRequest(RequestFields):
 @answers("feedback")
 async def give(call: ApiCall) -> Response:
     feedback = call.server.part(Feedback)
-    asked = read_fields(FeedbackRequest, await call.body())
+    asked = await call.read(FeedbackRequest)
     if asked.rating is None and asked.correction is None and asked.comment is None:
         raise RequestError("give a rating, a correction or a comment", param="rating")
     id_, model = await feedback.owned(asked.id, call.caller.tenant)

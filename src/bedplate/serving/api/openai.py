@@ -10,12 +10,12 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
-from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
+from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response, large_json_response
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.rollout.routing import Router
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 
 router = APIRouter(prefix="/v1")
 
@@ -39,7 +39,7 @@ async def get_model(call: ApiCall) -> Response:
 @router.post("/chat/completions")
 @answers("chat")
 async def chat_completions(call: ApiCall) -> Response:
-    asked = read_fields(ChatRequest, await call.body())
+    asked = await call.read(ChatRequest)
     served = await call.choose(asked.model)
     plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
     return await answer(call, ChatReply(call, asked, plan), plan)
@@ -48,7 +48,7 @@ async def chat_completions(call: ApiCall) -> Response:
 @router.post("/completions")
 @answers("completions")
 async def completions(call: ApiCall) -> Response:
-    asked = read_fields(CompletionRequest, await call.body())
+    asked = await call.read(CompletionRequest)
     served = await call.choose(asked.model)
     plan = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
     return await answer(call, CompletionReply(call, asked, [one.tokens for one in plan.requests]), plan)
@@ -60,9 +60,18 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
     if reply.asked.stream:
         return EventStream(_events(call, reply, run))
     found = await call.results(run)
-    answers = [call.noted(reply.asked, call.lease.served.answer(result)) for result in found]
+
+    def read() -> list[Answer]:
+        return [call.noted(reply.asked, call.lease.served.answer(result)) for result in found]
+
+    if reply.asked.alternatives is None and reply.asked.prompt_logprobs is None:
+        answers = read()
+        call.account(reply.asked, found, answers)
+        return json_response(reply.whole(answers))
+    # Log-probabilities of every token are a thousand times the text.
+    answers = await call.apart(lambda _: read())
     call.account(reply.asked, found, answers)
-    return json_response(reply.whole(answers))
+    return await call.apart(lambda _: large_json_response(reply.whole(answers)))
 
 
 async def _events(call: ApiCall, reply: ChoicesReply[Any], run: UnderWay) -> AsyncGenerator[Event]:

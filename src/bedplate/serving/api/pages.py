@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from functools import cache
@@ -68,11 +69,11 @@ async def web_file(request: Request) -> Response:
 @answers("report")
 async def report(call: ApiCall) -> Response:
     served = call.server.registry.find(call.request.path_params["name"], call.caller)
-    path = served.report
-    if path is None:
+    page = await asyncio.to_thread(lambda: served.report)
+    if page is None:
         raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")
     headers = {**_COMMON, "cache-control": "no-store", "content-security-policy": REPORT_POLICY}
-    return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.post("/skins/{name:path}/report")

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.served import Reading
-from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields, read_fields
+from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
 
 router = APIRouter()
 
@@ -54,7 +54,7 @@ class RerankRequest(RequestFields):
 @router.post("/rerank")
 @answers("rerank")
 async def rerank(call: ApiCall) -> Response:
-    asked = read_fields(RerankRequest, await call.body())
+    asked = await call.read(RerankRequest)
     served = await call.choose(asked.model)
     reading = Reading(truncate=asked.truncate_prompt_tokens)
     plan = await call.prepare(lambda terms: served.rerank(asked.query, asked.documents, terms, reading), "documents")

@@ -21,7 +21,7 @@ from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
 
 router = APIRouter(prefix="/v1/responses")
@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/responses")
 @router.post("")
 @answers("responses")
 async def create_response(call: ApiCall) -> Response:
-    asked = read_fields(ResponsesRequest, await call.body())
+    asked = await call.read(ResponsesRequest)
     keeps = _keeps(call, asked)
     chat, messages = asked.chat(_earlier(call, asked))
     served = await call.choose(asked.model)

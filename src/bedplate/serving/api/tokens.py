@@ -5,7 +5,6 @@ Reference: vLLM's tokenizer API, which lm-eval's remote tokenizer speaks.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter
@@ -60,28 +59,35 @@ class DetokenizeRequest(RequestFields):
 @router.post("/tokenize")
 @answers("tokenize")
 async def tokenize(call: ApiCall) -> Response:
-    asked = read_fields(TokenizeRequest, await call.body())
+    asked = await call.read(TokenizeRequest)
     served = await choose(call, asked.model)
     base = served.engine.base
     tokenizer = base.need_tokenizer()
-    tokens = await call.apart(lambda terms: _tokens(served, tokenizer, asked, terms))
-    strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
-    context = base.spec.context_length
-    return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
+
+    def reply(terms: Terms) -> Response:
+        tokens = _tokens(served, tokenizer, asked, terms)
+        strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
+        context = base.spec.context_length
+        return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
+
+    return await call.apart(reply)
 
 
 @router.post("/detokenize")
 @answers("detokenize")
 async def detokenize(call: ApiCall) -> Response:
-    asked = read_fields(DetokenizeRequest, await call.body())
+    asked = await call.read(DetokenizeRequest)
     served = await choose(call, asked.model)
     tokenizer = served.engine.base.need_tokenizer()
     bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
     if bad is not None:
         message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
         raise RequestError(message, param="tokens")
-    text = await asyncio.to_thread(tokenizer.reading.decode, asked.tokens, skip_special_tokens=False)
-    return json_response({"prompt": text})
+
+    def reply(_: Terms) -> Response:
+        return json_response({"prompt": tokenizer.reading.decode(asked.tokens, skip_special_tokens=False)})
+
+    return await call.apart(reply)
 
 
 @router.get("/tokenizer_info")

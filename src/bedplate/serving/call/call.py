@@ -27,14 +27,18 @@ from bedplate.serving.callers.guard import AdmittedCall, Caller
 from bedplate.serving.models.plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.wire.bodies import read_json
+from bedplate.serving.wire.bodies import parse_object, read_bytes
 from bedplate.serving.wire.errors import StoppingError
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
 from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
 from bedplate.serving.wire.strict_fields import RequestFields
-from bedplate.serving.wire.strict_json import dump_json
+from bedplate.serving.wire.strict_json import dump_in_pieces, dump_json
 
 T = TypeVar("T")
+M = TypeVar("M", bound=RequestFields)
+
+READ_AT_ONCE = 32 * 1024
+"""Bytes of a body that is read on the loop; larger ones are read beside it."""
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 VERSION_HEADER = "x-bedplate-version"
@@ -73,6 +77,7 @@ class ApiCall:
         """The body, once it has been read."""
         self.admission: AdmittedCall | None = None
         self._accounted = False
+        self._size = 0
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
         self._deadline = time.monotonic() + self._seconds()
@@ -93,11 +98,24 @@ class ApiCall:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        content = await read_json(self.request, self.server.config.limits.body_bytes)
-        self.sent = content
+        content = await read_bytes(self.request, self.server.config.limits.body_bytes)
+        self._size = len(content)
+        if self._size <= READ_AT_ONCE:
+            return self._read(parse_object(content))
+        return self._read(await self.apart(lambda _: parse_object(content)))
+
+    def _read(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.sent = body
         if self.server.config.logs.prompts:
-            self.request.scope[ACCESS_FACTS]["asked"] = content
-        return content
+            self.request.scope[ACCESS_FACTS]["asked"] = body
+        return body
+
+    async def read(self, model: type[M]) -> M:
+        """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
+        body = await self.body()
+        if self._size <= READ_AT_ONCE:
+            return read_fields(model, body)
+        return await self.apart(lambda _: read_fields(model, body))
 
     async def choose(self, name: str) -> Served:
         """The model of this name, which stays what it is until the call ends."""
@@ -151,8 +169,12 @@ class ApiCall:
 
     async def apart(self, work: Callable[[Terms], T]) -> T:
         """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
-        engine, so it runs beside the loop; one whose client has left ends unheard, at the deadline at the latest."""
-        return await self._within_its_time(asyncio.to_thread(work, self._terms), "the prompt could not be made")
+        engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
+        deadline at the latest. LimitError where too much of the tenant's waits."""
+        return await self._within_its_time(self._beside(lambda: work(self._terms)), "the prompt could not be made")
+
+    async def _beside(self, work: Callable[[], T]) -> T:
+        return await self.server.preparation.run(self.caller.tenant, self._size, work)
 
     def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
         """Queues a plan's first step, all or none. What runs for the call ends with it."""
@@ -198,7 +220,7 @@ class ApiCall:
         unsure = [] if further is None else [i for i, one in enumerate(found) if further.is_unsure(one.last)]
         if further is None or not unsure:
             return found
-        making = asyncio.to_thread(further.again, [run.plan.inputs[i] for i in unsure], self._terms)
+        making = self._beside(partial(further.again, [run.plan.inputs[i] for i in unsure], self._terms))
         made = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(self._terms)
         for i, one in zip(unsure, await self._steps(self._queue(made)), strict=True):
             found[i] = PlanResult((*found[i].steps, *one.steps))
@@ -359,6 +381,11 @@ def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, i
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)
+
+
+def large_json_response(content: Any) -> Response:
+    """A JSON reply of any size, for a thread beside the loop."""
+    return Response(b"".join(dump_in_pieces(content)), media_type="application/json")
 
 
 def json_response(content: Any, status: int = 200) -> Response:

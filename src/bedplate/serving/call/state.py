@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, cast
 from starlette.types import ASGIApp
 
 from bedplate.serving.call.observers import Observer, Watcher
+from bedplate.serving.call.preparation import Preparation
 from bedplate.serving.callers.guard import CallerGuard
 from bedplate.serving.models.registry import Lease, ModelWanted, Registry
 from bedplate.serving.settings.config import ServerConfig
@@ -43,6 +44,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.leases: Leases = self.registry
+        self.preparation = Preparation(self.config.limits.body_bytes)
         self._parts: dict[type, object] = {}
 
     def add(self, part: T) -> T:

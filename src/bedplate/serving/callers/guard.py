@@ -105,6 +105,15 @@ class CallerGuard:
         models = None if key.models == "all" else frozenset(key.models)
         return Caller(key.id, key.tenant or f"key:{key.id}", key.admin, models)
 
+    def with_rights_of_now(self, caller: Caller) -> Caller:
+        """The same caller, in whose name something was begun earlier, with what its key may do now. What becomes of a
+        key that is gone is `admit`'s to say."""
+        key = None if self._store is None else self._store.get(caller.key)
+        if key is None:
+            return caller
+        models = None if key.models == "all" else frozenset(key.models)
+        return Caller(caller.key, caller.tenant, key.admin, models)
+
     def admit(self, caller: Caller, counted: bool = True) -> AdmittedCall:
         """Lets a call in, or raises LimitError. counted: False for a call that the server makes in the caller's name,
         which has a quota but no rate."""

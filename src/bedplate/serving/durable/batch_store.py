@@ -217,10 +217,11 @@ class BatchStore:
             for row in self._all(f"SELECT * FROM batches WHERE status IN ({marks}) ORDER BY seq", UNFINISHED)
         ]
 
-    def fail(self, batch: StoredBatch, errors: list[dict[str, Any]]) -> None:
-        """The input cannot be used."""
+    def fail(self, batch: StoredBatch, errors: list[dict[str, Any]], stages: Sequence[str] = ("validating",)) -> None:
+        """The input cannot be used; or, of a batch in other `stages`, it cannot be brought to its end."""
         with self._transaction() as db:
-            _move(db, batch.seq, ("validating",), "failed", errors=json.dumps(errors))
+            if _move(db, batch.seq, stages, "failed", errors=json.dumps(errors)):
+                db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
 
     def start(self, batch: StoredBatch, rows: Iterable[tuple[int, str, str]]) -> bool:
         """Enters the checked rows (number, custom_id, body). False where the batch was cancelled meanwhile."""

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from bedplate.serving.call.self_calls import SelfReply, self_call
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.durable.batch_store import BatchStore, DoneRow, StoredBatch
+from bedplate.serving.durable.batch_store import UNFINISHED, BatchStore, DoneRow, StoredBatch
 from bedplate.serving.wire.batch_lines import check_lines
 from bedplate.serving.wire.errors import StatusError
 
@@ -28,6 +28,14 @@ _POLL_SECONDS = 0.005
 _RETRY_SECONDS = (0.05, 5.0)
 _UNKEPT = 64
 _TROUBLE_SECONDS = 1.0
+MOST_FAILURES = 3
+"""How often a row is tried whose answering raises."""
+_BROKEN: dict[str, Any] = {
+    "code": "server_error",
+    "line": None,
+    "message": "the batch could not be brought to its end, because of an error in the server",
+    "param": None,
+}
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.
 _AGAIN = frozenset((0, 429, 503))
 
@@ -48,6 +56,8 @@ class _Active:
     flying: set[int] = field(default_factory=set[int])
     stopped: str | None = None
     """The status that the batch ends in, where it ends before its rows."""
+    failures: Counter[int] = field(default_factory=Counter[int])
+    """By row, how often what answers it has failed."""
     pause: float = 0.0
     not_before: float = 0.0
 
@@ -104,17 +114,32 @@ class BatchWorker:
     async def _look(self) -> None:
         """Brings every unfinished batch as far as it can go without a call."""
         self._wake.clear()
+        trouble = False
         for batch in await asyncio.to_thread(self._store.unfinished):
-            active = self._active.get(batch.seq)
-            if active is not None:
-                active.batch = batch
-            elif batch.status == "validating":
-                await self._validate(batch)
-            else:
-                waiting = await asyncio.to_thread(self._store.waiting, batch)
-                self._active[batch.seq] = active = _Active(batch, deque(waiting))
-            if active is not None:
-                await self._settle(active)
+            try:
+                await self._advance(batch)
+            except (OSError, sqlite3.OperationalError) as error:  # the disk's fault: it is tried again
+                log.error("batch %s stands still, trying again: %s", batch.id, error)
+                trouble = True
+            except Exception as error:  # this batch's own: trying again would end in the same
+                log.exception("batch %s has failed: %s", batch.id, error)
+                self._active.pop(batch.seq, None)
+                await asyncio.to_thread(self._store.fail, batch, [_BROKEN], UNFINISHED)
+        if trouble:
+            await asyncio.sleep(_TROUBLE_SECONDS)
+            self._wake.set()
+
+    async def _advance(self, batch: StoredBatch) -> None:
+        active = self._active.get(batch.seq)
+        if active is not None:
+            active.batch = batch
+        elif batch.status == "validating":
+            await self._validate(batch)
+        else:
+            waiting = await asyncio.to_thread(self._store.waiting, batch)
+            self._active[batch.seq] = active = _Active(batch, deque(waiting))
+        if active is not None:
+            await self._settle(active)
 
     async def _validate(self, batch: StoredBatch) -> None:
         limits, most_bytes = self._state.config.batches, self._state.config.limits.body_bytes
@@ -189,14 +214,24 @@ class BatchWorker:
 
     async def _answer(self, active: _Active, number: int) -> None:
         """One row, from its body to the output that waits for its commit."""
-        batch = active.batch
+        batch, custom_id = active.batch, ""
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
-            reply = await self_call(self._app, batch.endpoint, body.encode(), batch.caller, BatchOrigin(), self._gone)
+            caller = self._state.guard.with_rights_of_now(batch.caller)
+            reply = await self_call(self._app, batch.endpoint, body.encode(), caller, BatchOrigin(), self._gone)
             done = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
-        except Exception as error:  # nothing a row can do; it is tried again, and the log says why
+        except (OSError, sqlite3.OperationalError) as error:  # the disk's fault, as often as it takes
             log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
             self._put_back(active, number, _RETRY_SECONDS[1])
+            return
+        except Exception as error:  # perhaps the row's own fault: it is tried again, but not for ever
+            active.failures[number] += 1
+            if active.failures[number] < MOST_FAILURES:
+                log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
+                self._put_back(active, number, _RETRY_SECONDS[1])
+                return
+            log.exception("batch %s, line %d has failed: %s", batch.id, number, error)
+            await self._done.put(DoneRow(batch.seq, number, False, _broken(custom_id)))
             return
         if reply.status in _AGAIN:
             self._put_back(active, number, min(max(_RETRY_SECONDS[0], 2 * active.pause), _RETRY_SECONDS[1]))
@@ -225,17 +260,25 @@ class BatchWorker:
                     log.error("batches: %d outputs cannot be kept, trying again: %s", len(done), error)
                     await asyncio.sleep(1.0)
             for row in done:
-                active = self._active[row.batch]
+                self._done.task_done()
+                active = self._active.get(row.batch)
+                if active is None:  # its batch has failed meanwhile
+                    continue
                 active.flying.discard(row.number)
                 if not active.flying and not active.waiting:
                     self._wake.set()
-                self._done.task_done()
 
 
 def _line(custom_id: str, reply: SelfReply) -> str:
     content: Any = json.loads(reply.content) if reply.content else None
     response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": content}
     return _dump({"id": _id(), "custom_id": custom_id, "response": response, "error": None})
+
+
+def _broken(custom_id: str) -> str:
+    """The line of a row that cannot be answered."""
+    error = {"code": _BROKEN["code"], "message": "this row could not be answered, because of an error in the server"}
+    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
 
 
 def _left(custom_id: str, status: str) -> str:

@@ -94,8 +94,29 @@ class Feedback:
         waiting: list[tuple[FinishedCall, KeepRule]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
-        self.store.append((call.served.name, self._row(call, rule)) for call, rule in waiting)
-        self.counts["kept"] += len(waiting)
+        by_model: dict[str, list[tuple[str, Row]]] = {}
+        for call, rule in waiting:
+            try:
+                by_model.setdefault(call.served.name, []).append((call.served.name, self._row(call, rule)))
+            except Exception as error:
+                self._lose(1, error)
+        for rows in by_model.values():
+            try:
+                self.store.append(rows)
+                self.counts["kept"] += len(rows)
+            except OSError as error:  # a full disk takes none of them
+                self._lose(len(rows), error)
+            except Exception:  # one row that cannot be written keeps no other from being kept
+                for row in rows:
+                    try:
+                        self.store.append([row])
+                        self.counts["kept"] += 1
+                    except Exception as error:
+                        self._lose(1, error)
+
+    def _lose(self, replies: int, error: Exception) -> None:
+        self.counts["dropped"] += replies
+        log.error("%d replies could not be kept: %s", replies, error, exc_info=error)
 
     def _row(self, call: FinishedCall, rule: KeepRule) -> Row:
         row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
@@ -71,7 +70,7 @@ class Served(Protocol):
     @property
     def engine(self) -> Engine: ...
     @property
-    def report(self) -> Path | None:
+    def report(self) -> bytes | None:
         """The page that says how it was judged, where there is one."""
         ...
 
@@ -117,7 +116,7 @@ class Served(Protocol):
 class ServedBase:
     """The base itself."""
 
-    report: Path | None = None
+    report: bytes | None = None
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name

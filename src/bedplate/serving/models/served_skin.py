@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
@@ -25,7 +24,7 @@ from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.strict_json import parse_json
 from bedplate.serving.wire.tools import refuse_tools
-from bedplate.skins.card import Card, card_of
+from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput
 from bedplate.skins.skin import ADAPTED, EndpointReference, Skin
@@ -147,9 +146,8 @@ class ServedSkin:
     # Asking
 
     @property
-    def report(self) -> Path | None:
-        path = None if self.card.directory is None else self.card.directory / "report.html"
-        return path if path is not None and path.is_file() else None
+    def report(self) -> bytes | None:
+        return report_of(self.card)
 
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
@@ -312,5 +310,5 @@ class ServedSkin:
             more["dimensions"] = self.dimensions
         if self.warnings:
             more["warnings"] = self.warnings
-        report = {"report": self.report is not None}
+        report = {"report": self.card.report}
         return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **more, **report}

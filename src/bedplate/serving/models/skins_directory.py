@@ -9,6 +9,8 @@ from pathlib import Path
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.skins.card import Card, parts_of, read_card, skin_directories
 
+SOURCE_CHARACTERS = 1024
+
 
 @dataclass(frozen=True)
 class Scanned:
@@ -31,6 +33,8 @@ class SkinsDirectory:
         through a link, or to nothing."""
         if "\0" in source or not source:
             raise SkinError("source is not a path")
+        if len(source) > SOURCE_CHARACTERS:
+            raise SkinError(f"source is longer than {SOURCE_CHARACTERS:,} characters; give the skin's path")
         path = Path(source)
         if ".." in path.parts:
             raise SkinError("source must not contain '..'; give the skin's path below the skins directory")
@@ -41,7 +45,11 @@ class SkinsDirectory:
         place = self.root
         for part in below.parts:
             place /= part
-            if place.is_symlink():
+            try:
+                linked = place.is_symlink()
+            except OSError as error:  # a name that no file system has room for
+                raise SkinError(f"{part[:80]!r} in source cannot be looked at: {error.strerror}") from None
+            if linked:
                 raise SkinError(f"{part!r} in source is a symbolic link; put the skin itself into the skins directory")
         if not place.is_dir():
             raise SkinError(f"there is no directory {source[:200]!r} in the server's skins directory")

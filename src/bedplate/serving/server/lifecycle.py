@@ -14,19 +14,16 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bedplate.serving.call.call import json_response
 from bedplate.serving.call.state import ServerState
+from bedplate.serving.server.connections import TimedConnection
 from bedplate.serving.wire.errors import StoppingError, error_response
 
 log = logging.getLogger("bedplate.serving")
 
-HEAD_SECONDS = 20.0
-"""How long a client may take to send a request's head."""
 CLOSE_SECONDS = 5.0
 """How long engines may take to end at the end. A step that hangs would keep the process for ever."""
 # Larger heads are refused by the parser, without the error object; smaller ones by the access layer, with it.
@@ -55,33 +52,6 @@ class Front:
             await error_response(LoadingError("the server is loading its models; try again soon"))(scope, receive, send)
 
 
-class HeadTimer(H11Protocol):
-    """uvicorn's, for clients that never finish a request's head as well."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        waits = self.conn.their_state is h11.IDLE
-        if waits and self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        elif not waits:
-            self._stop_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-
 class Server(uvicorn.Server):
     """Loads beside the loop, then serves what was loaded.
 
@@ -100,7 +70,7 @@ class Server(uvicorn.Server):
         self._front = Front()
         config = uvicorn.Config(
             self._front,
-            http=HeadTimer,
+            http=TimedConnection,
             interface="asgi3",
             h11_max_incomplete_event_size=_HEAD_BYTES,
             log_config=None,

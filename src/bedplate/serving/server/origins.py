@@ -40,7 +40,7 @@ class Origins:
     def _check(self, host: str, origin: str | None) -> None:
         if not self._any_name and not self._is_ours(host):
             raise StatusError(403, f"this server is not called {host[:100]!r}; ask it by its address", "unknown_host")
-        if origin is not None and origin not in self._allowed and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin not in self._allowed and _host_of(origin) != host.lower():
             raise StatusError(
                 403,
                 f"pages of {origin[:100]!r} may not ask this server; its `cors` setting lists those that may",
@@ -49,7 +49,10 @@ class Origins:
 
     def _is_ours(self, host: str) -> bool:
         """Addresses, the configured name, and names without a dot, which nobody else can own."""
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # a bracket without its other half
+            return False
         if "." not in name or name == self._host:
             return True
         try:
@@ -57,3 +60,11 @@ class Origins:
         except ValueError:
             return False
         return True
+
+
+def _host_of(origin: str) -> str | None:
+    """Name and port of an origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

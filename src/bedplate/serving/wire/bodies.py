@@ -16,9 +16,9 @@ READ_SECONDS = 60.0
 _DRAINED_BYTES = 16 * 1024 * 1024
 
 
-async def read_json(request: Request, limit: int) -> dict[str, Any]:
-    """The body as a JSON object. RequestError 400 for anything else, else as `read_bytes`."""
-    parsed = parse_json(await read_bytes(request, limit))
+def parse_object(content: bytes) -> dict[str, Any]:
+    """A body as a JSON object. RequestError 400 for anything else."""
+    parsed = parse_json(content)
     if not isinstance(parsed, dict):
         raise RequestError("the body must be a JSON object", code="invalid_json")
     return parsed

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from bedplate.core.errors import RequestError
 from bedplate.core.json import JsonRuleError, load_json
 
 MAX_DEPTH = 64
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(content: bytes | str) -> Any:
-    """JSON without NaN, infinities, repeated keys or deep nesting. Raises RequestError."""
+    """JSON without NaN, infinities, repeated keys, deep nesting or lone surrogates. Raises RequestError."""
     try:
-        return load_json(content, depth=MAX_DEPTH, finite=True, repeated="the field {!r} is given twice")
+        value = load_json(content, depth=MAX_DEPTH, finite=True, repeated="the field {!r} is given twice")
+        if isinstance(content, str) or _ESCAPED_HALF.search(content):
+            _need_text(value)
+        return value
     except JsonRuleError as error:
         what = f"the JSON is {error}" if str(error).startswith("nested") else str(error)
         raise RequestError(what, param=error.key, code="invalid_json") from None
@@ -26,6 +32,31 @@ def parse_json(content: bytes | str) -> Any:
         ) from None
     except ValueError:  # Python refuses integers of more than some thousand digits
         raise RequestError("not valid JSON: a number has too many digits", code="invalid_json") from None
+
+
+def _need_text(value: Any) -> None:
+    """What cannot be written as UTF-8 could be neither kept nor passed on."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        message = f"the JSON holds the lone surrogate \\u{half:04x}, which is no text; leave it out"
+        raise RequestError(message, code="invalid_json") from None
+
+
+def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
+    """`dump_json`, a list or object of the outer levels after the other. The encoder holds the interpreter until it is
+    done, and every other thread waits for that."""
+    if levels == 0 or not isinstance(value, dict | list) or not value:
+        yield dump_json(value)
+        return
+    fields: dict[str, Any] | None = value if isinstance(value, dict) else None
+    before = b"[" if fields is None else b"{"
+    for name, inner in enumerate(value) if fields is None else fields.items():
+        yield before if fields is None else before + dump_json(str(name)) + b":"
+        yield from dump_in_pieces(inner, levels - 1)
+        before = b","
+    yield b"]" if fields is None else b"}"
 
 
 def dump_json(value: Any) -> bytes:

@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from bedplate.core.errors import ConfigError
 from bedplate.training.objectives.classification import Classification
+from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, Words
 from bedplate.training.objectives.language import Further, NextToken, Sft
+from bedplate.training.objectives.masked import Masked
+from bedplate.training.objectives.middle import FillInMiddle
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
+from bedplate.training.objectives.spans import MixtureOfDenoisers, SpanCorruption
 
-OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
+OBJECTIVES: dict[str, Callable[..., Objective[Any]]] = {
     "next_token": NextToken,
     "sft": Sft,
+    "masked": Masked,
+    "span_corruption": SpanCorruption,
+    "mixture_of_denoisers": MixtureOfDenoisers,
+    "fill_in_middle": FillInMiddle,
 }
+"""By name; called without arguments, or with their settings."""
+
+
+def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Objective[Any]:
+    """A row of the table with these settings. modules: of the model, that predict further tokens; next_token teaches
+    them, with the weight `further` (0.3). ConfigError for what the objective does not have."""
+    if name not in OBJECTIVES:
+        raise ConfigError(f"there is no objective {name!r}; use {', '.join(OBJECTIVES)}")
+    settings = dict(settings)
+    if name == "next_token":
+        weight = settings.pop("further", Further.weight)
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ConfigError(f"the settings of the objective {name}: further is {weight!r}: it is a weight, 0 or more")
+        settings["further"] = Further(modules, weight) if modules and weight else None
+    try:
+        return OBJECTIVES[name](**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the settings of the objective {name}: {error}") from error
+
 
 __all__ = [
     "OBJECTIVES",
     "AnyModel",
     "Classification",
+    "CorruptedSource",
+    "Corrupting",
+    "FillInMiddle",
     "Further",
+    "Masked",
+    "MixtureOfDenoisers",
     "Models",
     "NextToken",
     "Objective",
     "Scope",
     "Sft",
+    "SpanCorruption",
     "Term",
+    "Words",
+    "objective_of",
 ]

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention import Attend
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
-from bedplate.training.objectives.pieces import summed_losses
-
-HEAD_ROWS = 512
-"""Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
-
-
-def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
-    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
-
-    With more than `rows` positions the logits are made piece by piece, and their gradients with them.
-    """
-    if len(targets_N) <= rows:
-        return _cross_entropy(model, hidden_ND, targets_N)
-    return summed_losses(partial(_cross_entropy, model), hidden_ND, targets_N, rows)
-
-
-def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = model.head(hidden_ND)
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return F.cross_entropy(logits_NV.to(wide), targets_N, reduction="sum")
+from bedplate.training.objectives.token_term import targets_term, token_losses
 
 
 @dataclass(frozen=True)
@@ -66,9 +45,13 @@ class NextToken:
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
     _further: Further | None = None
+    _z: float = 0.0
 
-    def __init__(self, further: Further | None = None) -> None:
-        self._further = further
+    def __init__(self, further: Further | None = None, z: float = 0.0) -> None:
+        """z: weight of the squared log of the sum that logits are divided by, which keeps it near 1."""
+        if not 0 <= z < float("inf"):
+            raise ConfigError(f"{self.name}: z is {z}: it must be 0 or a positive number")
+        self._further, self._z = further, z
         self._terms: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
@@ -80,13 +63,11 @@ class NextToken:
         return found | {name: float(len(learned)) for name, (learned, _) in terms.items()}
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
-        model, learned = models["policy"], batch.learned
+        model = models["policy"]
         inputs = batch.inputs
         attend = inputs.layout(causal=True)
         hidden_BTD = model(inputs, attend).hidden
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, learned)
-        targets_N = batch.targets.reshape(-1).index_select(0, learned)
-        found = {self.name: Term(token_losses(model, hidden_ND, targets_N), float(len(learned)))}
+        found = {self.name: targets_term(model, hidden_BTD, batch, z=self._z)}
         return found if self._further is None else found | self._further_terms(model, batch, hidden_BTD, attend)
 
     def _further_terms(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bedplate.core.errors import DataError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus.recipe import Source
 
 
@@ -103,14 +104,29 @@ def found(
         return place.parent, [place]
     if not place.is_dir():
         raise DataError(f"source {source.name!r}: {place} does not exist")
-    names = place.rglob("*" if pattern is None else pattern)
-    files = sorted(
-        p for p in names if p.is_file() and not p.is_symlink() and (pattern or p.name.lower().endswith(tuple(suffixes)))
-    )
+    for _ in os.walk(place, onerror=lambda error: closed(source, error)):
+        pass  # pathlib passes over what it may not read
+    wildcards = "*" if pattern is None else pattern
+    if not wildcards or ".." in Path(wildcards).parts:
+        raise ConfigError(f"source {source.name!r}: pattern {pattern!r} must fit files below {place}, as in '*.txt'")
+    try:
+        names = list(place.rglob(wildcards))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"source {source.name!r}: pattern {pattern!r}: {error}; write it as in '*.txt'") from error
+    wanted = [p for p in names if p.is_file() and (pattern or p.name.lower().endswith(tuple(suffixes)))]
+    files = sorted(p for p in wanted if not p.is_symlink())
     if not files:
-        wanted = f"fits {pattern!r}" if pattern else f"ends in {', '.join(suffixes)}"
-        raise DataError(f"source {source.name!r}: no file below {place} {wanted}")
+        what = f"fits {pattern!r}" if pattern else f"ends in {', '.join(suffixes)}"
+        links = f" but {len(wanted)} symbolic links, which are not followed" if wanted else ""
+        raise DataError(f"source {source.name!r}: no file below {place} {what}{links}")
     return place, files
+
+
+def closed(source: Source, error: OSError) -> None:
+    """For `os.walk`: a folder that may not be read ends the plan, rather than that it is passed over."""
+    raise DataError(
+        f"source {source.name!r}: {error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
+    ) from error
 
 
 def whole(path: Path) -> Piece:
@@ -121,5 +137,10 @@ def whole(path: Path) -> Piece:
 
 def relative(path: str, root: str) -> str:
     """A file's name in ids."""
-    name = Path(path).relative_to(root).as_posix()
-    return name.encode("utf-8", "backslashreplace").decode()  # a name that is not UTF-8
+    return unicode_text(Path(path).relative_to(root).as_posix())
+
+
+def unicode_text(text: str) -> str:
+    """Lone surrogates (of a file's name that is not UTF-8, or as JSON may spell them) as escapes, so that the text can
+    be written."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import io
+import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
-from bedplate.data.corpus.readers.part import Part, Piece, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.readers.part import (
+    Part,
+    Piece,
+    RawDocument,
+    Read,
+    Unread,
+    found,
+    grouped,
+    relative,
+    unicode_text,
+    whole,
+)
 from bedplate.data.corpus.recipe import Json, Parquet
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
@@ -122,9 +135,9 @@ def json_lines(
             if not line:
                 return
             if line.strip():
-                yield _line(line, f"{name}@{at}", column, id, name)
+                yield _line(line if at else line.removeprefix(codecs.BOM_UTF8), f"{name}@{at}", column, id, name)
             at += len(line)
-    except (EOFError, OSError, zstandard_error()) as error:
+    except (EOFError, OSError, zlib.error, zstandard_error()) as error:
         raise DataError(f"{name}: damaged behind byte {at} of its text: {error}; fetch the file again") from error
 
 
@@ -140,7 +153,7 @@ def _line(line: bytes, place: str, column: str, id: str | None, name: str) -> Re
     try:
         row = load_json(line)
     except ValueError as error:
-        return Unread(place, "not_json", str(error))
+        return Unread(place, "not_json", unicode_text(str(error)))
     if not isinstance(row, dict):
         return Unread(place, "not_json", f"a {type(row).__name__}, not an object")
     return document(row, place, column, id, name)
@@ -149,12 +162,11 @@ def _line(line: bytes, place: str, column: str, id: str | None, name: str) -> Re
 def document(row: dict[str, Any], place: str, column: str, id: str | None, name: str) -> Read:
     """A row's text and name."""
     if id is not None and row.get(id) is not None:
-        place = f"{name}#{row[id]}"
+        place = unicode_text(f"{name}#{row[id]}")
     text = row.get(column)
     if not isinstance(text, str):
-        return Unread(
-            place, "no_text", f"{column!r} is {type(text).__name__}; there are {', '.join(map(str, row))[:200]}"
-        )
+        there = unicode_text(", ".join(map(str, row))[:200])
+        return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {there}")
     about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
     return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
 

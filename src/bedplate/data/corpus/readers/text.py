@@ -11,7 +11,18 @@ from pathlib import Path, PurePosixPath
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.readers.part import Part, Piece, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.readers.part import (
+    Part,
+    Piece,
+    RawDocument,
+    Read,
+    Unread,
+    closed,
+    found,
+    grouped,
+    relative,
+    whole,
+)
 from bedplate.data.corpus.recipe import Code, Files, Source, StandardLibrary
 from bedplate.data.documents import TEXT_FILES
 
@@ -56,7 +67,7 @@ class CodeReader:
         root = directory / Path(source.path).expanduser()
         if not root.is_dir():
             raise DataError(f"source {source.name!r}: {root} is no folder of source code")
-        pieces = list(_tree(root, checked(source, source.languages)))
+        pieces = list(_tree(source, root, checked(source, source.languages)))
         if not pieces:
             raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
         return grouped(source, root, pieces, part_bytes)
@@ -106,8 +117,8 @@ def is_own(name: str) -> bool:
     return not NOT_OWN & set(PurePosixPath(name).parts[:-1])
 
 
-def _tree(root: Path, languages: frozenset[str]) -> Iterator[Piece]:
-    for folder, inner, names in os.walk(root):
+def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[Piece]:
+    for folder, inner, names in os.walk(root, onerror=lambda error: closed(source, error)):
         inner[:] = sorted(name for name in inner if name not in NOT_OWN)
         for name in sorted(names):
             path = Path(folder) / name

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,10 @@ def fingerprint(against: Sequence[str], directory: Path) -> str:
 def _texts(path: Path) -> Iterator[str]:
     """Every text of a file: of rows, each field on its own."""
     content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", "replace")
+    try:
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", "replace")
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"decontaminate: {path} is damaged: {error}; fetch the file again") from error
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t" if name.endswith(".tsv") else ","):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bedplate.models.families.encoders.labels import label_fields, present, take_head, take_labels
+from bedplate.models.families.encoders.labels import label_fields, masked_spec, present, take_head, take_labels
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import Rule, WeightMap, renamed
-from bedplate.models.specs.transformer import Activation, Classifier, TransformerSpec
+from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, TransformerSpec
 
 _LAYER = (
     ("attention.q", "attention.self.query"),
@@ -48,17 +48,25 @@ BODY_RULES: tuple[Rule, ...] = (
     ),
 )
 
+_HEAD = "cls.predictions"
 HF_WEIGHTS = WeightMap(
-    rules=(*BODY_RULES, *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS)),
-    # The position numbers 0 … n−1 as a buffer, and the pretraining heads, which an encoder's outputs do not use.
+    rules=(
+        *BODY_RULES,
+        *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS),
+        *(renamed(f"masked_head.dense.{part}", f"{_HEAD}.transform.dense.{part}") for part in PARTS),
+        *(renamed(f"masked_head.norm.{part}", f"{_HEAD}.transform.LayerNorm.{part}") for part in PARTS),
+        *(renamed(f"masked_head.norm.{part}", f"{_HEAD}.transform.LayerNorm.{old}") for part, old in _OLD_PARTS),
+        renamed("masked_head.bias", f"{_HEAD}.bias"),
+    ),
+    # The position numbers 0 … n−1 as a buffer, and the other pretraining heads; the token table once more.
     ignorable=(r"(bert\.)?embeddings\.position_ids", r"cls\..*"),
     prefixes=("bert.",),
-    heads=("classifier.",),
+    heads=("classifier.", "cls."),
 )
 
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
-_BODIES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction")
-_CLASSIFIER = "BertForSequenceClassification"
+_BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
+_CLASSIFIER, _MASKED = "BertForSequenceClassification", "BertForMaskedLM"
 
 
 TINY: dict[str, Any] = {
@@ -77,9 +85,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     where = "config.json (bert)"
     fields = Fields(config, where)
     classifier = None
-    if take_head(fields, where, _BODIES, _CLASSIFIER):
+    head = take_head(fields, where, _BODIES, _CLASSIFIER, _MASKED)
+    if head == "classifier":
         classifier = Classifier(**take_labels(fields, where), on_pooler=True)
-    return body(fields, where).with_(classifier=classifier, pooler=classifier is not None)
+    spec = body(fields, where).with_(classifier=classifier, pooler=classifier is not None)
+    return masked_spec(spec, config, _masked_head(spec)) if head == "masked" else spec
+
+
+def _masked_head(spec: TransformerSpec) -> MaskedHead:
+    return MaskedHead(spec.activation)
+
+
+def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
+    return spec.with_(masked_head=_masked_head(spec))
 
 
 def body(fields: Fields, where: str, offset: int = 0) -> TransformerSpec:
@@ -135,13 +153,16 @@ def pooled(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) ->
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    return body_config(spec, "bert", "BertModel", _CLASSIFIER)
+    return body_config(spec, "bert", "BertModel", _CLASSIFIER, _MASKED)
 
 
-def body_config(spec: TransformerSpec, model_type: str, body_class: str, classifier_class: str) -> dict[str, Any]:
+def body_config(
+    spec: TransformerSpec, model_type: str, body_class: str, classifier_class: str, masked_class: str
+) -> dict[str, Any]:
     """What all of the kin write."""
+    bare = body_class if spec.masked_head is None else masked_class
     return {
-        "architectures": [body_class if spec.classifier is None else classifier_class],
+        "architectures": [bare if spec.classifier is None else classifier_class],
         "model_type": model_type,
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -156,4 +177,12 @@ def body_config(spec: TransformerSpec, model_type: str, body_class: str, classif
     }
 
 
-HF = Family(("hf", "bert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)
+HF = Family(
+    ("hf", "bert"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    with_masked_head=_with_masked_head,
+)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Problem, TransformerSpec
+from bedplate.models.specs.transformer import MaskedHead, Problem, TransformerSpec
 
 # Where cross-encoders keep what makes a score of their output: sentence-transformers, and before its version 4.
 _ACTIVATION, _OLDER = "sentence_transformers", "sbert_ce_default_activation_function"
@@ -21,19 +21,23 @@ _PROBLEMS: dict[str, Problem] = {
 }
 
 
-def take_head(fields: Fields, where: str, bodies: Collection[str], classifier: str) -> bool:
-    """Whether the checkpoint is of the class `classifier`; `bodies` are the classes without a head that is read.
+_MASKED = ("masked_head.dense.weight", "masked_head.norm.weight", "masked_head.bias")
+Head = Literal["classifier", "masked"]
+
+
+def take_head(fields: Fields, where: str, bodies: Collection[str], classifier: str, masked: str) -> Head | None:
+    """Which head the checkpoint's class has: `classifier`, `masked`, or none of `bodies`, whose heads are not read.
 
     UnsupportedModelError for any other class: its head would be taken for another, or left out.
     """
     found = fields.take("architectures") or []
     named = [found] if isinstance(found, str) else list(found)
-    other = next((name for name in named if name not in {*bodies, classifier}), None)
+    other = next((name for name in named if name not in {*bodies, classifier, masked}), None)
     if other is not None:
         raise UnsupportedModelError(
-            f"{where}: the head of {other} is not supported (only {', '.join((*bodies, classifier))})"
+            f"{where}: the head of {other} is not supported (only {', '.join((*bodies, masked, classifier))})"
         )
-    return classifier in named
+    return "classifier" if classifier in named else "masked" if masked in named else None
 
 
 def take_labels(fields: Fields, where: str) -> dict[str, Any]:
@@ -89,7 +93,14 @@ def label_fields(spec: TransformerSpec) -> dict[str, Any]:
 
 
 def present(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -> TransformerSpec:
-    """Without a classifier where the files hold none of it: sentence encoders are often saved under the class of the
+    """Without a head where the files hold none of it: sentence encoders are often saved under the class of the
     model that they were trained from."""
+    if spec.masked_head is not None and not any(weights.from_external(name, _MASKED) in _MASKED for name in names):
+        spec = spec.with_(masked_head=None)
     held = any((weights.from_external(name) or "").startswith("classifier.") for name in names)
     return spec if held else spec.with_(classifier=None)
+
+
+def masked_spec(spec: TransformerSpec, config: Mapping[str, Any], head: MaskedHead) -> TransformerSpec:
+    """With the head of pretraining, where it is read: one that is not the token table is left where it is."""
+    return spec if config.get("tie_word_embeddings") is False else spec.with_(masked_head=head)

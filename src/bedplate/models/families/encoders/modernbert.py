@@ -7,18 +7,18 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.encoders.labels import label_fields, present, take_head, take_labels
+from bedplate.models.families.encoders.labels import label_fields, masked_spec, present, take_head, take_labels
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, fused, renamed
-from bedplate.models.specs.transformer import Activation, Classifier, Rope, TransformerSpec
+from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Rope, TransformerSpec
 
 _PARTS = ("weight", "bias")
 _WHERE = "config.json (modernbert)"
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _THETAS = {_FULL: ("global_rope_theta", 160_000.0), _SLIDING: ("local_rope_theta", 10_000.0)}
-_CLASSIFIER = "ModernBertForSequenceClassification"
+_CLASSIFIER, _MASKED = "ModernBertForSequenceClassification", "ModernBertForMaskedLM"
 
 
 def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
@@ -59,11 +59,14 @@ HF_WEIGHTS = WeightMap(
         *(renamed(f"classifier.dense.{part}", f"head.dense.{part}") for part in _PARTS),
         *(renamed(f"classifier.norm.{part}", f"head.norm.{part}") for part in _PARTS),
         *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in _PARTS),
+        *(renamed(f"masked_head.dense.{part}", f"head.dense.{part}") for part in _PARTS),
+        *(renamed(f"masked_head.norm.{part}", f"head.norm.{part}") for part in _PARTS),
+        renamed("masked_head.bias", "decoder.bias"),
     ),
-    # The head of pretraining; a classifier has a `head` of the same names, which then has its place.
+    # The head of pretraining and a classifier have a `head` of the same names; `decoder` is the token table once more.
     ignorable=(r"head\..*", r"decoder\..*"),
     prefixes=("model.",),
-    heads=("head.", "classifier."),
+    heads=("head.", "classifier.", "decoder."),
 )
 
 
@@ -88,8 +91,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a ModernBertModel or a ModernBertForSequenceClassification → spec."""
     fields = Fields(config, _WHERE)
     classifier = None
-    if take_head(fields, _WHERE, ("ModernBertModel", "ModernBertForMaskedLM"), _CLASSIFIER):
+    head = take_head(fields, _WHERE, ("ModernBertModel",), _CLASSIFIER, _MASKED)
+    if head == "classifier":
         classifier = _classifier(fields)
+    masked = _masked_head(fields) if head == "masked" else None
     hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
     layers = int(fields.need("num_hidden_layers"))
     window = int(fields.take("local_attention", 128))
@@ -128,7 +133,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         classifier=classifier,
     )
     fields.finish()
-    return spec
+    return spec if masked is None else masked_spec(spec, config, masked)
+
+
+def _masked_head(fields: Fields) -> MaskedHead:
+    return MaskedHead(
+        _activation(fields, "classifier_activation"),
+        dense_bias=bool(fields.take("classifier_bias", False)),
+        bias=bool(fields.take("decoder_bias", True)),
+    )
+
+
+def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
+    return spec.with_(masked_head=MaskedHead(dense_bias=False))
 
 
 def _windows(fields: Fields, layers: int, window: int) -> tuple[int | None, ...]:
@@ -189,8 +206,9 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     local = spec.local_rope or spec.rope
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     windows = [spec.window(layer) for layer in range(spec.layers)]
+    bare = "ModernBertModel" if spec.masked_head is None else _MASKED
     config: dict[str, Any] = {
-        "architectures": ["ModernBertModel" if spec.classifier is None else _CLASSIFIER],
+        "architectures": [bare if spec.classifier is None else _CLASSIFIER],
         "model_type": "modernbert",
         # Its defaults lie outside a smaller vocabulary; the tokenizer's are written over these.
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
@@ -213,6 +231,12 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         },
         **label_fields(spec),
     }
+    if spec.masked_head is not None:
+        config |= {
+            "classifier_activation": names[spec.masked_head.activation],
+            "classifier_bias": spec.masked_head.dense_bias,
+            "decoder_bias": spec.masked_head.bias,
+        }
     if spec.classifier is None or spec.classifier.activation == "tanh":
         return config
     return config | {
@@ -222,4 +246,12 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "modernbert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)
+HF = Family(
+    ("hf", "modernbert"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    with_masked_head=_with_masked_head,
+)

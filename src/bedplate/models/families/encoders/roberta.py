@@ -7,22 +7,25 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bedplate.models.families.encoders.bert import BODY_RULES, PARTS, TINY, body, body_config, pooled
-from bedplate.models.families.encoders.labels import present, take_head, take_labels
+from bedplate.models.families.encoders.labels import masked_spec, present, take_head, take_labels
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Classifier, TransformerSpec
+from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 HF_WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
         *(renamed(f"classifier.dense.{part}", f"classifier.dense.{part}") for part in PARTS),
         *(renamed(f"classifier.out.{part}", f"classifier.out_proj.{part}") for part in PARTS),
+        *(renamed(f"masked_head.dense.{part}", f"lm_head.dense.{part}") for part in PARTS),
+        *(renamed(f"masked_head.norm.{part}", f"lm_head.layer_norm.{part}") for part in PARTS),
+        renamed("masked_head.bias", "lm_head.bias"),
     ),
-    # The position numbers as a buffer, and the head of pretraining.
+    # The position numbers as a buffer, and the token table once more in the head of pretraining.
     ignorable=(r"(roberta\.)?embeddings\.position_ids", r"lm_head\..*"),
     prefixes=("roberta.",),
-    heads=("classifier.",),
+    heads=("classifier.", "lm_head."),
 )
 
 
@@ -42,10 +45,18 @@ def kin_from_hf(config: Mapping[str, Any], model_type: str, classes: str) -> Tra
     where = f"config.json ({model_type})"
     fields = Fields(config, where)
     classifier = None
-    if take_head(fields, where, (f"{classes}Model", f"{classes}ForMaskedLM"), f"{classes}ForSequenceClassification"):
+    names = f"{classes}ForSequenceClassification", f"{classes}ForMaskedLM"
+    head = take_head(fields, where, (f"{classes}Model",), *names)
+    if head == "classifier":
         classifier = Classifier(**take_labels(fields, where), dense=True)
     padding = fields.take("pad_token_id", 1)
-    return body(fields, where, (1 if padding is None else int(padding)) + 1).with_(classifier=classifier)
+    spec = body(fields, where, (1 if padding is None else int(padding)) + 1).with_(classifier=classifier)
+    return masked_spec(spec, config, MaskedHead()) if head == "masked" else spec
+
+
+def with_masked_head(spec: TransformerSpec) -> TransformerSpec:
+    """With the head of pretraining, whose activation is GELU in all of the kin."""
+    return spec.with_(masked_head=MaskedHead())
 
 
 def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
@@ -60,8 +71,17 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
 
 def kin_to_hf(spec: TransformerSpec, model_type: str, classes: str) -> dict[str, Any]:
     """The inverse of `kin_from_hf`."""
-    fields = body_config(spec, model_type, f"{classes}Model", f"{classes}ForSequenceClassification")
+    names = (f"{classes}{end}" for end in ("Model", "ForSequenceClassification", "ForMaskedLM"))
+    fields = body_config(spec, model_type, *names)
     return fields | {"pad_token_id": spec.position_offset - 1}
 
 
-HF = Family(("hf", "roberta"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)
+HF = Family(
+    ("hf", "roberta"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    with_masked_head=with_masked_head,
+)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.encoders.roberta import EXAMPLES, HF_WEIGHTS, by_names, kin_from_hf, kin_to_hf
+from bedplate.models.families.encoders.roberta import (
+    EXAMPLES,
+    HF_WEIGHTS,
+    by_names,
+    kin_from_hf,
+    kin_to_hf,
+    with_masked_head,
+)
 from bedplate.models.families.family import Family
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -22,4 +29,12 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     return kin_to_hf(spec, "xlm-roberta", "XLMRoberta")
 
 
-HF = Family(("hf", "xlm-roberta"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)
+HF = Family(
+    ("hf", "xlm-roberta"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    with_masked_head=with_masked_head,
+)

@@ -1,0 +1,110 @@
+"""Work on what requests hold, beside the event loop: so much at once in all and for one tenant, whoever asks.
+
+Tokenizers, templates and JSON of strangers' texts take memory in proportion to the texts, and hold the interpreter.
+Tenants take turns; what one of them has under way never takes the threads or the bytes that another could use at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bedplate.serving.wire.errors import LimitError
+
+T = TypeVar("T")
+
+THREADS = 16
+"""At work at once; half of them for one tenant."""
+BODIES = 4
+"""Request bodies of the largest size that are worked on at once; half of them for one tenant."""
+WAITING_BODIES, WAITING = 16, 1024
+"""What of one tenant may wait: bodies of the largest size, and calls."""
+
+
+@dataclass(eq=False)
+class _Turn:
+    tenant: str
+    size: int
+    begun: asyncio.Future[None]
+
+
+class Preparation:
+    """The turns of one server. Used from its event loop only."""
+
+    def __init__(self, body_bytes: int) -> None:
+        """body_bytes: of the largest request."""
+        self._body_bytes = body_bytes
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="bedplate-preparing")
+        self._waiting: dict[str, deque[_Turn]] = {}
+        self._calls: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    @property
+    def under_way(self) -> int:
+        """How many are at work."""
+        return self._calls.total()
+
+    async def run(self, tenant: str, size: int, work: Callable[[], T]) -> T:
+        """What `work` gives, in a thread, when it is its turn. size: bytes of what it works on. LimitError where too
+        much of the tenant's waits already. Work that was begun goes on when its caller gives up, and counts until its
+        end."""
+        mine = self._waiting.setdefault(tenant, deque())
+        if len(mine) >= WAITING or sum(one.size for one in mine) + size > WAITING_BODIES * self._body_bytes:
+            raise LimitError("too many of your requests are being prepared; wait for some to be answered", 1.0)
+        loop = asyncio.get_running_loop()
+        turn = _Turn(tenant, size, loop.create_future())
+        mine.append(turn)
+        self._begin()
+        try:
+            await turn.begun
+        except asyncio.CancelledError:
+            if turn.begun.done() and not turn.begun.cancelled():
+                self._end(turn)
+            else:
+                with contextlib.suppress(ValueError):
+                    mine.remove(turn)
+                self._begin()
+            raise
+
+        def over(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(self._end, turn)
+
+        running = self._pool.submit(work)
+        running.add_done_callback(over)
+        return await asyncio.wrap_future(running)
+
+    def _begin(self) -> None:
+        """Begins what fits, a turn of each tenant after the other."""
+        began = True
+        while began:
+            began = False
+            for tenant in list(self._waiting):
+                turns = self._waiting[tenant]
+                if not turns:
+                    del self._waiting[tenant]
+                elif self._within(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
+                    if not self._within(self._calls.total(), self._bytes.total() + turns[0].size, 1):
+                        return  # it is the next, however much smaller those behind it are
+                    began = True
+                    turn = turns.popleft()
+                    self._waiting[tenant] = self._waiting.pop(tenant)
+                    self._calls[tenant] += 1
+                    self._bytes[tenant] += turn.size
+                    turn.begun.set_result(None)
+
+    def _within(self, calls: int, size: int, among: int) -> bool:
+        """Whether one more fits the part of the threads, and so many bytes that of the bodies, or stand alone."""
+        return calls < THREADS // among and (calls == 0 or size <= BODIES * self._body_bytes // among)
+
+    def _end(self, turn: _Turn) -> None:
+        self._calls[turn.tenant] -= 1
+        self._bytes[turn.tenant] -= turn.size
+        self._calls += Counter()
+        self._bytes += Counter()
+        self._begin()

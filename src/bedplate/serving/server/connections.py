@@ -1,0 +1,69 @@
+"""Connections of clients that do not go on: what they leave open is closed, with a key or without."""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 20.0
+"""How long a client may take to send a request's head."""
+UNREAD_SECONDS = 10.0
+"""How long it may go on sending a body that was answered unread. Closed at once, it would not see the answer."""
+TAKE_SECONDS = 60.0
+"""In this time, a client takes at least something of a reply that waits for it."""
+
+
+class TimedConnection(H11Protocol):
+    """uvicorn's, for clients that do not end what they send, or do not take what they asked for, as well."""
+
+    _head: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _untaken: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not waits:
+            self._head = _stopped(self._head)
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._unread = _stopped(self._unread)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and self._unread is None:
+            self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def _watch(self, before: int) -> None:
+        def look() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left >= before:
+                self.transport.abort()  # closing would wait for what nobody takes
+            else:
+                self._watch(left)
+
+        self._untaken = self.loop.call_later(TAKE_SECONDS, look)
+
+    def resume_writing(self) -> None:
+        self._untaken = _stopped(self._untaken)
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head, self._unread, self._untaken = map(_stopped, (self._head, self._unread, self._untaken))
+        super().connection_lost(exc)
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

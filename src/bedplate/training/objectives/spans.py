@@ -1,0 +1,167 @@
+"""Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4), and UL2's mixture of denoisers
+(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text with spans cut out, a decoder writes them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.training.batch import PackedBatch
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, Words, documents_of, relaid, rows_of
+from bedplate.training.objectives.objective import Models, Term
+from bedplate.training.objectives.token_term import targets_term
+
+SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Denoiser(Strict):
+    """One way to cut spans out. density: share of the tokens that are cut; mean_span: tokens of a span on average,
+    whose number follows from it; None: one span, at the document's end (UL2's S). mode: a token that the encoder reads
+    first, which says how."""
+
+    density: Share = 0.15
+    mean_span: Annotated[float, Field(ge=1)] | None = 3.0
+    mode: str | None = None
+
+    def spans(self, length: int, draw: np.random.Generator) -> list[tuple[int, int]]:
+        """Where each span begins and ends: apart from each other, and anywhere in the document. T5's last span always
+        ends the text, which is then the only one that is ever cut out of a short document. Lengths of spans, and of
+        what is between them, are drawn evenly from all that there may be."""
+        noise = min(max(round(length * self.density), 1), max(length - 1, 1))
+        kept = length - noise
+        if self.mean_span is None:
+            return [(kept, length)]
+        count = max(1, min(round(noise / self.mean_span), noise, kept))
+        cut, left = _lengths(noise, count, draw), _lengths(kept + 2, count + 1, draw)
+        left[0] -= 1  # before the first and after the last there may be nothing
+        found: list[tuple[int, int]] = []
+        at = 0
+        for before, span in zip(left, cut, strict=False):
+            found.append((at + before, at + before + span))
+            at += before + span
+        return found
+
+
+def _lengths(whole: int, parts: int, draw: np.random.Generator) -> list[int]:
+    """A whole as so many positive parts, every way as likely as any other."""
+    edges = np.sort(draw.choice(whole - 1, parts - 1, replace=False)) + 1 if parts > 1 else np.empty(0, np.int64)
+    return np.diff(np.concatenate(([0], edges, [whole]))).astype(int).tolist()
+
+
+class _Spans(Corrupting):
+    """sentinels: tokens that stand for the spans on both sides, in order; T5's by default."""
+
+    sentinels: tuple[str, ...] = SENTINELS
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        modes = dict.fromkeys(one.mode for one in self.ways if one.mode is not None)
+        return (*self.sentinels, *modes)
+
+    @property
+    def room(self) -> int:
+        return 2  # the mode's token, and a sentinel where a document is shorter than that saves
+
+    @property
+    @abstractmethod
+    def ways(self) -> tuple[Denoiser, ...]:
+        """Those that a document's is drawn from."""
+
+    def corruption(self, words: Words) -> Corruption:
+        sentinels = words.ids_of(self.sentinels, self.name)
+        modes = [() if one.mode is None else tuple(words.ids_of([one.mode], self.name)) for one in self.ways]
+        if not words.decoder_start:
+            raise ConfigError(f"the objective {self.name} is for encoder–decoders, and this model is none")
+        if not sentinels:
+            raise ConfigError(f"the objective {self.name} needs at least one sentinel")
+        eos = words.tokenizer.eos_id
+        ends = () if eos is None else (eos,)
+
+        def corrupt(batch: PackedBatch, draws: Sequence[np.random.Generator]) -> PackedBatch:
+            read: list[Sequence[int]] = []
+            written: list[Sequence[int]] = []
+            for (place, ids), name in zip(documents_of(batch), batch.ids, strict=True):
+                draw = draws[place.row]
+                number = int(draw.integers(len(self.ways))) if len(self.ways) > 1 else 0
+                # An end that the document has is no text: it ends both sides.
+                text = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+                spans = self.ways[number].spans(len(text), draw)
+                if len(spans) > len(sentinels):
+                    raise DataError(
+                        f"{name}: {len(text)} tokens have {len(spans)} spans cut out, and there are "
+                        f"{len(sentinels)} sentinels; take shorter rows, longer spans or more sentinels"
+                    )
+                source, target = cut_out(text, spans, sentinels)
+                read.append([*modes[number], *source, *ends])
+                written.append([*words.decoder_start, *target, *ends])
+            sources = rows_of(batch, read)
+            return replace(
+                relaid(batch, written),
+                sources=sources.tokens,
+                source_segments=sources.segments,
+                source_placement=sources.placement,
+            )
+
+        return corrupt
+
+    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+        model, inputs = models["policy"], batch.inputs
+        hidden_BTD = model(inputs, inputs.layout(causal=True)).hidden
+        return {self.name: targets_term(model, hidden_BTD, batch, hits=True)}
+
+
+class SpanCorruption(_Spans):
+    """T5's: spans of `mean_span` tokens on average, together a share of `density`."""
+
+    density: Share = 0.15
+    mean_span: Annotated[float, Field(ge=1)] = 3.0
+
+    @property
+    def name(self) -> str:
+        return "span_corruption"
+
+    @property
+    def ways(self) -> tuple[Denoiser, ...]:
+        return (Denoiser(density=self.density, mean_span=self.mean_span),)
+
+
+class MixtureOfDenoisers(_Spans):
+    """UL2's: each document's way is drawn evenly from `denoisers`, by default the seven of its table 1."""
+
+    denoisers: Annotated[tuple[Denoiser, ...], Field(min_length=1)] = (
+        Denoiser(density=0.15, mean_span=3, mode="[R]"),
+        Denoiser(density=0.15, mean_span=8, mode="[R]"),
+        Denoiser(density=0.25, mean_span=None, mode="[S]"),
+        Denoiser(density=0.5, mean_span=3, mode="[X]"),
+        Denoiser(density=0.5, mean_span=8, mode="[X]"),
+        Denoiser(density=0.15, mean_span=64, mode="[X]"),
+        Denoiser(density=0.5, mean_span=64, mode="[X]"),
+    )
+
+    @property
+    def name(self) -> str:
+        return "mixture_of_denoisers"
+
+    @property
+    def ways(self) -> tuple[Denoiser, ...]:
+        return self.denoisers
+
+
+def cut_out(ids: Ids, spans: Sequence[tuple[int, int]], sentinels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The text with a sentinel of its own for each span, and each sentinel with what it stands for."""
+    source: list[int] = []
+    target: list[int] = []
+    at = 0
+    for (start, stop), sentinel in zip(spans, sentinels, strict=False):
+        source += [*ids[at:start].tolist(), sentinel]
+        target += [sentinel, *ids[start:stop].tolist()]
+        at = stop
+    return source + ids[at:].tolist(), target

@@ -1,0 +1,79 @@
+"""The loss of tokens given the states that predict them, and what is read off the same logits.
+
+Shapes: N positions, D features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bedplate.training.batch import PackedBatch
+from bedplate.training.objectives.objective import AnyModel, Term
+from bedplate.training.objectives.pieces import summed_losses
+
+HEAD_ROWS = 512
+"""Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
+
+
+def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
+    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
+
+    With more than `rows` positions the logits are made piece by piece, and their gradients with them.
+    """
+    if len(targets_N) <= rows:
+        return _cross_entropy(model, hidden_ND, targets_N)
+    return summed_losses(partial(_cross_entropy, model), hidden_ND, targets_N, rows)
+
+
+def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    return F.cross_entropy(_wide(model.head(hidden_ND)), targets_N, reduction="sum")
+
+
+def _wide(logits_NV: Tensor) -> Tensor:
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+def token_term(
+    model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, *, z: float = 0.0, hits: bool = False, rows: int = HEAD_ROWS
+) -> Term:
+    """`token_losses`, and with `z` so much of the squared log of the sum that logits are divided by (PaLM,
+    https://arxiv.org/abs/2204.02311, section 5).
+
+    Metrics: with `z` the cross-entropy alone and that square (`log_z_squared`); with `hits` the share of targets that
+    are the likeliest token (`accuracy`).
+    """
+    weight = float(len(targets_N))
+    if not z and not hits:
+        return Term(token_losses(model, hidden_ND, targets_N, rows), weight)
+    read: list[Tensor] = []
+
+    def loss(states_ND: Tensor, wanted_N: Tensor) -> Tensor:
+        logits_NV = _wide(model.head(states_ND))
+        logs_N = logits_NV.logsumexp(-1)
+        plain = (logs_N - logits_NV.gather(1, wanted_N[:, None]).squeeze(1)).sum()
+        squared = logs_N.square().sum()
+        right = (logits_NV.detach().argmax(-1) == wanted_N).sum() if hits else plain.detach()
+        read.append(torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype))))
+        return plain + z * squared if z else plain
+
+    if len(targets_N) <= rows:
+        total = loss(hidden_ND, targets_N)
+    else:
+        total = summed_losses(loss, hidden_ND, targets_N, rows)
+        if torch.is_grad_enabled():
+            del read[0]  # of the first position alone, which shows what the loss reads
+    plain, squared, right = torch.stack(read).sum(0).unbind()
+    metrics = {"cross_entropy": plain, "log_z_squared": squared} if z else {}
+    return Term(total, weight, metrics | ({"accuracy": right} if hits else {}))
+
+
+def targets_term(
+    model: AnyModel, hidden_BTD: Tensor, batch: PackedBatch, *, z: float = 0.0, hits: bool = False
+) -> Term:
+    """`token_term` of a batch's targets, given the states of its tokens."""
+    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, batch.learned)
+    return token_term(model, hidden_ND, batch.targets.reshape(-1).index_select(0, batch.learned), z=z, hits=hits)

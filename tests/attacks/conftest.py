@@ -1,0 +1,61 @@
+"""A live server with two tenants, for requests that are made to harm."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.serving.conftest import Files, Server, files, running
+
+from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.server.loading import loaded_server, server_config
+from bedplate.serving.settings.config import LimitsConfig
+from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+
+__all__ = ["files"]
+
+
+class ByHeader(CallerGuard):
+    """The bearer token is the tenant; admins are those whose name says so."""
+
+    def identify(self, headers):
+        tenant = headers.get("authorization", "").removeprefix("Bearer ")
+        return Caller("", tenant, admin=tenant == "admin")
+
+
+@contextlib.contextmanager
+def attacked(files: Files, directory: Path, **limits: int) -> Iterator[Server]:
+    """A server that keeps feedback of every call; `limits` as the server's file has them."""
+    keep = FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)})
+    (shelf := directory / "shelf").mkdir()
+    config = server_config(files.base, state=directory / "state", feedback=keep)
+    config = config.model_copy(update={"limits": LimitsConfig(**limits), "skins_directory": shelf})
+    with loaded_server(config, files.skins) as state:
+        state.guard = ByHeader()
+        with running(state) as url:
+            yield Server(url, state, {})
+
+
+@pytest.fixture(scope="package")
+def target(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with attacked(files, tmp_path_factory.mktemp("attacked"), max_waiting=32) as server:
+        yield server
+
+
+def head(tenant: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {tenant}"}
+
+
+def at_once(count: int, work: Callable[[int], httpx.Response]) -> list[httpx.Response]:
+    """What so many calls in threads of their own give, in order."""
+    found: dict[int, httpx.Response] = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: work(i)})) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[i] for i in range(count)]

@@ -1,0 +1,173 @@
+"""What strangers' texts take of memory, threads and the event loop is bounded, and shared between tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.serving.conftest import Server
+
+from bedplate.serving.call.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
+from bedplate.serving.wire.errors import LimitError
+from bedplate.serving.wire.strict_json import dump_in_pieces, dump_json
+
+from .conftest import at_once, attacked, head
+
+BODY = 1000
+
+
+class Held:
+    """Work that lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Event()
+
+    def work(self, name: str) -> Callable[[], str]:
+        def held() -> str:
+            self.begun.append(name)
+            assert self.go.wait(20)
+            return name
+
+        return held
+
+    async def count(self, wanted: int) -> int:
+        end = time.monotonic() + 5
+        while len(self.begun) < wanted and time.monotonic() < end:
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
+        return len(self.begun)
+
+
+def test_one_tenant_has_half_of_the_threads_and_bytes_and_others_do_not_wait_for_it():
+    async def attack(size: int, most: int) -> None:
+        held, turns = Held(), Preparation(BODY)
+        many = [asyncio.create_task(turns.run("them", size, held.work("them"))) for _ in range(WAITING_BODIES)]
+        assert await held.count(most) == most
+        ours = asyncio.create_task(turns.run("us", size, held.work("us")))
+        assert await held.count(most + 1) == most + 1
+        assert held.begun[-1] == "us"
+        held.go.set()
+        assert await asyncio.gather(ours, *many) == ["us"] + ["them"] * WAITING_BODIES
+        assert turns.under_way == 0
+
+    asyncio.run(attack(1, THREADS // 2))
+    asyncio.run(attack(BODY, BODIES // 2))
+
+
+def test_what_waits_of_one_tenant_is_bounded():
+    async def attack() -> None:
+        held, turns = Held(), Preparation(BODY)
+        many = [
+            asyncio.create_task(turns.run("them", BODY, held.work("them"))) for _ in range(WAITING_BODIES + BODIES // 2)
+        ]
+        await held.count(BODIES // 2)
+        with pytest.raises(LimitError):
+            await turns.run("them", BODY, held.work("them"))
+        ours = asyncio.create_task(turns.run("us", BODY, held.work("us")))
+        held.go.set()
+        await asyncio.gather(ours, *many)
+
+    asyncio.run(attack())
+
+
+def test_work_whose_caller_has_left_counts_until_it_ends():
+    async def attack() -> None:
+        held, turns = Held(), Preparation(BODY)
+        leaving = [asyncio.create_task(turns.run("them", BODY, held.work("them"))) for _ in range(BODIES)]
+        await held.count(BODIES // 2)
+        for one in leaving:
+            one.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        assert turns.under_way == BODIES // 2
+        later = asyncio.create_task(turns.run("them", BODY, held.work("later")))
+        assert await held.count(BODIES // 2) == BODIES // 2  # those that waited have gone
+        held.go.set()
+        assert await later == "later"
+        await asyncio.sleep(0.02)
+        assert turns.under_way == 0
+
+    asyncio.run(attack())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.integers(0, 3))
+def test_json_in_pieces_is_the_same_json(value, levels):
+    assert b"".join(dump_in_pieces(value, levels)) == dump_json(value)
+
+
+def test_large_bodies_of_one_tenant_are_worked_on_a_few_at_a_time(files, tmp_path, monkeypatch):
+    """Eight large texts at once: never more than its part of them in work, and a probe is answered meanwhile."""
+    with attacked(files, tmp_path, body_bytes=64 * 1024) as target:
+        crowd(target, monkeypatch)
+
+
+def crowd(target: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    peak, running, lock = [0], [0], threading.Lock()
+    from bedplate.serving.api import tokens
+
+    original = tokens._tokens
+
+    def counted(*arguments: Any) -> list[int]:
+        with lock:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+        try:
+            time.sleep(0.02)
+            return original(*arguments)
+        finally:
+            with lock:
+                running[0] -= 1
+
+    monkeypatch.setattr(tokens, "_tokens", counted)
+    limit = target.state.config.limits.body_bytes
+    body = json.dumps({"model": "tiny", "prompt": "a b " * (limit // 5)}).encode()
+    late: list[float] = []
+
+    def call(i: int) -> httpx.Response:
+        if i:
+            return target.post("/tokenize", content=body, headers=head("them"))
+        begin = time.monotonic()
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            reply = client.get(target.url + "/health")
+        late.append(time.monotonic() - begin)
+        return reply
+
+    replies = at_once(8, call)
+    assert peak[0] <= BODIES // 2
+    assert {reply.status_code for reply in replies} <= {200, 429}
+    assert replies[0].status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
+def test_large_bodies_are_read_beside_the_loop(target, monkeypatch, path):
+    from bedplate.serving.call import call
+
+    threads: list[str] = []
+    for name in ("parse_object", "read_fields"):
+        original = getattr(call, name)
+
+        def seen(*arguments: Any, original: Any = original) -> Any:
+            threads.append(threading.current_thread().name)
+            return original(*arguments)
+
+        monkeypatch.setattr(call, name, seen)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}] * 2000, "prompt": "x" * 50_000}
+    kept = {"/v1/chat/completions": ("model", "messages"), "/v1/completions": ("model", "prompt")}
+    target.post(path, json={name: body[name] for name in kept.get(path, ("model", "prompt"))}, headers=head("them"))
+    assert len(threads) == 2
+    assert all(name.startswith("bedplate-preparing") for name in threads)

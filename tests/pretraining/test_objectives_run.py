@@ -1,0 +1,88 @@
+"""Every objective of the table over two steps of a run, on a model of its kind: a base that its own library loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.pretraining.runs import tiny_run
+
+from bedplate.core.errors import ConfigError
+from bedplate.core.files import read_jsonl
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.inputs import Inputs
+from bedplate.pretraining.run.directory import evaluations
+from bedplate.pretraining.run.pretrain import pretrain
+from bedplate.training.objectives import OBJECTIVES
+
+DECODER = {"params": "120k", "context": 40}
+ENCODER = {"params": "150k", "family": "bert", "context": 40}
+BOTH = {
+    "family": "t5",
+    "config": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+}
+FEW = [f"<extra_id_{number}>" for number in range(20)]
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "next_token": (DECODER, {"z": 1e-4}, "AutoModelForCausalLM", "log_z_squared"),
+    "sft": (DECODER, {}, "AutoModelForCausalLM", ""),
+    "masked": (ENCODER, {"whole_words": True}, "AutoModelForMaskedLM", "accuracy"),
+    "span_corruption": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
+    "mixture_of_denoisers": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
+    "fill_in_middle": (DECODER, {"rate": 0.9}, "AutoModelForCausalLM", ""),
+}
+
+
+def values(name: str) -> dict[str, Any]:
+    model, settings, _, _ = KINDS[name]
+    return {
+        "model": model,
+        "objective": name,
+        "objective_settings": settings,
+        "data": {
+            "sources": [{"name": "lines", "source": "text.txt", "lines": 3}],
+            "tokenizer": {"vocab_size": 330},
+            "held_out": 0.1,
+        },
+        "tokens": 512,
+        "batch": {"tokens": 256, "micro_tokens": 128, "sequence": 32},
+        "checkpoints": {"every": 1, "seconds": None},
+        "evaluation": {},
+        "log_steps": 1,
+        "dtype": "float32",
+    }
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
+    done = pretrain(tiny_run(tmp_path, **values(name)), tmp_path / "out")
+    rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    metric = KINDS[name][3]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row[f"{name}/{metric}"] >= 0 for row in rows if metric)
+    (judged,) = evaluations(done.directory)
+    assert not judged["errors"]
+    assert judged["held_out"]["lines"]["nats_per_token"] > 0
+    assert bool(done.baselines) == (name in ("next_token", "sft", "fill_in_middle"))
+    theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()
+    ours = load_base(done.base, dtype=torch.float32).model
+    ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if name in ("span_corruption", "mixture_of_denoisers"):
+            expected = theirs(input_ids=ids, decoder_input_ids=ids[:, :5]).logits[0]
+            hidden = ours(Inputs(ids[:, :5], encoder=Inputs(ids))).hidden
+        else:
+            expected, hidden = theirs(ids).logits[0], ours(Inputs(ids)).hidden
+        torch.testing.assert_close(ours.head(hidden[0]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:
+    for name, settings, what in (
+        ("masked", {"densty": 0.2}, "densty"),
+        ("sft", {"rate": 1}, "rate"),
+        ("maskd", {}, "maskd"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            tiny_run(tmp_path, **{**values("masked"), "objective": name, "objective_settings": settings})
