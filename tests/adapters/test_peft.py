@@ -213,7 +213,7 @@ def saved(tmp_path):
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "'k_proj'"),
         (
             {"target_modules": r".*\.layers\.0\..*(q_proj|v_proj)"},
-            r"layers\.\d\.self_attn.q_proj, which target_modules does not",
+            r"layers\.[1-9]\.self_attn.[qv]_proj, which target_modules does not",
         ),
         ({"target_modules": ".*(q_proj"}, "is not a regular expression"),
         ({"target_modules": "a" * 5000}, "5,000 characters"),

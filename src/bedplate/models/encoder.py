@@ -97,7 +97,11 @@ class Encoder(Model):
         """Logits [N, V] of the tokens that stood where the states [N, D] are from. UsageError for an encoder without
         the head of its pretraining."""
         if self.masked_head is None:
-            raise UsageError("this encoder has no head that says which tokens were hidden (spec.masked_head)")
+            can = ", ".join(sorted(self.can))
+            raise UsageError(
+                f"this encoder has no next-token logits; it can {can}, and without the head of its pretraining "
+                "(spec.masked_head) not say which tokens were hidden"
+            )
         return self.masked_head(hidden_ND, self.embedding.weight)
 
     def label_logits(self, pooled_ND: Tensor) -> Tensor:
