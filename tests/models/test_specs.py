@@ -33,6 +33,7 @@ from bedplate.models.specs.transformer import (
     Experts,
     FullAttention,
     LatentAttention,
+    MaskedHead,
     RelativeBias,
     Rope,
     Scales,
@@ -225,7 +226,7 @@ READ = {
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
     *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent"),
     *("experts", "prediction_modules", "full", "shared_keys", "value_norm", "layer_input_size", "output_scales"),
-    *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
+    *("position_offset", "classifier", "masked_head", "attention_gate", "state", "state_layers"),
 }
 
 
@@ -251,6 +252,7 @@ def test_what_no_module_does_is_not_built(field: str) -> None:
         (tiny_spec(token_types=2), "token_types"),
         (tiny_spec(pooler=True), "pooler"),
         (tiny_spec(classifier=Classifier(("a", "b"))), "classifier"),
+        (tiny_spec(masked_head=MaskedHead()), "masked_head"),
         (tiny_spec(position_rows=514, position_offset=2), "position_offset"),
         (encoder_spec(scales=Scales(embedding=2.0)), "scales"),
         (tiny_spec(norm_placement="post", parallel=True), "parallel"),
