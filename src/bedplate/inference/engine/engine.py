@@ -27,7 +27,7 @@ from bedplate.inference.engine.kinds.table import KINDS
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import Asked, check_sizes, engine_sizes
-from bedplate.inference.engine.stats import Counters, OnStep, Stats
+from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
@@ -242,25 +242,8 @@ class Engine(Closing):
 
     def stats(self) -> Stats:
         """Counts and gauges of this moment; cheap, and callable from any thread."""
-        counted, tree = self._counters, self._tree
-        return Stats(
-            running=self.running,
-            waiting=self.waiting,
-            preemptions=counted.preemptions,
-            prompt_tokens=counted.prompt_tokens,
-            generated_tokens=counted.generated_tokens,
-            computed_tokens=counted.computed_tokens,
-            prefix_queries=counted.prefix_queries,
-            prefix_hits=counted.prefix_hits,
-            speculated=counted.speculated,
-            accepted=counted.accepted,
-            cache_bytes=tree.used,
-            cache_pinned_bytes=tree.pinned,
-            cache_capacity_bytes=tree.capacity,
-            evictions=tree.evictions,
-            adapters=len(self._adapters),
-            steps=counted.steps,
-            step_seconds=counted.step_seconds,
+        return stats_of(
+            self._counters, self._tree, running=self.running, waiting=self.waiting, adapters=len(self._adapters)
         )
 
     # Adapters and prefixes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from bedplate.inference.forward.radix import RadixTree
 
 
 @dataclass
@@ -50,6 +52,20 @@ class Stats:
     adapters: int
     steps: int
     step_seconds: float
+
+
+def stats_of(counters: Counters, tree: RadixTree, *, running: int, waiting: int, adapters: int) -> Stats:
+    """This moment, of what is counted and of the prefix cache."""
+    return Stats(
+        **asdict(counters),
+        running=running,
+        waiting=waiting,
+        adapters=adapters,
+        cache_bytes=tree.used,
+        cache_pinned_bytes=tree.pinned,
+        cache_capacity_bytes=tree.capacity,
+        evictions=tree.evictions,
+    )
 
 
 @dataclass(frozen=True)

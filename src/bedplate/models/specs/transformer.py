@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.hashed import hashed_fields
 from bedplate.models.specs.parts import (
     BEYOND,
     Activation,
@@ -55,26 +56,6 @@ NormPlacement = Literal["pre", "post", "sandwich", "branch"]
 Mixer = Literal["attention", "latent", "convolution", "delta_rule", "mamba2"]
 FeedForwardKind = Literal["dense", "experts"]
 _STATES: dict[type, Mixer] = {ShortConvolution: "convolution", DeltaRule: "delta_rule", Mamba2: "mamba2"}
-
-
-# Fields of parts that a spec has learned since its hashes were first saved, with what they say by default.
-_SCALING = {"attention_factor": None, "truncate": True, "query_growth": 0.0}
-_LATER: dict[tuple[str, ...], dict[str, Any]] = {
-    ("rope",): {"fraction": 1.0, "interleaved": False, "proportional": False},
-    ("rope", "scaling"): _SCALING,
-    ("local_rope",): {"interleaved": False, "proportional": False},
-    ("local_rope", "scaling"): _SCALING,
-    ("scales",): {"residual": 1.0},
-    ("experts",): {
-        "scoring": "softmax",
-        "renormalise": True,
-        "scale": 1.0,
-        "groups": 1,
-        "groups_chosen": 1,
-        "beside": False,
-        "router_scales": False,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -390,19 +371,7 @@ class TransformerSpec:
     def key(self) -> dict[str, Any]:
         """The fields as plain data, for hashes that must not change when a spec learns to say more: fields that came
         after `pooling`, and parts' fields that came later, are left out where they say nothing new."""
-        found = asdict(self)
-        first = [field.name for field in fields(self)].index("position_rows")
-        for field in fields(self)[first:]:
-            if getattr(self, field.name) == field.default:
-                del found[field.name]
-        for part, later in _LATER.items():
-            inside = found
-            for name in part:
-                inside = (inside or {}).get(name)
-            for name, default in later.items():
-                if inside and name in inside and inside[name] == default:
-                    del inside[name]
-        return found
+        return hashed_fields(self, "position_rows")
 
     def with_(self, **changes: Any) -> TransformerSpec:
         """A copy with some fields changed."""
