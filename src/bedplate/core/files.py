@@ -285,12 +285,14 @@ def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     data = "".join(_json_line(row) for row in rows).encode("utf-8")
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
+        # Without a buffer, of which closing the file would write the rest after all.
+        with path.open("a+b", buffering=0) as file:
             end = _whole_end(file)
             file.truncate(end)
             try:
-                file.write(data)
-                file.flush()
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:  # all rows or none: whoever appends knows then what is kept
                 with contextlib.suppress(OSError):

@@ -171,8 +171,9 @@ def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_to
 
 def _scores(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[float]:
     scores = [float(score) for score in _field(fields, "scores", list, source)]
-    if len(scores) != len(_field(fields, "tokens", list, source)):
-        raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+    count = len(_field(fields, "tokens", list, source))
+    if len(scores) != count:
+        raise TokenizerError(f"{source}: {count} tokens but {len(scores)} scores; the file is inconsistent")
     return scores[: len(tokens)]
 
 

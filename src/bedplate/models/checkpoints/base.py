@@ -121,7 +121,7 @@ class Base:
     def prompt_room(self, answer: int = 0) -> int:
         """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
         one where there is no room for the answer itself."""
-        if "encode" not in self.model.can:
+        if "encode" not in self.can:
             return self.spec.context_length - answer
         fits = answer + len(self.decoder_start) <= self.spec.main.context_length
         return self.spec.context_length if fits else 0

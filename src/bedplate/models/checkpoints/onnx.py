@@ -70,6 +70,9 @@ class OnnxReader:
                 if name in self._held and not torch.equal(self._held[name].values(), held.values()):
                     raise CheckpointError(f"{directory}: {name!r} differs between {', '.join(self.files)}")
                 self._held[name] = held
+        parts = [part for held in self._held.values() for part in (held.placed, held.scale, held.zero)]
+        beside = {part.file.name for part in parts if part is not None} - set(self.files)
+        self.files = (*self.files, *sorted(beside))
         if weights is not None:
             self._name_the_table(weights)
 
@@ -155,7 +158,7 @@ def _held_by_name(graph: Graph) -> Iterator[tuple[str, _Held]]:
         if name.endswith(_QUANTISED):
             stem = name.removesuffix(_QUANTISED)
             if stem + _SCALE not in tensors:
-                raise CheckpointError(f"{placed.file}: {stem + _SCALE!r} is missing, so {name!r} says nothing")
+                raise CheckpointError(f"{placed.file}: {stem + _SCALE!r} is missing, so {name!r} cannot be read")
             yield stem, _Held(placed, tensors[stem + _SCALE], tensors.get(stem + _ZERO))
         elif not any(
             name.endswith(part) and name.removesuffix(part) + _QUANTISED in tensors for part in (_SCALE, _ZERO)
@@ -163,7 +166,7 @@ def _held_by_name(graph: Graph) -> Iterator[tuple[str, _Held]]:
             yield name, _Held(placed)
     # Equal parameters are written once; nodes give the others' names to what the first is called.
     for node in graph.nodes:
-        if node.operation == "Identity" and node.inputs[0] in tensors:
+        if node.operation == "Identity" and node.inputs and node.outputs and node.inputs[0] in tensors:
             yield node.outputs[0], _Held(tensors[node.inputs[0]])
 
 

@@ -25,6 +25,8 @@ _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION = 1, 2, 3, 4
 _DIMS, _KIND, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 5, 7, 8, 9, 10, 13
+_MOST = 1 << 31
+"""What no dimension of a parameter comes to."""
 _KINDS: dict[int, tuple[str, torch.dtype]] = {
     1: ("<f4", torch.float32),
     2: ("u1", torch.uint8),
@@ -160,6 +162,8 @@ def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> Placed:
         elif number == _EXTERNAL:
             key, said = _entry(data, start, stop, path)
             outside[key] = said
+    if any(not 0 <= one < _MOST for one in shape):
+        raise CheckpointError(f"{path}: {name!r} has the shape {shape}; the file is damaged")
     if outside:
         return _outside(Placed(name, kind, tuple(shape), path), outside)
     return Placed(name, kind, tuple(shape), path, at, size, tuple(numbers))
@@ -178,6 +182,11 @@ def _outside(placed: Placed, said: dict[str, str]) -> Placed:
         size = int(said.get("length", str(beside.stat().st_size - begin)))
     except ValueError as error:
         raise CheckpointError(f"{path}: {placed.name!r} has no place in {location}: {error}") from error
+    if begin < 0 or size < 0 or begin + size > beside.stat().st_size:
+        raise CheckpointError(
+            f"{path}: {placed.name!r} should be {size:,} bytes from byte {begin:,} of {location} on, which ends before "
+            "that; the files are damaged, or do not belong together"
+        )
     return Placed(placed.name, placed.kind, placed.shape, beside, begin, size)
 
 
@@ -207,7 +216,9 @@ def _fields(data: mmap.mmap, begin: int, end: int, path: Path) -> Iterator[tuple
         else:
             raise CheckpointError(f"{path} is not an ONNX model, or is damaged at byte {at:,}")
         if at > end or number == 0:
-            raise CheckpointError(f"{path} is damaged, or is cut off: byte {start:,} promises more than there is")
+            raise CheckpointError(
+                f"{path} is damaged, or is cut off: the field at byte {start:,} is longer than the rest"
+            )
         yield number, start, at, value
 
 

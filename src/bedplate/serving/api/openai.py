@@ -18,6 +18,8 @@ from bedplate.serving.rollout.routing import Router
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 
 router = APIRouter(prefix="/v1")
+TOKEN_BYTES = 1000
+"""About what one token's log-probabilities and its alternatives' take in a reply."""
 
 
 @router.get("/models")
@@ -69,9 +71,10 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
         call.account(reply.asked, found, answers)
         return json_response(reply.whole(answers))
     # Log-probabilities of every token are a thousand times the text.
-    answers = await call.apart(lambda _: read())
+    size = TOKEN_BYTES * sum(one.usage.prompt_tokens + one.usage.completion_tokens for one in found)
+    answers = await call.written(read, size)
     call.account(reply.asked, found, answers)
-    return await call.apart(lambda _: large_json_response(reply.whole(answers)))
+    return await call.written(lambda: large_json_response(reply.whole(answers)), size)
 
 
 async def _events(call: ApiCall, reply: ChoicesReply[Any], run: UnderWay) -> AsyncGenerator[Event]:

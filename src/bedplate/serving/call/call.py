@@ -167,14 +167,19 @@ class ApiCall:
             name_source(error, source)
             raise
 
+    async def written(self, work: Callable[[], T], size: int) -> T:
+        """What `work` makes of answers that were computed, as `apart`, but never refused. size: bytes, about."""
+        turn = self.server.preparation.run(self.caller.tenant, size, work, refused=False)
+        return await self._within_its_time(turn, "the reply could not be written")
+
     async def apart(self, work: Callable[[Terms], T]) -> T:
         """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
         engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
         deadline at the latest. LimitError where too much of the tenant's waits."""
         return await self._within_its_time(self._beside(lambda: work(self._terms)), "the prompt could not be made")
 
-    async def _beside(self, work: Callable[[], T]) -> T:
-        return await self.server.preparation.run(self.caller.tenant, self._size, work)
+    async def _beside(self, work: Callable[[], T], *, refused: bool = True) -> T:
+        return await self.server.preparation.run(self.caller.tenant, self._size, work, refused=refused)
 
     def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
         """Queues a plan's first step, all or none. What runs for the call ends with it."""
@@ -220,7 +225,8 @@ class ApiCall:
         unsure = [] if further is None else [i for i, one in enumerate(found) if further.is_unsure(one.last)]
         if further is None or not unsure:
             return found
-        making = self._beside(partial(further.again, [run.plan.inputs[i] for i in unsure], self._terms))
+        again = partial(further.again, [run.plan.inputs[i] for i in unsure], self._terms)
+        making = self._beside(again, refused=False)  # the first skin has computed its part
         made = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(self._terms)
         for i, one in zip(unsure, await self._steps(self._queue(made)), strict=True):
             found[i] = PlanResult((*found[i].steps, *one.steps))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,12 +49,12 @@ class Preparation:
         """How many are at work."""
         return self._calls.total()
 
-    async def run(self, tenant: str, size: int, work: Callable[[], T]) -> T:
+    async def run(self, tenant: str, size: int, work: Callable[[], T], *, refused: bool = True) -> T:
         """What `work` gives, in a thread, when it is its turn. size: bytes of what it works on. LimitError where too
-        much of the tenant's waits already. Work that was begun goes on when its caller gives up, and counts until its
-        end."""
+        much of the tenant's waits already; refused=False: not even then, for what an answer was already computed for.
+        Work that was begun continues when its caller gives up, and counts until its end."""
         mine = self._waiting.setdefault(tenant, deque())
-        if len(mine) >= WAITING or sum(one.size for one in mine) + size > WAITING_BODIES * self._body_bytes:
+        if refused and self._is_full(mine, size):
             raise LimitError("too many of your requests are being prepared; wait for some to be answered", 1.0)
         loop = asyncio.get_running_loop()
         turn = _Turn(tenant, size, loop.create_future())
@@ -79,6 +79,9 @@ class Preparation:
         running.add_done_callback(over)
         return await asyncio.wrap_future(running)
 
+    def _is_full(self, waiting: Collection[_Turn], size: int) -> bool:
+        return len(waiting) >= WAITING or sum(one.size for one in waiting) + size > WAITING_BODIES * self._body_bytes
+
     def _begin(self) -> None:
         """Begins what fits, a turn of each tenant after the other."""
         began = True
@@ -86,6 +89,8 @@ class Preparation:
             began = False
             for tenant in list(self._waiting):
                 turns = self._waiting[tenant]
+                while turns and turns[0].begun.cancelled():  # its caller has left, and is only about to say so
+                    turns.popleft()
                 if not turns:
                     del self._waiting[tenant]
                 elif self._within(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
