@@ -41,6 +41,21 @@ def test_every_whole_line_is_given_once_also_after_a_cut(tmp_path: Path) -> None
     assert seen == [1, 2, 3, 4]
 
 
+def test_steps_that_were_cut_off_and_made_again_are_given_once(tmp_path: Path) -> None:
+    """As where a killed run is resumed at its last saved state, step 2."""
+    log, seen = tmp_path / "metrics.jsonl", list[int]()
+    write(log, *(row(step) for step in range(1, 6)))
+    with Follower(log, [lambda one: seen.append(one["step"])], every=0.01):
+        until = time.monotonic() + 10
+        while len(seen) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        with log.open("r+") as file:
+            file.truncate(len("".join(json.dumps(row(step)) + "\n" for step in (1, 2))))
+            file.seek(0, 2)
+            file.write("".join(json.dumps(row(step, note="again")) + "\n" for step in range(3, 12)))
+    assert seen == list(range(1, 12))
+
+
 def test_who_fails_is_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log, seen = tmp_path / "metrics.jsonl", list[int]()
 

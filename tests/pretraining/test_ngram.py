@@ -56,7 +56,7 @@ def test_longer_contexts_tell_more_of_text_that_repeats() -> None:
     bits = [NgramModel(stream, 5, order).bits(stream[:120]) for order in (1, 2, 5)]
     assert bits[0] > 1.5 * bits[1] > 3 * bits[2]
     held = HeldOut("x", [stream[:120]], ["a" * 60])
-    assert ngram_bits(stream, held, 5) == pytest.approx(bits[-1] / 60)
+    assert ngram_bits(NgramModel(stream, 5, 5), held) == pytest.approx(bits[-1] / 60)
 
 
 def test_compressors_are_those_of_the_standard_library() -> None:

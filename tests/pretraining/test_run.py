@@ -93,6 +93,7 @@ def test_everything_is_recorded(done: Pretrained) -> None:
     assert list((out / "tensorboard").iterdir())
     kept = list((out / "checkpoints").iterdir())
     assert len(kept) == 1
+    assert int(kept[0].name.rpartition("-")[2]) < metrics[-1]["step"]  # beside the last, which is `base`
     assert load_base(kept[0]).spec == load_base(done.base).spec
 
 

@@ -25,19 +25,22 @@ from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.text.gguf_fields import filled
 
 
-def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
+def export_base(
+    base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9, replace: bool = False
+) -> Path:
     """Writes `base` as a Hugging Face directory: config, weights, tokenizer, generation config and base.json.
 
     dtype: how weights are stored; by default the type they are loaded in. The export is loaded back and its values
-    compared before the directory appears under its name. Raises CheckpointError when they differ.
+    compared before the directory appears under its name. replace: in the place of what is there, which stays whole
+    until then. Raises CheckpointError when they differ.
     """
     family = family_in(base, "hf")
     stored = base.dtype if dtype is None else DTYPES.get(dtype)
     if stored is None:
         raise UsageError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
-    if directory.exists():
+    if directory.exists() and not replace:
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
-    with atomic_directory(directory) as draft:
+    with atomic_directory(directory, replace) as draft:
         write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")

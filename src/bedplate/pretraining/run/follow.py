@@ -20,11 +20,12 @@ _EVERY = 1.0
 
 class Follower:
     """As a context: gives every new line of a metrics log to each of `takers`, in a thread of its own; what is there
-    already is given first. A taker that fails is told of once and left out."""
+    already is given first. A step is given once, also where the log is cut back to a saved state and grows again. A
+    taker that fails is reported once and left out."""
 
     def __init__(self, path: Path, takers: Sequence[Callable[[Row], None]], every: float = _EVERY) -> None:
         self._path, self._takers, self._every = path, list(takers), every
-        self._position = 0
+        self._position = self._step = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bedplate-follow", daemon=True)
 
@@ -45,7 +46,7 @@ class Follower:
         while not self._stop.wait(self._every):
             self._read()
 
-    def _read(self) -> None:
+    def _read(self, again: bool = False) -> None:
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -57,7 +58,17 @@ class Follower:
         whole = data[: data.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.splitlines():
-            self._give(json.loads(line))
+            try:
+                row = json.loads(line)
+            except ValueError:
+                if again:
+                    raise
+                self._position = 0  # the log was cut back, and has grown past this place since
+                self._read(again=True)
+                return
+            if row["step"] > self._step:
+                self._step = row["step"]
+                self._give(row)
 
     def _give(self, row: Row) -> None:
         for taker in list(self._takers):

@@ -11,6 +11,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.loader import CorpusLoader
 from bedplate.data.mixture import MixtureConfig
+from bedplate.pretraining.run.baselines import MOST_COUNTED
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
 from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.runfile.file import RunFile
@@ -18,8 +19,8 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.corpus_source import CorpusSource
 from bedplate.training.sources import Shard
 
-MOST_HELD, MOST_COUNTED = 4_000_000, 20_000_000
-"""Held-out tokens of a source that are read at most; tokens that a model of counts is made of at most."""
+MOST_HELD = 4_000_000
+"""Held-out tokens of a source that are read at most."""
 
 
 def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> RunData:

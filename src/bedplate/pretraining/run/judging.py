@@ -26,6 +26,16 @@ from bedplate.pretraining.suites import suite_rows
 logger = logging.getLogger("bedplate.pretraining")
 
 
+def attempt(what: str, call: Callable[[], object]) -> None:
+    """Does what a run can do without: where it fails, that costs a warning. Interrupts get out."""
+    try:
+        call()
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        logger.warning("%s could not be written: %s: %s; the run continues", what, type(error).__name__, error)
+
+
 @dataclass(frozen=True)
 class Judge:
     """Judges the base of one run. held: a part of what was held out. wrote: called with each row that is written."""
@@ -39,7 +49,8 @@ class Judge:
 
     def at(self, step: int, tokens: int, number: int, *, all_of: Sequence[HeldBatches] | None = None) -> dict[str, Any]:
         """Judges, writes and returns a row. number: which checkpoint this is, from 1. all_of: held-out texts to read in
-        the place of a part of them. Only an interrupt gets out."""
+        the place of a part of them: the run's end, whose base is exported anyway. Only an interrupt gets out, and a row
+        that cannot be written costs a warning."""
         started = time.perf_counter()
         row: dict[str, Any] = {
             "step": step,
@@ -52,7 +63,7 @@ class Judge:
         parts = (
             ("held-out texts", lambda: row.update(held_out=self._held(self.held if all_of is None else all_of))),
             ("samples and suites", lambda: self._ask(row)),
-            ("the checkpoint's base", lambda: self._keep(step, number)),
+            *((("the checkpoint's base", lambda: self._keep(step, number)),) if number and all_of is None else ()),
         )
         for what, judge in parts:
             try:
@@ -61,10 +72,10 @@ class Judge:
                 if is_interrupt(error):
                     raise
                 row["errors"].append(f"{what}: {type(error).__name__}: {error}")
-                logger.warning("step %d: %s could not be looked at: %s; the run goes on", step, what, error)
+                logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, what, error)
         row["seconds"] = time.perf_counter() - started
-        append_jsonl(self.out / EVALUATIONS, [row])
-        self.wrote(row)
+        attempt(f"the evaluation of step {step}", lambda: append_jsonl(self.out / EVALUATIONS, [row]))
+        attempt(f"the evaluation of step {step}, for who follows the run,", lambda: self.wrote(row))
         return row
 
     def _held(self, held: Sequence[HeldBatches]) -> dict[str, Any]:
@@ -94,7 +105,7 @@ class Judge:
         if (last or (every and number % every == 0)) and not place.exists():
             now = self._now()
             export_base(replace(now, lineage={**now.lineage, "made": {"step": step}}), place)
-        found = sorted((self.out / CHECKPOINTS).glob("[0-9]*-step-*"))
+        found = sorted((self.out / CHECKPOINTS).glob("[0-9]*-step-*"), key=lambda p: int(p.name.partition("-")[0]))
         kept = {p for p in found if every and int(p.name.partition("-")[0]) % every == 0} | set(
             found[-last:] if last else ()
         )

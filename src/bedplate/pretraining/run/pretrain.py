@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bedplate.core.errors import BedplateError, ConfigError, TrainingError
+from bedplate.core.errors import BedplateError, ConfigError, TrainingError, is_interrupt
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.data.corpus.build import build, processes_here
 from bedplate.data.corpus.recipe import load_recipe
@@ -31,7 +30,7 @@ from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.from_corpus import corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.held_out import HeldBatches, held_out, reads_in_order
-from bedplate.pretraining.run.judging import Judge
+from bedplate.pretraining.run.judging import Judge, attempt
 from bedplate.pretraining.run.live import LiveView
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.samples import as_base
@@ -156,8 +155,9 @@ class _Run:
                 self._record(status="judged at the end")
                 last = self.judge.at(result.steps, result.tokens, self._number(result.steps), all_of=self._held(None))
         except BaseException as error:
-            self._record(status=f"stopped: {type(error).__name__}")
-            self._page()
+            status = f"stopped: {type(error).__name__}"
+            attempt("how the run stands", lambda: self._record(status=status))
+            attempt("the page", self._page)
             raise
         return self._end(result, last)
 
@@ -194,7 +194,7 @@ class _Run:
         if step == self.settings.steps:
             return  # judged on all of the held-out texts, when the models are in their own dtype again
         self.judge.at(step, self._tokens(step), self._number(step))
-        self._page()
+        attempt("the page", self._page)
 
     def _number(self, step: int) -> int:
         every = self.settings.config.save_steps or 1
@@ -256,18 +256,18 @@ class _Run:
     # --- the end
 
     def _end(self, result: TrainResult, last: Mapping[str, Any]) -> Pretrained:
-        record, found = self.directory.record(), self._baselines()
         rows = read_jsonl(self.out / METRICS_FILE, allow_torn_tail=True)
-        self._record(
-            status="finished",
-            baselines=found,
-            tokens_seen=result.tokens,
-            seen=seen(rows),
-            seconds=result.seconds,
-            arithmetic=result.arithmetic.to_json(),
-        )
+        done = {
+            "tokens_seen": result.tokens,
+            "seen": seen(rows),
+            "seconds": result.seconds,
+            "arithmetic": result.arithmetic.to_json(),
+        }
+        self._record(status="trained", **done)
+        place = self._export(self.directory.record(), result)
+        found = self._baselines()
+        self._record(status="finished", baselines=found, **done)
         record = self.directory.record()
-        place = self._export(record, result)
         self._catalogue(place)
         atomic_write(place / "README.md", model_card(record, last, self.parent))
         self._page()
@@ -289,11 +289,16 @@ class _Run:
             return kept
         if not self.run.evaluation.baselines or not reads_in_order(self.objective):
             return {}  # those say how likely a text is, in the order in which it is written
-        stream, size = self.data.stream(), self.data.tokenizer.vocab_size
-        return {one.name: baselines(stream, one, size) for one in self.data.held}
+        try:
+            return baselines(self.data.stream, self.data.held, self.data.tokenizer.vocab_size)
+        except Exception as error:  # the base is written: counting words is not to cost it
+            if is_interrupt(error):
+                raise
+            logger.warning("gzip, xz and n-grams are not beside it: %s: %s", type(error).__name__, error)
+            return {}
 
     def _export(self, record: Mapping[str, Any], result: TrainResult) -> Path:
-        """The base, with its run as lineage; the same weights are written once."""
+        """The base, with its run as lineage; one that a finished run wrote stays whole until this one is."""
         place = self.out / places.BASE
         made = {
             key: record[key]
@@ -303,7 +308,5 @@ class _Run:
         lineage = {**kept, "name": self.run.run, "made": made}
         if not all(p.isfinite().all() for p in self.base.model.parameters()):
             raise TrainingError(f"{self.out}: weights are not finite after step {result.steps}; no base is written")
-        if place.exists():
-            shutil.rmtree(place)
         identity = replace(self.base.identity, equivalent_of=None)
-        return export_base(replace(self.base, lineage=lineage, identified=identity), place)
+        return export_base(replace(self.base, lineage=lineage, identified=identity), place, replace=True)
