@@ -117,7 +117,7 @@ def test_what_cannot_be_read(corpus: Corpus, tmp_path: Path) -> None:
         CorpusLoader(corpus, ROW, split="valid")
     with pytest.raises(DataError, match="a row of 1 tokens"):
         CorpusLoader(corpus, 1)
-    with pytest.raises(DataError, match="no step of 100000 rows"):
+    with pytest.raises(DataError, match="too few for one step of 100000 rows"):
         CorpusSource(CorpusLoader(corpus, ROW), 100_000)
     other = Corpus.open(write_corpus(tmp_path, {"c": ["some text"]}))
     path = tmp_path / "shards/c-train-00000.ds"

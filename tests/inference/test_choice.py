@@ -330,7 +330,7 @@ def test_ways_are_given_up_as_soon_as_they_are_known_to_be_slower() -> None:
     assert runs == {INT4: 2, N16: 4, T32: 2}
     assert found.fastest([T32, N16, INT4]) == INT4
     assert pick(tiny_spec(), found, [T32, N16, INT4]) == INT4
-    assert "given up as slower before all was timed: torch float32, native bfloat16" in choice.why(
+    assert "ruled out as slower before every pass was timed: torch float32, native bfloat16" in choice.why(
         found, INT4, [T32, N16, INT4], "generate"
     )
 

@@ -94,7 +94,7 @@ def test_what_a_corpus_does_not_have(tmp_path: Path) -> None:
     corpus = {"corpus": "out/corpus"}
     with pytest.raises(ConfigError, match="names 'three'"):
         data_of(tiny_run(tmp_path, data={**corpus, "general": ["three"]}), tmp_path / "x", None)
-    with pytest.raises(DataError, match=r"is no corpus directory|does not exist"):
+    with pytest.raises(DataError, match=r"is not a corpus directory|does not exist"):
         data_of(tiny_run(tmp_path, data={"corpus": "nowhere"}), tmp_path / "x", None)
     assert data_of(tiny_run(tmp_path, data=corpus), tmp_path / "x", base).tokenizer.vocab_size == 300
     write_text(tmp_path / "text.txt")

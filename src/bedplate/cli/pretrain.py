@@ -21,7 +21,9 @@ def pretrain(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run's directory. Default: runs/NAME, by the file's name.", show_default=False),
+        typer.Option(
+            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")
@@ -31,7 +33,7 @@ def pretrain(
     """Train a base: from texts or a corpus, from nothing or further from a base (`base:` in the file).
 
     Everything lies in one directory: the resolved file, metrics, checkpoints, a page, and at the end the base in
-    Hugging Face layout with its model card. The same command goes on with a run that was stopped, to the same weights
+    Hugging Face layout with its model card. The same command resumes a run that was stopped, to the same weights
     bit by bit; Ctrl-C and SIGTERM save first.
 
     \b

@@ -153,5 +153,5 @@ def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     """DataError where the file does not hold whole entries."""
     size = path.stat().st_size
     if size % dtype.itemsize:
-        raise DataError(f"{path} is damaged: {size} bytes are no whole number of entries; remove {path.parent}")
+        raise DataError(f"{path} is damaged: {size} bytes are not a whole number of entries; remove {path.parent}")
     return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if size else np.empty(0, dtype)

@@ -13,6 +13,14 @@ import yaml
 from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.markdown import cell, table
 
+_TASKS = {
+    "masked": "fill-mask",
+    "span_corruption": "text2text-generation",
+    "mixture_of_denoisers": "text2text-generation",
+}
+"""What a base of such an objective is for, by the Hub's names; of others, to continue texts."""
+_DOES = {"fill-mask": "It says which tokens are hidden in a text", "text-generation": "It continues text"}
+
 
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
     """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
@@ -20,13 +28,14 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
     licences = {one["licence"] for one in sources.values()}
     head: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _TASKS.get(record["objective"], "text-generation"),
         "tags": ["bedplate", record["family"]],
     }
     if parent is not None:
         head["base_model"] = parent
+    does = _DOES.get(head["pipeline_tag"], "It writes what is missing in a text")
     lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
-    start = f"trained further from {cell(parent)}" if parent else "trained from nothing"
+    start = f"trained further from {cell(parent)}" if parent else "trained from scratch"
     lines += [
         f"A {record['family']} base of {shown(record['parameters'])} parameters, {start} on "
         f"{shown(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
@@ -42,7 +51,7 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
                     one["documents"],
                     one["tokens"],
                     record["seen"].get(name, 0),
-                    one["licence"] or "not said",
+                    one["licence"] or "not stated",
                     one["sha256"][:12],
                 )
                 for name, one in sources.items()
@@ -51,7 +60,7 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
         "",
     ]
     if None in licences:
-        lines += ["The licence of some of it is not said in the run file: clear it before this base is passed on.", ""]
+        lines += ["The run file does not state the licence of some of it: clarify it before you pass this base on.", ""]
     lines += _judged(record, last)
     lines += [
         "## How it was trained",
@@ -62,9 +71,9 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
         "",
         f"{record['seconds'] / 3600:.2f} hours in training steps.",
         "",
-        "## What is not known of it",
+        "## Limitations",
         "",
-        "It continues text; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
+        f"{does}; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
         "repeats what its sources say, their mistakes and views included. Nothing but what stands above was measured.",
         "",
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import TrainingError
+from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import free_bytes
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
@@ -60,6 +60,10 @@ def run_arithmetic(
             raise TrainingError(
                 f"{store}: this run computes in {before}, and the ranks were given models in {own.dtype}"
             )
+        if config.dtype not in ("auto", own.dtype):
+            raise UsageError(
+                f"dtype is {config.dtype}, but the ranks were given models in {own.dtype}; give dtype to `parallelised`"
+            )
         return own
     if saved is not None:
         try:
@@ -77,7 +81,7 @@ def run_arithmetic(
     reason = lacks_room(roles, found)
     if reason is None or config.dtype != "auto":
         return found
-    logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
+    logger.warning("training in %s is faster here, but %s; training in %s instead", found.dtype, reason, own.dtype)
     return own
 
 

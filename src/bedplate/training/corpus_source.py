@@ -28,8 +28,8 @@ class CorpusSource:
             raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
         if loader.total < batch_rows:
             raise DataError(
-                f"{loader.corpus.directory}: {loader.total} rows of {loader.row_length} tokens are no step of "
-                f"{batch_rows} rows; use fewer rows a step, shorter rows or more epochs"
+                f"{loader.corpus.directory}: {loader.total} rows of {loader.row_length} tokens are too few for one "
+                f"step of {batch_rows} rows; use fewer rows a step, shorter rows or more epochs"
             )
         self.loader = loader
         self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, shard

@@ -310,8 +310,14 @@ class _Run(Generic[B]):
                 raise self.skipped.error()
             sums = self.ranks.sums({**found.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
-            counts = {name: int(sums[name]) for name in step.counts}
-            several = {name: sums[name] for name in found.values if len(losses) > 1 or not name.startswith(LOSS)}
+            # of all ranks: this one may have had no share of the step
+            named = {name for one in self.ranks.every(list(step.counts)) for name in one}
+            counts = {name: int(value) for name, value in sums.items() if name in named}
+            several = {
+                name: value
+                for name, value in sums.items()
+                if name not in named and (len(losses) > 1 or not name.startswith(LOSS))
+            }
             row = {
                 "step": step.number,
                 "loss": sum(losses.values()),

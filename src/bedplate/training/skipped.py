@@ -32,7 +32,7 @@ class Skipped:
         elif not math.isfinite(found.norm):
             why = f"the gradient's norm is {found.norm}"
         else:
-            why = f"a spike: the gradient's norm is {found.norm:.4g}"
+            why = f"a spike of the loss or of the gradient, whose norm is {found.norm:.4g}"
         self._steps.append((number, f"step {number}: {why}, on the examples {_shown(ids)}"))
         return {"skipped": why, "skipped_examples": ids}
 

@@ -220,8 +220,8 @@ def test_nothing_to_train_on_says_why(place: Path) -> None:
         made(place, "e", empty)
     for text, message in (
         (empty.replace("empty.jsonl", "gone.jsonl"), r"source 'a': .*gone.jsonl does not exist"),
-        (empty.replace("kind: jsonl", "kind: code"), "is no folder of source code"),
-        (RECIPE.replace("held.txt", "hold.txt"), "'hold.txt' is no file, folder, suite or data set"),
+        (empty.replace("kind: jsonl", "kind: code"), "empty.jsonl is not a folder"),
+        (RECIPE.replace("held.txt", "hold.txt"), "'hold.txt' is not a file, folder, suite or data set"),
         (RECIPE + "rules: {kode: {}}\n", "no rule 'kode'; did you mean 'code'"),
     ):
         with pytest.raises(BedplateError, match=message):

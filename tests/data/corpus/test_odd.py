@@ -142,7 +142,7 @@ def test_fates_and_lines_that_are_damaged_are_named(tmp_path: Path) -> None:
         fates_of(tmp_path / "out", "0.txt")
     (tmp_path / "a.jsonl.gz").write_bytes(bytes(data))
     text = NOTES.replace("kind: files, path: t", "kind: jsonl, path: a.jsonl.gz")
-    with pytest.raises(DataError, match=r"a.jsonl.gz: damaged behind byte 0"):
+    with pytest.raises(DataError, match=r"a.jsonl.gz: damaged after byte 0"):
         made(tmp_path, text, "other")
 
 

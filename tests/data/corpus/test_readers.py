@@ -118,7 +118,7 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
     assert (len(parts) > 3) == (not suffix)
     if suffix:
         (tmp_path / f"a.jsonl{suffix}").write_bytes(data[: len(data) // 2])
-        with pytest.raises(DataError, match="damaged behind byte"):
+        with pytest.raises(DataError, match="damaged after byte"):
             read(tmp_path, f"kind: jsonl, path: a.jsonl{suffix}")
 
 
@@ -133,7 +133,7 @@ def test_parquet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'text'; the columns are content, n"):
         read(tmp_path, "kind: parquet, path: a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="no readable Parquet file"):
+    with pytest.raises(DataError, match="not a readable Parquet file"):
         read(tmp_path, "kind: parquet, path: b.parquet")
 
 

@@ -116,7 +116,7 @@ def test_another_tokenizer_or_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "corpus.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         Corpus.open(tmp_path)
-    with pytest.raises(DataError, match="no corpus directory"):
+    with pytest.raises(DataError, match="not a corpus directory"):
         Corpus.open(tmp_path / "shards")
 
 
@@ -145,5 +145,5 @@ def test_an_index_that_runs_backwards_is_named(tmp_path: Path) -> None:
     ends.tofile(index)
     documents = Corpus.open(tmp_path).documents("a", "train")  # of the same size: only what is read can tell
     for read in (lambda: documents[1], documents.lengths, lambda: documents.lengths(np.array([1]))):
-        with pytest.raises(DataError, match=r"\.ds\.index: its documents do not end one behind the other"):
+        with pytest.raises(DataError, match=r"\.ds\.index: the ends of its documents are not in increasing order"):
             read()

@@ -6,7 +6,7 @@ from __future__ import annotations
 # As VERBS in cli/main.py: verb: (module with a function of that name, one line of help).
 ACTIONS: dict[str, tuple[str, str]] = {
     "build": ("bedplate.cli.data.build", "Read, curate, tokenise: a recipe's sources become a corpus directory."),
-    "funnel": ("bedplate.cli.data.funnel", "What each rule took away of a corpus, with examples; as a page too."),
+    "funnel": ("bedplate.cli.data.funnel", "What each rule removed from a corpus, with examples; as a page too."),
     "explain": ("bedplate.cli.data.explain", "What became of one document, and why."),
     "verify": ("bedplate.cli.data.verify", "Whether every shard of a corpus is as it was written."),
 }

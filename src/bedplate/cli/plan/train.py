@@ -140,9 +140,10 @@ def train(
 
 def parse_count(name: str, text: str) -> float:
     """A number such as 1e12, 15.6T, 300B, 50_000. UsageError for anything else, and for what is not above 0."""
-    found = re.fullmatch(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
+    whole = r"\d{1,3}(?:,\d{3})+|\d[\d_]*"  # a comma only between thousands: 1,5M is not 15M
+    found = re.fullmatch(rf"\s*([-+]?(?:(?:{whole})\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
     if found is None:
-        raise UsageError(f"{name} {text!r} is no number; write for example 1e12, 15.6T, 300B or 2M")
+        raise UsageError(f"{name} {text!r} is not a number; write for example 1e12, 15.6T, 300B or 2M")
     value = float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()]
     if not 0 < value < float("inf"):
         raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")

@@ -167,7 +167,7 @@ def fates_of(directory: Path, id: str) -> list[Fate]:
     folder = directory / "fates"
     files = sorted(folder.glob("*.jsonl.gz"))
     if not files:
-        raise DataError(f"{directory} has no fates: it is no corpus that `bedplate data build` made")
+        raise DataError(f"{directory} has no fates: it is not a corpus made by `bedplate data build`")
     found: list[Fate] = []
     near: list[str] = []
     for path in files:

@@ -79,7 +79,7 @@ def read_funnel(directory: Path) -> dict[str, Any]:
     """DataError where the directory has none."""
     path = directory / "funnel.json"
     if not path.is_file():
-        raise DataError(f"{directory} has no funnel.json: it is no corpus that `bedplate data build` made")
+        raise DataError(f"{directory} has no funnel.json: it is not a corpus made by `bedplate data build`")
     try:
         return json.loads(read_text(path))
     except ValueError as error:

@@ -103,7 +103,7 @@ def read_manifest(directory: Path) -> Manifest:
     """DataError for a directory that is no corpus, or a corpus.json that cannot be used."""
     path = directory / MANIFEST
     if not path.is_file():
-        what = "is no corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
+        what = "is not a corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
         raise DataError(f"{directory} {what}; `bedplate data build RECIPE.yaml` makes one")
     try:
         return Manifest.model_validate(load_json(read_text(path)))

@@ -148,8 +148,8 @@ class Documents(Sequence[NDArray[Any]]):
 
     def _refuse_index(self, shard: ShardEntry) -> NoReturn:
         raise DataError(
-            f"{self._corpus.directory / shard.file}{INDEX}: its documents do not end one behind the other; the file "
-            "was changed: restore it or build the corpus again"
+            f"{self._corpus.directory / shard.file}{INDEX}: the ends of its documents are not in increasing order; "
+            "the file was changed: restore it or build the corpus again"
         )
 
     def lengths(self, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int64]:

@@ -310,7 +310,7 @@ def _text(source: str) -> str:
         source.encode()
     except UnicodeEncodeError as error:
         what = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
-        raise _error(f"the grammar holds {what}, which is no text") from None
+        raise _error(f"the grammar holds {what}, which is not valid text") from None
     return source
 
 

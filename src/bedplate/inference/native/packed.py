@@ -82,7 +82,7 @@ def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str
     if dtype not in _DTYPES:
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
     if not isinstance(spec, TransformerSpec):
-        return "the native path is for one stack, and this decoder sees the states of an encoder"
+        return "the native kernel runs decoders and encoders, and this is an encoder–decoder"
     field = refused_field(spec)
     if field is not None:
         return f"the native path cannot do {field} = {getattr(spec, field)!r}"

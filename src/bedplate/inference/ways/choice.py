@@ -119,7 +119,7 @@ def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
     shown = others[:1] if torch_best in (None, *others[:1]) else [others[0], torch_best]
     if len(found.seconds) < len(ways):
         slower = [str(way) for way in ways if way not in found.seconds]
-        said.append(f"given up as slower before all was timed: {', '.join(slower)}")
+        said.append(f"ruled out as slower before every pass was timed: {', '.join(slower)}")
     said += [f"{way} takes {found.cost(way, use) / found.cost(best, use):.2f} times as long" for way in shown]
     return "; ".join(said)
 

@@ -28,7 +28,7 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
             raise UnsupportedModelError(f"model.preset {part.preset!r} is of a kind that cannot be trained on text")
         spec: TextSpec = _with(found, vocabulary, part.context)
     elif vocabulary is None:
-        raise ConfigError("how large the vocabulary is follows from the corpus, and it is not there; build it first")
+        raise ConfigError("the size of the vocabulary comes from the corpus, which does not exist yet; build it first")
     elif part.config is not None:
         spec = _from_config(family, {"vocab_size": vocabulary, **part.config}, part)
         if spec.vocab_size != vocabulary:

@@ -56,7 +56,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise TrainingError(f"{file} is damaged ({error}); delete it, and the run is gone on with") from error
+        raise TrainingError(f"{file} is damaged ({error}); delete it and run the same command to resume") from error
     return found if isinstance(found, dict) else {}
 
 

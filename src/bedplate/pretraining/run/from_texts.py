@@ -45,7 +45,9 @@ def texts_data(run: RunFile, out: Path, tokenizer: Tokenizer | None) -> RunData:
     learned = {one.name: _share(run, one, encoded[one.name]) for one in sources}
     tokens = {name: sum(map(len, documents.values())) for name, documents in learned.items()}
     if sum(tokens.values()) < LEAST_TOKENS:
-        raise DataError(f"the texts hold {sum(tokens.values()):,} tokens; fewer than {LEAST_TOKENS:,} train no model")
+        raise DataError(
+            f"the texts hold {sum(tokens.values()):,} tokens; at least {LEAST_TOKENS:,} are needed to train a model"
+        )
     per_token = {name: one.bytes / max(1, _all(encoded[name])) for name, one in ((s.name, s) for s in sources)}
     held = [
         HeldOut(s.name, list(e.held.values()), list(e.texts.values()), s.general) for s, e in _pairs(sources, encoded)

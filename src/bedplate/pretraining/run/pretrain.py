@@ -64,7 +64,7 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
     overrides: `key=value`, where `run` is a file's path.
 
     Raises ConfigError, DataError, UsageError (another process trains in `out`), TrainingError (a run begun otherwise;
-    a loss that is not finite) and KeyboardInterrupt, after which the same call goes on.
+    a loss that is not finite) and KeyboardInterrupt, after which the same call resumes.
     """
     run = run if isinstance(run, RunFile) else load_run(run, overrides)
     check_suites(run.evaluation.suites)

@@ -56,7 +56,7 @@ def read_ladder(
         raise UsageError(f"{other} was judged on other texts, or with another tokenizer, than {found[0][0].name}")
     points = [point for point, _ in found]
     if len(points) < 4:
-        raise UsageError(f"{len(points)} runs: a law of at least three and one to hold out are wanted")
+        raise UsageError(f"{len(points)} runs: at least 4 are needed: three to fit and one to hold out")
     *small, held = points
     law = fit(small, form)
     prediction = law.predict(held)

@@ -33,7 +33,7 @@ MOST_FAILURES = 3
 _BROKEN: dict[str, Any] = {
     "code": "server_error",
     "line": None,
-    "message": "the batch could not be brought to its end, because of an error in the server",
+    "message": "the batch could not be completed because of an error in the server",
     "param": None,
 }
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.

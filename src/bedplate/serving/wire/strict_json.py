@@ -40,7 +40,7 @@ def _need_text(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        message = f"the JSON holds the lone surrogate \\u{half:04x}, which is no text; leave it out"
+        message = f"the JSON holds the lone surrogate \\u{half:04x}, which is not valid text; remove it"
         raise RequestError(message, code="invalid_json") from None
 
 

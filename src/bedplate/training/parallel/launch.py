@@ -79,7 +79,8 @@ def launched(timeout: float = 1800.0) -> Generator[torch.device]:
     process = process_of(os.environ)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", process.local)
+        # Slurm may show each process its own device alone, as number 0
+        device = torch.device("cuda", process.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if process.address is None or process.world == 1:
         yield device

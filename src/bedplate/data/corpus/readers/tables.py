@@ -138,7 +138,7 @@ def json_lines(
                 yield _line(line if at else line.removeprefix(codecs.BOM_UTF8), f"{name}@{at}", column, id, name)
             at += len(line)
     except (EOFError, OSError, zlib.error, zstandard_error()) as error:
-        raise DataError(f"{name}: damaged behind byte {at} of its text: {error}; fetch the file again") from error
+        raise DataError(f"{name}: damaged after byte {at} of its text: {error}; fetch the file again") from error
 
 
 def zstandard_error() -> type[Exception]:
@@ -187,7 +187,7 @@ def _row_groups(path: Path) -> Iterator[Piece]:
     except UsageError:
         raise
     except Exception as error:  # pyarrow's own errors have no common base but this
-        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     for number in range(metadata.num_row_groups):
         size = metadata.row_group(number).total_byte_size
         yield Piece(every.path, size, every.stamp, number, number + 1)

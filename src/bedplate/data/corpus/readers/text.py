@@ -66,7 +66,7 @@ class CodeReader:
     def plan(self, source: Code, directory: Path, part_bytes: int) -> list[Part]:
         root = directory / Path(source.path).expanduser()
         if not root.is_dir():
-            raise DataError(f"source {source.name!r}: {root} is no folder of source code")
+            raise DataError(f"source {source.name!r}: {root} is not a folder")
         pieces = list(_tree(source, root, checked(source, source.languages)))
         if not pieces:
             raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
@@ -143,7 +143,7 @@ def as_code(id: str, content: bytes) -> Read:
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
             content = content.decode(encoding).encode("utf-8")
-        except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+        except (SyntaxError, UnicodeError, LookupError) as error:
             return Unread(id, "not_utf8", f"not in the encoding it declares: {error}")
     read = as_text(id, content)
     return read if isinstance(read, Unread) or language is None else RawDocument(id, read.text, {"language": language})

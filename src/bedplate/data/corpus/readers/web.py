@@ -104,6 +104,6 @@ def decoded(content: bytes, content_type: str) -> str | None:
     for name in filter(None, names):
         try:
             return content.decode(name)
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             continue
     return None

@@ -34,7 +34,7 @@ class Contamination:
     @classmethod
     def of(cls, against: Sequence[str], directory: Path, words: int) -> Contamination:
         """Read every text of the evaluations. A text of fewer words than `words` cannot be told and is not looked for.
-        DataError for what is no file, folder or suite, or holds no text of such a length."""
+        DataError for what is not a file, folder or suite, or holds no text of such a length."""
         grams: list[NDArray[np.uint64]] = []
         owners: list[NDArray[np.int32]] = []
         for number, name in enumerate(against):
@@ -83,7 +83,7 @@ def files(name: str, directory: Path) -> list[Path]:
     elif not place.exists():
         known = [one for one, item in CATALOG.items() if item.kind in {"suite", "dataset"}]
         hint = did_you_mean(nearest(name, known)) or f"the catalogue has {', '.join(known)}"
-        raise DataError(f"decontaminate: {name!r} is no file, folder, suite or data set; {hint}")
+        raise DataError(f"decontaminate: {name!r} is not a file, folder, suite or data set; {hint}")
     found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(_ENDS))
     if not found:
         raise DataError(f"decontaminate: {place} holds no file that ends in {', '.join(_ENDS)}")
