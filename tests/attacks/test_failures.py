@@ -31,7 +31,7 @@ class PanicException(BaseException):
 PANIC = Grammar("choice", '["panic"]')
 
 
-@pytest.mark.parametrize("method", ["fill", "without_mask", "advance", "forced"])
+@pytest.mark.parametrize("method", ["fill", "advance", "forced"])
 def test_a_panic_fails_the_request_that_it_was_met_in(tmp_path, monkeypatch, method):
     def panics(self: Matcher, *rest: object) -> object:
         raise PanicException("index out of bounds")

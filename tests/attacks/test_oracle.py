@@ -32,8 +32,8 @@ def test_a_guessed_prompt_of_a_skin_is_not_found_cached(target):
     assert usage["prompt_tokens_details"]["cached_tokens"] > 16
     found = target.post("/tokenize", json={"model": "writer", "messages": messages}, headers=head("them")).json()
     assert len(found["tokens"]) == usage["prompt_tokens"]
-    assert cached(target, "us", "tiny", tuple(found["tokens"])) == 0
-    assert cached(target, "us", "tiny", tuple(found["tokens"])) > 16  # their own, of a moment ago
+    assert cached(target, "curious", "tiny", tuple(found["tokens"])) == 0
+    assert cached(target, "curious", "tiny", tuple(found["tokens"])) > 16  # their own, of a moment ago
 
 
 @pytest.mark.parametrize("paged", [False, True])

@@ -157,7 +157,8 @@ def _exactly(name: str, arguments: Sequence[Any]) -> int | None:
             return len(text) + (text.count("\n") + 1) * abs(width)
         case "center" | "ljust" | "rjust" | "zfill", str(text), int(width), *_:
             return max(len(text), width)
-    return None
+        case _:
+            return None
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

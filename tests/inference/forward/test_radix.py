@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.forward.radix import Key, Node, RadixTree, salted
+from bedplate.inference.forward.prefix_keys import Key, salted
+from bedplate.inference.forward.radix import Node, RadixTree
 
 SIZE = 10
 

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import bedplate
 from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar_rules import Vocabulary, compiled, refused
@@ -135,7 +134,7 @@ class GrammarTrial(Closing):
 def _environment() -> dict[str, str]:
     """What the process needs to find Python's libraries and this package, and nothing else of its parent's."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    paths = [str(Path(bedplate.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 

@@ -95,6 +95,8 @@ class _Threads:
 def _work_on(waiting: _Work) -> None:
     while (one := waiting.get()) is not None:
         work, result = one
+        if not result.set_running_or_notify_cancel():
+            continue
         try:
             found = work()
         except BaseException as error:  # the caller's to judge

@@ -87,5 +87,5 @@ class Watchdog(Collector):
 
 def _stack_of(thread: int) -> str:
     """Where a thread is now, outermost first, without the values that its variables have."""
-    frame = sys._current_frames().get(thread)
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage] (the documented way)
     return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
