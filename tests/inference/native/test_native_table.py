@@ -49,7 +49,7 @@ DECODERS, ENCODERS = runs("decoder"), runs("encoder")
 
 
 def test_most_families_are_run() -> None:
-    assert len({name.split()[0] for name in DECODERS}) >= 20
+    assert len({name.split()[0] for name in DECODERS}) >= 19
     assert len({name.split()[0] for name in ENCODERS}) >= 4
 
 

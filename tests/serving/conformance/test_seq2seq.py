@@ -117,6 +117,7 @@ def together(server: Server, asked: Sequence[tuple[str, str, bool]]) -> list[str
         return [one.result() for one in replies]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 def test_skins_and_their_base_answer_in_one_batch_as_peft_does(written: Written, translator: Server) -> None:
     names = ("t5", *ADAPTERS)
     expected = {name: written.expected(name) for name in names}
