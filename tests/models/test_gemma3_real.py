@@ -101,6 +101,7 @@ def lora_skin(base: Base) -> Skin:
 
 @pytest.mark.slow
 @pytest.mark.real
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 def test_the_export_is_gemma3_to_transformers_and_its_skin_a_lora_to_peft(base: Base, tmp_path: Path) -> None:
     import peft
     import transformers
