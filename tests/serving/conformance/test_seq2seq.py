@@ -125,6 +125,8 @@ def test_skins_and_their_base_answer_in_one_batch_as_peft_does(written: Written,
     assert all(len({*texts}) == len(TEXTS) for texts in expected.values())
     with translator.client as client:
         assert {model.id for model in client.models.list()} == {*names}
+        for name in ADAPTERS:  # which are loaded when they are first asked
+            assert said(client, name, TEXTS[0], False).strip() == expected[name][0]
     asked = [(name, text, stream) for text in TEXTS for name in names for stream in (False, True)]
     before = translator.state.registry.engine.stats()
     found = together(translator, asked)

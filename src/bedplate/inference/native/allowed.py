@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from bedplate.models.specs.transformer import (
+    Experts,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -61,15 +62,15 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     scaling = rope.scaling
     if type(scaling) is LongRopeScaling and spec.context_length > scaling.original_context:
         return False
-    if scaling is not None and not _is_of(scaling, _SCALINGS.get(type(scaling), ())):
+    if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False
     return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved)
 
 
-def _is_of(part: Any, names: Iterable[str]) -> bool:
-    """Whether these fields say all of it: others have their defaults."""
+def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
+    """Whether it is of this kind, and these fields say all of it: others have their defaults."""
     given = {name: getattr(part, name) for name in names}
-    return bool(given) and part == type(part)(**given)
+    return bool(given) and part == kind(**given)
 
 
 def _scales(spec: TransformerSpec) -> bool:
@@ -82,7 +83,7 @@ def _scales(spec: TransformerSpec) -> bool:
 
 
 def _experts(spec: TransformerSpec) -> bool:
-    return spec.experts is None or _is_of(spec.experts, _EXPERTS)
+    return spec.experts is None or _is_of(spec.experts, Experts, _EXPERTS)
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
