@@ -180,6 +180,11 @@ def test_settings_over_a_preset() -> None:
     chosen = rules_of("code", {"personal": None, "code": {"max_line": 5}, "gopher": {}}, TOOLS)
     assert [name for name, _ in chosen] == ["length", "gopher", "code"]
     assert (chosen[2][1](Draft("x = 1000\n" * 30, {}, TOOLS)) or "").startswith("long_line")
+    others = rules_of("code", {"gopher": {}, "c4": {"min_sentences": 9}, "personal": None}, TOOLS, recipes=False)
+    assert [name for name, _ in others] == ["length", "code"], "settings of another preset's rules add none"
+    judging = Tools(judges={"s": lambda texts: [1.0 for _ in texts]})
+    of_none = rules_of("code", {"judged": {"skin": "s", "label": "x"}}, judging, recipes=False)
+    assert [name for name, _ in of_none] == ["length", "code", "judged", "personal"]
     assert set().union(*PRESETS.values()) <= set(RULES)
     for over, message in (
         ({"gofer": {}}, "no rule 'gofer'; did you mean 'gopher'"),

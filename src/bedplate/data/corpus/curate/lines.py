@@ -42,14 +42,14 @@ def c4(settings: C4Settings, tools: Tools) -> Rule:
         watched = lorem or javascript or bool(policies)
         bracket = settings.curly_bracket and "{" in draft.text
         for whole in draft.text.splitlines():
-            line, words = whole.strip(), whole.split()
-            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in words):
+            line = whole.strip()
+            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in whole.split()):
                 continue
             if settings.citations and "[" in line:
                 line = _CITATIONS.sub("", line)
             if settings.punctuated and (not line.endswith(_ENDS) or line.endswith("...")):
                 continue
-            if len(words) < settings.min_words_per_line:
+            if len(whole.split(None, settings.min_words_per_line)) < settings.min_words_per_line:
                 continue
             lower = line.lower() if watched else ""
             if lorem and "lorem ipsum" in lower:

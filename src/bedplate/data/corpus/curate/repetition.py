@@ -69,21 +69,34 @@ def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str
         grams, size = longer(grams, words.hash, size), n
         if not len(grams):
             return None
-        listed = grams.tolist() if n in settings.top or n in settings.duplicate else []
-        if n in settings.top:
-            at, count = _most_frequent(listed)
+        if n not in settings.top and n not in settings.duplicate:
+            continue
+        again, often = _repeated(grams)
+        longest = int((before[n:] - before[:-n]).max())
+        # what no n-gram of these can reach is not counted
+        if n in settings.top and (longest + n - 1) * often / characters > settings.top[n]:
+            at, count = _most_frequent(grams.tolist())
             share = (int(before[at + n] - before[at]) + n - 1) * count / characters
             if share > settings.top[n]:
                 return f"top_{n}_gram: {share:.3f} of characters"
-        if n in settings.duplicate:
-            if len(set(listed)) == len(listed):
-                if n >= max((0, *settings.top)):
-                    return None  # nor does a longer one occur twice
-                continue
+        if not again and n >= max((0, *settings.top)):
+            return None  # nor does a longer one occur twice
+        if n in settings.duplicate and longest * again / characters > settings.duplicate[n]:
             share = _said_again(grams, before, n) / characters
             if share > settings.duplicate[n]:
                 return f"duplicate_{n}_grams: {share:.3f} of characters"
     return None
+
+
+def _repeated(grams: NDArray[np.uint64]) -> tuple[int, int]:
+    """How many came before, and how often the most frequent occurs."""
+    ordered = np.sort(grams)
+    same = ordered[1:] == ordered[:-1]
+    again = int(np.count_nonzero(same))
+    if not again:
+        return 0, 1
+    ends = np.flatnonzero(~same)
+    return again, int(np.diff(ends, prepend=-1, append=len(same)).max())
 
 
 def _most_frequent(grams: list[int]) -> tuple[int, int]:
