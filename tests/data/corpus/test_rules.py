@@ -137,6 +137,19 @@ def test_the_outcome_and_the_reason_are_datatroves(
     assert len(seen) > 2
 
 
+def test_sentences_are_counted_as_datatrove_has_spacy_count_them(texts: list[str]) -> None:
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    theirs = load_word_tokenizer("en")
+    odd = ["", "...", "? Who", "A. b", "A.  b. .", "Wait... what?! No.", "Mr. Smith went. U.S. law!", "(He left.) She.",
+           "a.\tb", "x\u00a0y. z", "«Oui.» Non。 Ja", "IS_ALPHA is. so", "1. 2. 3", "- . -", "end."]  # fmt: skip
+    counted: set[int] = set()
+    for line in [*odd, *(line.strip() for text in texts[-60:] for line in text.splitlines()[:4])]:
+        counted.add(TOOLS.vocabulary.sentences(line))
+        assert TOOLS.vocabulary.sentences(line) == len(theirs.span_tokenize(line)), line
+    assert len(counted) > 4
+
+
 def test_personal_data_is_replaced_as_datatrove_does(texts: list[str]) -> None:
     from datatrove.pipeline.formatters.pii import PIIFormatter
 

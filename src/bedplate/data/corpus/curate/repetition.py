@@ -4,8 +4,6 @@ are those of datatrove's filter.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
@@ -71,11 +69,11 @@ def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str
             return None
         if n not in settings.top and n not in settings.duplicate:
             continue
-        again, often = _repeated(grams)
+        again = _repeated(grams)
         longest = int((before[n:] - before[:-n]).max())
         # what no n-gram of these can reach is not counted
-        if n in settings.top and (longest + n - 1) * often / characters > settings.top[n]:
-            at, count = _most_frequent(grams.tolist())
+        if n in settings.top and (longest + n - 1) * (again + 1) / characters > settings.top[n]:
+            at, count = _most_frequent(grams)
             share = (int(before[at + n] - before[at]) + n - 1) * count / characters
             if share > settings.top[n]:
                 return f"top_{n}_gram: {share:.3f} of characters"
@@ -88,24 +86,17 @@ def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str
     return None
 
 
-def _repeated(grams: NDArray[np.uint64]) -> tuple[int, int]:
-    """How many came before, and how often the most frequent occurs."""
+def _repeated(grams: NDArray[np.uint64]) -> int:
+    """How many came before."""
     ordered = np.sort(grams)
-    same = ordered[1:] == ordered[:-1]
-    again = int(np.count_nonzero(same))
-    if not again:
-        return 0, 1
-    ends = np.flatnonzero(~same)
-    return again, int(np.diff(ends, prepend=-1, append=len(same)).max())
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
-def _most_frequent(grams: list[int]) -> tuple[int, int]:
+def _most_frequent(grams: NDArray[np.uint64]) -> tuple[int, int]:
     """Where it is first, and how often it occurs; of several so frequent the one that came first."""
-    counts = Counter(grams)
-    largest = max(counts.values())
-    if largest == 1:
-        return 0, 1
-    return grams.index(next(gram for gram, count in counts.items() if count == largest)), largest
+    _, first, count = np.unique(grams, return_index=True, return_counts=True)
+    largest = count.max()
+    return int(first[count == largest].min()), int(largest)
 
 
 def _said_again(grams: NDArray[np.uint64], before: NDArray[np.int64], n: int) -> int:

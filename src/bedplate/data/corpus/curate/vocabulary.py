@@ -51,19 +51,37 @@ class Vocabulary:
     def _forget(self) -> None:
         self._numbers: dict[str | bytes, int] = {}
         self._remembered = _Remembered(self._of_stretch)
-        self._split = _spacy(self._language, self._tokenizer) if self._apart else None
+        self._split, self._sentence_ends = (
+            _spacy(self._language, self._tokenizer) if self._apart else (None, frozenset())
+        )
         size = 1 << 12
         self._length, self._hash = np.zeros(size, np.int64), np.zeros(size, np.uint64)
         self._symbol, self._alpha, self._stop = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.int64)
+        self._ends, self._punct = np.zeros(size, bool), np.zeros(size, bool)
 
     def words(self, text: str) -> Words:
         """The words of a text."""
+        if self._apart:
+            return Words(self, self._numbered(text.split()))
+        self._make_room()
+        return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
+
+    def sentences(self, text: str) -> int:
+        """How many there are, as datatrove has spaCy count them: one begins with the first word behind an end."""
+        stretches = text.split(" ")
+        if self._split is None or "IS_ALPHA" in text or stretches != text.split():
+            return len(self._tokenizer.span_tokenize(text))  # other white space is a word to spaCy
+        numbers = self._numbered(stretches)
+        ended = np.cumsum(self._ends[numbers])[~self._punct[numbers]]
+        return 1 + int(np.count_nonzero(np.diff(ended, prepend=0)))
+
+    def _numbered(self, stretches: list[str]) -> NDArray[np.int64]:
+        self._make_room()
+        return np.frombuffer(b"".join(map(self._remembered.__getitem__, stretches)), np.int64)
+
+    def _make_room(self) -> None:
         if max(len(self._remembered), len(self._numbers)) > _MOST:
             self._forget()
-        if not self._apart:
-            return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
-        found = b"".join(map(self._remembered.__getitem__, text.split()))
-        return Words(self, np.frombuffer(found, np.int64))
 
     def least(self, text: str) -> int:
         """A count that is not above that of a text's words: each stretch has one."""
@@ -71,18 +89,19 @@ class Vocabulary:
 
     def _of_stretch(self, stretch: str) -> bytes:
         if self._split is None:
-            words = self._tokenizer.word_tokenize(stretch)
+            found = [self._number(word) for word in self._tokenizer.word_tokenize(stretch) if word]
         else:  # datatrove leaves this string out, which the tokenizer cannot read
-            words = [token.text.strip() for token in self._split(stretch.replace("IS_ALPHA", ""))]
-        return np.array([self._number(word) for word in words if word], np.int64).tobytes()
+            tokens = self._split(stretch.replace("IS_ALPHA", ""))
+            found = [self._number(word, token.is_punct) for token in tokens if (word := token.text.strip())]
+        return np.array(found, np.int64).tobytes()
 
-    def _number(self, word: str) -> int:
+    def _number(self, word: str, punct: bool = False) -> int:
         key = word if len(word) <= _LONGEST else hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
         found = self._numbers.get(key)
         if found is None:
             found = self._numbers[key] = len(self._numbers)
             if found == len(self._length):
-                for name in ("_length", "_hash", "_symbol", "_alpha", "_stop"):
+                for name in ("_length", "_hash", "_symbol", "_alpha", "_stop", "_ends", "_punct"):
                     old = getattr(self, name)
                     setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
             self._length[found] = len(word)
@@ -90,6 +109,8 @@ class Vocabulary:
             self._symbol[found] = all(c in self._punctuation for c in word)
             self._alpha[found] = any(c.isalpha() for c in word)
             self._stop[found] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
+            self._ends[found] = word in self._sentence_ends
+            self._punct[found] = punct or self._ends[found]
         return found
 
     @property
@@ -156,13 +177,15 @@ def _datatrove(language: str) -> tuple[set[str], Any]:
     return PUNCTUATION_SET, tokenizer
 
 
-def _spacy(language: str, tokenizer: Any) -> Any:
-    """What splits for spaCy, alone: without the sentences that datatrove's object finds as well. None where the
-    language is split by another program."""
+def _spacy(language: str, tokenizer: Any) -> tuple[Any, frozenset[str]]:
+    """What splits for spaCy, alone, and what ends a sentence to it: without the sentences that datatrove's object finds
+    as well. None where the language is split by another program."""
     from datatrove.utils.word_tokenizers import SpaCyTokenizer
 
     if not isinstance(tokenizer, SpaCyTokenizer):
-        return None
+        return None, frozenset()
     import spacy
+    from spacy.pipeline import Sentencizer
 
-    return spacy.blank(language if tokenizer.language is None else tokenizer.language).tokenizer
+    split = spacy.blank(language if tokenizer.language is None else tokenizer.language).tokenizer
+    return split, frozenset(Sentencizer.default_punct_chars)
