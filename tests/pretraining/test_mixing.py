@@ -57,7 +57,7 @@ def test_mixtures_are_spread_and_more_of_them_keep_the_first() -> None:
         design(FIRST, ALL, 2000, 3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.001, 1), st.floats(0.05, 1)), min_size=2, max_size=6).filter(
         lambda sources: sum(most for _, most in sources) >= 1
@@ -131,7 +131,7 @@ def test_a_planted_best_is_found_and_intervals_hold_it() -> None:
     true, least = every[goal.argmin()], goal.min()
     before = planted(FIRST[None]).mean()
     held = gained = 0
-    for seed in range(6):
+    for seed in range(4):
         shares = design(FIRST, ALL, 18, seed)
         draw = np.random.default_rng(seed)
         losses = planted(shares) * np.exp(draw.normal(0, 0.003, (18, 3)))
@@ -147,8 +147,8 @@ def test_a_planted_best_is_found_and_intervals_hold_it() -> None:
         held += sum(one.low <= loss <= one.high for one, loss in zip(found.losses, reached, strict=True))
         held += sum(one.low <= share <= one.high for one, share in zip(found.shares, true, strict=True))
         gained += abs(found.gain.value - (before - reached.mean())) < 0.3 * (before - least)
-    assert held >= 27, "36 intervals of 90%"
-    assert gained >= 5
+    assert held >= 18, "24 intervals of 90%"
+    assert gained >= 3
 
 
 def test_what_the_goal_does_not_count_is_given_up_and_noise_explains_nothing() -> None:
@@ -318,7 +318,9 @@ def test_small_runs_are_trained_and_judged(tmp_path: Path) -> None:
     }
     write_corpus(tmp_path / "corpus", texts, valid=6)
     data = {"corpus": "corpus", "mixture": {"weights": {"one": 3, "two": 1}}}
-    run = tiny_run(tmp_path, data=data, tokens=4096, model={"params": "60k", "context": 32}, evaluation={"tokens": 512})
+    run = tiny_run(
+        tmp_path, data=data, tokens=4096, model={"params": "120k", "context": 32}, evaluation={"tokens": 512}
+    )
     found = search(run, tmp_path / "out", runs=5, goal={"two": 1.0})
     shares = np.array([one.shares["two"] for one in found.proxies])
     losses = np.array([one.losses["two"] for one in found.proxies])

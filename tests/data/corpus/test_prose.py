@@ -84,7 +84,7 @@ def test_what_the_default_preset_does_to_prose(lid_176: Path, tmp_path: Path) ->
         "empty": " ",
         "german": GERMAN,
         "again": "\n".join([lines[0]] * 9),
-        "few": lines[0],
+        "few": " ".join(lines[:2]),
         "braces": ENGLISH.replace("river", "{river}"),
         "short": "\n".join(" ".join(ENGLISH.split()[at : at + 4]) for at in range(0, 120, 4)),
     }

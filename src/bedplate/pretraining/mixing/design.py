@@ -32,8 +32,8 @@ def design(first_K: Shares, most_K: Shares, count: int, seed: int) -> Shares:
 
     if count > MOST:
         raise UsageError(f"{count} runs: at most {MOST} are possible")
-    sobol: Any = qmc.Sobol(len(first_K) + 1, scramble=True, seed=seed)
-    drawn = np.clip(sobol.random_base2(10)[: count - 1], 1e-6, 1 - 1e-6)
+    sobol: Any = qmc.Sobol  # which calls the seed `rng` from some version on, and takes both
+    drawn = np.clip(sobol(len(first_K) + 1, scramble=True, seed=seed).random_base2(10)[: count - 1], 1e-6, 1 - 1e-6)
     around_K = np.sqrt(np.maximum(first_K, 1e-3))  # flatter than the first: rare sources are tried, too
     around_K /= around_K.mean()
     which = (drawn[:, 0] * len(_CONCENTRATIONS)).astype(np.int64)
