@@ -30,7 +30,9 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
     try:
         for name, stream in files(archive, lambda name: _wanted(name, members)):
             if stream is None:
-                raise HubError(f"{archive.name}: {name} is not a plain file; only plain files are unpacked")
+                raise HubError(
+                    f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are unpacked"
+                )
             member = next(m for m in members if name == m or (m.endswith("/") and name.startswith(m)))
             relative = name[len(member) :] if member.endswith("/") else name.rpartition("/")[2]
             if member.endswith("/") and len(folders) > 1:
