@@ -31,7 +31,8 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
         for name, stream in files(archive, lambda name: _wanted(name, members)):
             if stream is None:
                 raise HubError(
-                    f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are unpacked"
+                    f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are "
+                    "unpacked"
                 )
             member = next(m for m in members if name == m or (m.endswith("/") and name.startswith(m)))
             relative = name[len(member) :] if member.endswith("/") else name.rpartition("/")[2]
