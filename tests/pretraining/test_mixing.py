@@ -310,6 +310,7 @@ def test_on_the_command_line(corpus: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert err.startswith("error: --")
 
 
+@pytest.mark.slow
 def test_small_runs_are_trained_and_judged(tmp_path: Path) -> None:
     """What is to be read is learned from: text of one source alone says nothing of the other's."""
     texts = {
