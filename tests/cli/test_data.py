@@ -53,6 +53,11 @@ def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture
     assert run("data", "build", recipe, "split.valid=0.4", "--out", out, "--processes", "1", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["new"], again["kept"], again["documents"]) == (False, 3, 5)
+    bracket = recipe.parent / "c[red]x"
+    for _ in range(2):
+        assert run("data", "build", recipe, "--out", bracket, "--processes", "1") == 0
+        said = capsys.readouterr().out.replace("\n", "")
+    assert f"{bracket} is already built" in said
     assert run("data", "funnel", out, "--page", page, "--json") == 0
     assert json.loads(capsys.readouterr().out)["steps"][1]["reasons"] == {"copy": 1}
     text = page.read_text()
