@@ -27,6 +27,7 @@ from bedplate.inference.ways.way import Way, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report
+from masks import CHOSEN
 from peers import BASE, generations, prompt_tokens
 
 PROMPT, ANSWER, GOAL = 256, 96, 0.9
@@ -68,7 +69,7 @@ def compare(level: str, repeats: int) -> Row:
         print(f"  {name}: {ANSWER / taken:.1f} tokens/s")
     best = min(seconds, key=lambda name: seconds[name])
     ours = ANSWER / seconds[str(default.way)]
-    return Row(f"defaults_{level}", ours, ANSWER / seconds[best], "tokens/s", f"fastest: {best}", "-", GOAL)
+    return Row("defaults", ours, ANSWER / seconds[best], "tokens/s", f"fastest: {best}", "-", GOAL)
 
 
 def main() -> None:
@@ -88,6 +89,8 @@ def main() -> None:
         environment = os.environ | MASKS.get(level, {})
         if level != "none":
             environment |= {LEVEL: level}
+        if level not in (here[0], "none"):
+            environment |= {CHOSEN: level}
         command = [sys.executable, __file__, "--level", level, "--repeats", str(arguments.repeats)]
         subprocess.run(command, env=environment, check=True)
 

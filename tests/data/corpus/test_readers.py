@@ -88,6 +88,16 @@ def test_the_standard_library(tmp_path: Path) -> None:
     assert len(first) == len(parts[0].pieces)
 
 
+def test_the_whole_tree_of_the_standard_library(tmp_path: Path) -> None:
+    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib, everything: true}]", Recipe, "r.yaml")
+    parts = READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1 << 40)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = {Path(piece.path).relative_to(root).as_posix() for part in parts for piece in part.pieces}
+    every = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+    assert names == {name for name in every if not {"site-packages", "dist-packages"} & set(Path(name).parts)}
+    assert {"ast.py", "encodings/cp1252.py"} <= names
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=8), max_size=12), st.integers(1, 40), st.booleans())
 def test_every_line_is_in_one_stretch(rows: list[str], size: int, ended: bool) -> None:

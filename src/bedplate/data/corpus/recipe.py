@@ -101,9 +101,11 @@ class Hub(_Source):
 
 
 class StandardLibrary(_Source):
-    """The running interpreter's own standard library: each module a document."""
+    """The running interpreter's own standard library: each module a document. everything: its tests, tables and what
+    programs wrote as well, as the tree lies there; without packages that were installed beside it."""
 
     kind: Literal["stdlib"]
+    everything: bool = False
     licence: str | None = "PSF-2.0"
 
 

@@ -63,8 +63,9 @@ class DataPart(Strict):
     """A corpus directory that was built already, or the recipe that it is built from, or texts as they are (`sources`).
 
     held_out: share of the documents that are kept from training, to be judged on; a corpus has its own.
-    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it. mixture: of a
-    corpus, how its sources are mixed. general: sources of a corpus that are not to be learned but may be forgotten.
+    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it; 0: it is only
+    judged on, as what is forgotten without replay. mixture: of a corpus, how its sources are mixed. general: sources of
+    a corpus that are not to be learned but may be forgotten.
     """
 
     corpus: str | None = None
@@ -72,7 +73,7 @@ class DataPart(Strict):
     sources: tuple[TextSource, ...] = ()
     tokenizer: TokenizerPart | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict[str, float])
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict[str, float])
     mixture: MixtureConfig | None = None
     general: tuple[str, ...] = ()
 

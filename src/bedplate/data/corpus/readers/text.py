@@ -78,15 +78,15 @@ class CodeReader:
 
 
 class StandardLibraryReader:
-    """kind: stdlib. Without the tests and what is not the library itself."""
+    """kind: stdlib. Without the tests and what is not the library itself, unless everything is asked for."""
 
-    left_out = frozenset(
-        ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "site-packages", "dist-packages")
-    )
+    installed = frozenset(("site-packages", "dist-packages"))
+    left_out = installed | {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
 
     def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[Part]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        paths = sorted(p for p in root.rglob("*.py") if not self.left_out & set(p.relative_to(root).parts[:-1]))
+        without = self.installed if source.everything else self.left_out
+        paths = sorted(p for p in root.rglob("*.py") if not without & set(p.relative_to(root).parts[:-1]))
         if not paths:
             raise DataError(f"{root} holds no source code; this Python comes without its library's source")
         return grouped(source, root, map(whole, paths), part_bytes)
