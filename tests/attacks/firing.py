@@ -16,6 +16,8 @@ read a little at a time, and never to its end. twice: two requests in one writin
 
 ANSWER_SECONDS = 30.0
 """What was sent whole is answered by then."""
+UNFRAMED_SECONDS = 0.5
+"""For what says that more comes, and may well be waited for."""
 MOST_READ = 64 * 1024 * 1024
 
 
@@ -93,15 +95,16 @@ async def _fired(
         return Outcome()
     outcome = Outcome()
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS if shot.framed else UNFRAMED_SECONDS):
             for _ in range(2 if shot.manner == "twice" else 1):
                 await _read_reply(reader, outcome, shot.method == "HEAD")
                 if outcome.mistake or not outcome.statuses:
                     return outcome
-            if shot.manner != "twice" and await reader.read(1):
+            # What is not understood is answered as if it were no HEAD.
+            if shot.manner != "twice" and shot.method != "HEAD" and await reader.read(1):
                 outcome.mistake = "more than one answer"
     except TimeoutError:
-        outcome.mistake = f"no whole answer in {ANSWER_SECONDS:g} s"
+        outcome.mistake = f"no whole answer in {ANSWER_SECONDS:g} s" if shot.framed else ""
     except ConnectionError:  # what is closed while we still write may lose its answer
         pass
     except asyncio.IncompleteReadError:

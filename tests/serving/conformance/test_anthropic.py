@@ -138,6 +138,7 @@ REFUSED = [
     ({"messages": []}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
     ({"messages": [{"role": "system", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "messages[0].content[0].type"),
@@ -153,7 +154,9 @@ REFUSED = [
     ({"stop_sequences": [""]}, "stop_sequences"),
     ({"thinking": {"type": "sometimes"}}, "thinking"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": [], "name": "a"}]}, "tools[0].type"),
     ({"tool_choice": {"type": "perhaps"}}, "tool_choice"),
+    ({"tool_choice": {"type": {}}}, "tool_choice"),
     ({"modle": "tiny"}, "modle"),
 ]
 

@@ -146,7 +146,7 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
     if unknown is not None:
         raise RequestError(f"unknown field '{where}.{unknown}'", param=f"{where}.{unknown}", code="unknown_parameter")
     role, content = message.get("role"), message.get("content")
-    if role not in {"user", "assistant"}:
+    if role not in ("user", "assistant"):  # it may be of any kind, also of those that no set holds
         raise _wrong(f"{where}.role", "the roles are user and assistant; a system prompt is the field system")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
@@ -234,7 +234,7 @@ def _tool_of(tool: Any, index: int) -> dict[str, Any]:
     where = f"tools[{index}]"
     if not isinstance(tool, dict):
         raise _wrong(where, "a tool is an object with name and input_schema")
-    if tool.get("type") not in {None, "custom"}:
+    if tool.get("type") not in (None, "custom"):
         raise _wrong(f"{where}.type", f"tools of type {str(tool['type'])[:60]!r} are not supported; only your own are")
     function = {name: value for name, value in tool.items() if name not in {"type", "input_schema", *_HINTS}}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
@@ -249,7 +249,7 @@ def _choice_of(choice: dict[str, Any] | None) -> dict[str, Any]:
     if kind == "tool":
         named = {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
         return {"tool_choice": named, **parallel}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise _wrong("tool_choice.type", f"it must be {', '.join(_CHOICES)} or tool")
     return {"tool_choice": _CHOICES[kind], **parallel}
 
