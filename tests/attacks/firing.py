@@ -16,6 +16,8 @@ read a little at a time, and never to its end. twice: two requests in one writin
 
 ANSWER_SECONDS = 30.0
 """What was sent whole is answered by then."""
+SLOW_SECONDS = 0.6
+"""How long one that reads slowly does so."""
 UNFRAMED_SECONDS = 0.5
 """For what says that more comes, and may well be waited for."""
 MOST_READ = 64 * 1024 * 1024
@@ -87,10 +89,10 @@ async def _fired(
         writer.transport.abort()
         return Outcome()
     if shot.manner == "slow":
-        for _ in range(draw.randrange(1, 12)):
-            if not await reader.read(draw.choice((1, 20, 300))):
-                break
-            await asyncio.sleep(0.03)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SLOW_SECONDS):
+                while await reader.read(draw.choice((1, 20, 300))):
+                    await asyncio.sleep(0.03)
         writer.transport.abort()
         return Outcome()
     outcome = Outcome()
