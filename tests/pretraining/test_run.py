@@ -224,6 +224,17 @@ def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: 
     assert load_base(found.base).identity.tokenizer_id == load_base(done.base).identity.tokenizer_id
 
 
+def test_the_end_may_be_judged_on_a_part(done: Pretrained, tmp_path: Path) -> None:
+    every = evaluations(done.directory)[-1]["held_out"]["lines"]
+    evaluation = {"baselines": False, "tokens": 60, "end_tokens": every["tokens"] // 2}
+    found = pretrain(tiny_run(tmp_path, tokens=512, evaluation=evaluation), tmp_path / "out")
+    first, last = (row["held_out"]["lines"]["documents"] for row in evaluations(found.directory)[-2:])
+    assert 0 < first < last < every["documents"]
+    drawn = 'aria-label="Held out"'  # of what was judged on the same documents
+    assert drawn in (done.directory / "page.html").read_text()
+    assert drawn not in (found.directory / "page.html").read_text()
+
+
 def test_a_text_of_weight_0_is_only_judged_on(tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     write_text(tmp_path / "new.txt", seed=1)

@@ -177,11 +177,12 @@ class CheckpointsPart(Strict):
 
 
 class EvaluationPart(Strict):
-    """tokens: held-out ones that a checkpoint is judged on at most (the end: all of them). prompts: what samples go on
-    from. suites: skills that are scored at checkpoints; items: of each, at most. baselines: gzip, xz and a 5-gram model
-    on the same held-out texts, at the end."""
+    """tokens: of each held-out text, so many that a checkpoint is judged on at most; end_tokens: the same at the end,
+    by default all of them. prompts: what samples go on from. suites: skills that are scored at checkpoints; items: of
+    each, at most. baselines: gzip, xz and a 5-gram model on the same held-out texts, at the end."""
 
     tokens: Count = 65_536
+    end_tokens: Count | None = None
     prompts: tuple[str, ...] = ()
     sample_tokens: Annotated[int, Field(ge=1)] = 48
     suites: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import io
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from bedplate.core.errors import ConfigError, DataError
@@ -147,8 +147,3 @@ def as_code(id: str, content: bytes) -> Read:
             return Unread(id, "not_utf8", f"not in the encoding it declares: {error}")
     read = as_text(id, content)
     return read if isinstance(read, Unread) or language is None else RawDocument(id, read.text, {"language": language})
-
-
-def chosen(names: Iterable[str], languages: frozenset[str]) -> list[str]:
-    """Of an archive's files those that are source code of these languages."""
-    return [name for name in names if language_of(name) in languages and is_own(name)]
