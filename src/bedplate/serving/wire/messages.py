@@ -14,7 +14,6 @@ from bedplate.serving.wire.strict_fields import RequestFields
 from bedplate.serving.wire.tools import ToolCall
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_PART = frozenset(("type", "text"))
 # A prompt's beginning is always cached.
 _PART_HINTS = frozenset(("cache_control",))
 
@@ -29,7 +28,7 @@ def _text_of(content: Any) -> Any:
             raise ValueError('a content part must be an object such as {"type": "text", "text": "…"}')
         if part["type"] != "text":
             raise ValueError(f"content parts of type {part['type'][:60]!r} are not supported; only text is")
-        if part.keys() - _PART_HINTS != _PART or not isinstance(part["text"], str):
+        if set(part) - _PART_HINTS != {"type", "text"} or not isinstance(part["text"], str):
             raise ValueError("a text part has the fields type, text and perhaps cache_control, and text is a string")
         texts.append(part["text"])
     if not texts:
