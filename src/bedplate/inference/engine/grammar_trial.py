@@ -156,9 +156,10 @@ def answer(asked: IO[bytes], told: IO[bytes]) -> None:
             _limit_memory(MEMORY_BYTES)
         else:
             _, number, kind, source = message
+            vocabulary, opened = vocabularies[int(number)]
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the signal ends the process
             try:
-                compiled(*vocabularies[number], Grammar(kind, source))
+                compiled(vocabulary, opened, Grammar(kind, source))
             except RequestError as refusal:
                 error = refusal.message
             signal.setitimer(signal.ITIMER_PROF, 0)
