@@ -9,7 +9,7 @@ import torch
 
 from bedplate.core.errors import UsageError
 from bedplate.core.measured import measured_once
-from bedplate.core.processor import processor, processor_name
+from bedplate.core.processor import processor, processor_kind, processor_name
 from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.training.kept import kept_bytes
@@ -87,7 +87,7 @@ def _does_not_fit(run: RunFile, total: float, free: float, held: dict[str, float
 
 def peak_flops(device: torch.device, dtype: str) -> float:
     """Operations a second of a square product, measured once for this machine."""
-    name = processor_name() if device.type == "cpu" else torch.cuda.get_device_name()
+    name = processor_kind() if device.type == "cpu" else torch.cuda.get_device_name()
     key = {
         "version": 1,
         "device": name,
