@@ -32,6 +32,7 @@ PAGES = (
     "skin-format",
     "new-rows",
     "pretraining",
+    "pretraining-examples",
     "training",
     "lineage",
     "serving",

@@ -124,6 +124,12 @@ def vader_news() -> Path:
     return _real("vader-news")
 
 
+@pytest.fixture(scope="session")
+def lid_176() -> Path:
+    """fastText's model of 176 languages."""
+    return _real("lid-176")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import sys
 

@@ -107,6 +107,42 @@ def test_a_mixed_batch_equals_separate_runs(make_decoder, monkeypatch, rows, lon
     assert_near(mixed, apart)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("laid", [True, False])
+@pytest.mark.parametrize("dora", [True, False])
+@pytest.mark.parametrize("way", ["rows", "flat", "places"])
+def test_infinities_of_one_adapter_stay_in_its_rows(make_decoder, way: str, dora: bool, laid: bool):
+    """0 times an infinity is NaN: what is not a row's own is left out and not multiplied. In the last feed-forward,
+    behind which no row sees another."""
+    decoder, last = make_decoder(), tuple(f"layers.1.feedforward.{name}" for name in ("gate", "up", "down"))
+    bank, config, other = (
+        Bank(decoder, slots=2),
+        LoraConfig(r=2, dora=dora, targets=last),
+        LoraConfig(r=3, targets=last),
+    )
+    good, drawn = bank.add(config, random_adapter(decoder, config, 0)), random_adapter(decoder, other, 1)
+    bad = bank.add(other, {k: v.sign() * 1e38 if k.endswith("A") else v for k, v in drawn.items()})
+    if laid:
+        lay_together(decoder)
+    slots = [good, bad, -1, good]
+    alone = torch.cat([run(decoder, bank, slot, TOKENS[i : i + 1]) for i, slot in enumerate(slots)])
+    segments = torch.arange(1, 5).repeat_interleave(6)[None]
+    flat, index = Inputs(TOKENS.reshape(1, -1), segments=segments), torch.tensor(slots).repeat_interleave(6)
+    if way == "rows":
+        mixed = run(decoder, bank, torch.tensor(slots))
+    elif way == "flat":
+        bank.select(index)
+        mixed = decoder(flat).hidden.view_as(alone)
+    else:
+        bank.select(None)
+        places = bank.fixed.take({good, bad}, 2)
+        assert places == 2
+        with bank.fixed.selected(torch.tensor([bank.fixed.place_of(slot) for slot in index.tolist()]), places):
+            mixed = decoder(flat).hidden.view_as(alone)
+    assert not mixed[1].isfinite().all()
+    assert_near(mixed[[0, 2, 3]], alone[[0, 2, 3]])
+
+
 def test_stacked_and_segmented_paths_agree(decoder):
     bank = Bank(decoder, slots=2)
     for seed, r in enumerate((2, 7)):

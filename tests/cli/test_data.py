@@ -53,6 +53,11 @@ def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture
     assert run("data", "build", recipe, "split.valid=0.4", "--out", out, "--processes", "1", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["new"], again["kept"], again["documents"]) == (False, 3, 5)
+    bracket = recipe.parent / "c[red]x"
+    for _ in range(2):
+        assert run("data", "build", recipe, "--out", bracket, "--processes", "1") == 0
+        said = capsys.readouterr().out.replace("\n", "")
+    assert f"{bracket} is already built" in said
     assert run("data", "funnel", out, "--page", page, "--json") == 0
     assert json.loads(capsys.readouterr().out)["steps"][1]["reasons"] == {"copy": 1}
     text = page.read_text()
@@ -102,7 +107,8 @@ def test_a_skin_judges(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     bar = max(((b - a, (a + b) / 2) for a, b in pairwise(ordered)))[1]
     assert ordered[-1] - ordered[0] > 1e-5
     rule = f"rules.judged={{skin: skin, label: good, at_least: {bar!r}}}"
-    assert run("data", "build", recipe, rule, "dedup.exact=false", "--out", place / "c", "--json") == 0
+    alone = ("--processes", "1")
+    assert run("data", "build", recipe, rule, "dedup.exact=false", "--out", place / "c", "--json", *alone) == 0
     kept = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
     assert kept == {name for name, score in scores.items() if score >= bar}
     assert fates_of(place / "c", f"{min(scores, key=scores.__getitem__)}.txt")[0].detail.startswith("good: 0.")

@@ -48,6 +48,16 @@ def test_an_epoch_holds_every_document_once(corpus: Corpus) -> None:
     assert loader.seen(loader.total) == {name: layout.rows for name, layout in loader.layouts.items()}
 
 
+def test_by_default_each_source_is_seen_once_however_full_its_rows_are(tmp_path: Path) -> None:
+    sources = {"full": ["x" * (ROW - 1)] * 40, "half": ["y" * (ROW // 2 + 8)] * 40}
+    loader = CorpusLoader(Corpus.open(write_corpus(tmp_path, sources)), ROW)
+    assert loader.total == 80
+    assert loader.seen(80) == {"full": 40, "half": 40}
+    assert {loader.place(index).epoch for index in range(80)} == {0}
+    weighted = CorpusLoader(loader.corpus, ROW, mixture=MixtureConfig(weights={"full": 3, "half": 1}))
+    assert weighted.seen(80) == {"full": 60, "half": 20}
+
+
 def test_only_documents_longer_than_a_row_are_split(corpus: Corpus) -> None:
     table = row_table(corpus, "b", "train", ROW, seed=0)
     lengths = corpus.documents("b", "train").lengths()

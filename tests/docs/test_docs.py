@@ -178,6 +178,8 @@ def _commands(text: str) -> None:
             section = help_of.split(f"## {title}\n")[1].split("\n## ")[0]
             for option in (word for word in words if word.startswith("--")):
                 assert option in section, line
+        elif words[:1] == ["pytest"]:
+            assert all((ROOT / word).exists() for word in words[1:] if word.startswith("tests/")), line
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), line
         else:

@@ -65,13 +65,14 @@ def send(request: BaseHTTPRequestHandler, status: int, body: bytes = b"", **head
 
 
 class FakeIndex(FakeServer):
-    """The simple repository API (PEP 691 JSON). `slow` seconds pass between the chunks of a file."""
+    """The simple repository API (PEP 691 JSON). `slow` seconds pass between the chunks of a file; `hashed`: files have
+    their sha256, and addresses relative to the page; `closed`: they are refused."""
 
     def __init__(self) -> None:
         super().__init__()
         self.files: dict[str, bytes] = {}
         self.slow = 0.0
-        self.cut = False
+        self.cut = self.hashed = self.closed = False
 
     @property
     def simple(self) -> str:
@@ -85,14 +86,20 @@ class FakeIndex(FakeServer):
         if kind == "simple":
             # file names of one project start with its normalised name
             files = [
-                {"filename": f, "url": f"{self.url}/files/{f}", "hashes": {}}
-                for f in self.files
+                {
+                    "filename": f,
+                    "url": f"../../files/{f}" if self.hashed else f"{self.url}/files/{f}",
+                    "hashes": {"sha256": hashlib.sha256(content).hexdigest()} if self.hashed else {},
+                }
+                for f, content in self.files.items()
                 if f.lower().replace("_", "-").startswith(name + "-")
             ]
             if not files:
                 return send(request, 404)
             body = json.dumps({"meta": {"api-version": "1.0"}, "name": name, "files": files})
             return send(request, 200, body.encode(), Content_Type="application/vnd.pypi.simple.v1+json")
+        if self.closed:
+            return send(request, 403)
         content = self.files[name]
         request.send_response(200)
         request.send_header("Content-Length", str(len(content)))

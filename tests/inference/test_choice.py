@@ -20,7 +20,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.library import load
-from bedplate.inference.native.packed import SOURCES, takes
+from bedplate.inference.native.sources import SOURCES, takes
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice

@@ -1,59 +1,98 @@
-"""LoRA on every decoder's family: attached by patterns, trained, merged, exported, and read by peft on the export."""
+"""LoRA on every decoder and encoder: attached by patterns, trained, merged, exported, and read by peft there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 import transformers
 from tests.near import assert_near
+from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
-from bedplate.adapters.peft import read_peft, write_peft
+from bedplate.adapters.peft import read_peft, task_type_of, write_peft
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import PackedBatch, TrainingExample
 from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.packing import pack_examples
 
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
 FURTHER = [("gemma4_text", 1)]
 """Examples beside the first whose parts have other names."""
-CASES = [
-    (name, 0)
-    for (format_, name), family in FAMILIES.items()
-    if format_ == "hf" and getattr(family.to_spec(family.examples[0]), "kind", None) == "decoder"
-] + FURTHER
 
 
-def logits(base: Base) -> torch.Tensor:
-    with torch.no_grad():
-        return base.model.head(base.model(Inputs(TOKENS)).hidden.flatten(0, 1)).unflatten(0, TOKENS.shape)
+def documents() -> PackedBatch:
+    """Packed ones, longer and shorter than windows."""
+    parts = [TOKENS[0].tolist(), TOKENS[1, :5].tolist(), TOKENS[1, 5:].tolist()]
+    return pack_examples(
+        [TrainingExample(tuple(ids), (False, *(True,) * (len(ids) - 1)), str(i)) for i, ids in enumerate(parts)]
+    )
 
 
-def trained(base: Base, bank: Bank, slot: int) -> None:
-    """Two steps on packed documents, longer and shorter than windows."""
-    documents = [TOKENS[0].tolist(), TOKENS[1, :5].tolist(), TOKENS[1, 5:].tolist()]
-    examples = [
-        TrainingExample(tuple(ids), (False, *(True,) * (len(ids) - 1)), str(i)) for i, ids in enumerate(documents)
-    ]
-    batch, objective = pack_examples(examples), OBJECTIVES["next_token"]()
+def logits(base: Base) -> Tensor:
+    return base.model.head(base.model(Inputs(TOKENS)).hidden.flatten(0, 1)).unflatten(0, TOKENS.shape)
+
+
+def next_token(base: Base) -> Tensor:
+    [term] = OBJECTIVES["next_token"]()({"policy": base.model}, documents()).values()
+    return term.total / term.weight
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is compared of a kind of model, what it is trained on, and how transformers and peft call it."""
+
+    ours: Callable[[Base], Tensor]
+    theirs: Callable[[Any], Tensor]
+    loss: Callable[[Base], Tensor]
+    auto: Any
+    task: str
+
+
+KINDS = {
+    "decoder": Kind(
+        logits, lambda model: model(TOKENS).logits, next_token, transformers.AutoModelForCausalLM, "CAUSAL_LM"
+    ),
+    "encoder": Kind(
+        lambda base: base.model(Inputs(TOKENS)).hidden,
+        lambda model: model(TOKENS).last_hidden_state,
+        lambda base: base.model(Inputs(TOKENS)).hidden[:, 0].square().mean(),
+        transformers.AutoModel,
+        "FEATURE_EXTRACTION",
+    ),
+}
+
+
+def kind_of(name: str) -> str:
+    family = FAMILIES["hf", name]
+    return str(family.to_spec(family.examples[0]).kind)
+
+
+CASES = [(name, 0) for format_, name in FAMILIES if format_ == "hf" and kind_of(name) in KINDS] + FURTHER
+
+
+def trained(base: Base, bank: Bank, slot: int, loss: Callable[[Base], Tensor]) -> None:
+    """Two steps."""
     parameters = [parameter for _, parameter in bank.parameters(slot)]
     optimizer = torch.optim.AdamW(parameters, lr=0.03)
     losses: list[float] = []
     for _ in range(2):
-        [term] = objective({"policy": base.model}, batch).values()
-        (term.total / term.weight).backward()
+        found = loss(base)
+        found.backward()
         assert all(parameter.grad is not None for parameter in parameters)
-        losses.append(float(term.total.detach()))
+        losses.append(float(found.detach()))
         optimizer.step()
         optimizer.zero_grad()
     assert losses[1] < losses[0]
@@ -65,34 +104,43 @@ def trained(base: Base, bank: Bank, slot: int) -> None:
 )  # peft's own, of experts
 @pytest.mark.parametrize(("name", "example"), CASES)
 def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path: Path) -> None:
-    family = FAMILIES["hf", name]
+    family, kind = FAMILIES["hf", name], KINDS[kind_of(name)]
     reference_of(family, family.examples[example], 0).save_pretrained(tmp_path / "theirs")
     base = load_base(tmp_path / "theirs")
     export_base(base, tmp_path / "base")
-    names = partial(hf_module_name, family.weights)
-    bank = Bank(base.model, hf_name=names)
+    bank = Bank(base.model, hf_name=partial(hf_module_name, family.weights))
     config = LoraConfig(r=2, alpha=6)
     slot = bank.add(config)
-    before = logits(base)
+    before = kind.ours(base).detach()
     bank.select(slot)
-    trained(base, bank, slot)
-    expected = logits(base)
+    trained(base, bank, slot, kind.loss)
+    expected = kind.ours(base).detach()
     assert not torch.allclose(before, expected, atol=1e-3)
 
     state = {key: tensor.detach().clone() for key, tensor in bank.state(slot).items()}
-    write_peft(tmp_path / "adapter", config, state, family.weights, base_name=str(tmp_path / "base"), spec=base.spec)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
+    task = task_type_of(family.weights)
+    write_peft(
+        tmp_path / "adapter",
+        config,
+        state,
+        family.weights,
+        base_name=str(tmp_path / "base"),
+        task_type=task,
+        spec=base.spec,
+    )
+    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == kind.task
+    model = kind.auto.from_pretrained(tmp_path / "base", attn_implementation="eager")
     theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     with torch.no_grad():
-        assert_near(theirs(TOKENS).logits, expected)
+        assert_near(kind.theirs(theirs), expected)
     again, read = read_peft(tmp_path / "adapter", family.weights)
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], state[key]) for key in state)
     assert all(again.scaling(path) == config.scaling(path) for path in again.targets)
 
     bank.merge(slot)
-    assert_near(logits(base), expected)
+    assert_near(kind.ours(base), expected)
     export_base(base, tmp_path / "merged")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
+    merged = kind.auto.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
     with torch.no_grad():
-        assert_near(merged(TOKENS).logits, expected)
+        assert_near(kind.theirs(merged), expected)

@@ -14,6 +14,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, UsageError
+from bedplate.data.corpus.recipe import load_recipe
 from bedplate.pretraining.plan import here
 from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.plan.here import device_bytes
@@ -23,7 +24,9 @@ from bedplate.pretraining.runfile.file import load_run
 from bedplate.training.config import TrainConfig
 from bedplate.training.optimizers import Optimization
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain" / "llama-3.1-8b.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain"
+EXAMPLE = EXAMPLES / "llama-3.1-8b.yaml"
+RUNS = sorted(path.stem for path in EXAMPLES.glob("*.yaml") if "run" in yaml.safe_load(path.read_text("utf-8")))
 
 
 def test_llama_on_64_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +40,24 @@ def test_llama_on_64_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["usd"] > 0
     # torchtitan's measured 6,667 tokens/s on each of 8 H100, compiled (https://arxiv.org/abs/2410.06511)
     assert found["tokens_per_second"] / 64 == pytest.approx(6667, rel=0.35)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_example_is_planned(name: str, tmp_path: Path) -> None:
+    """Where a file names what another command makes first, that corpus's recipe, or a tiny base, stands for it."""
+    path = EXAMPLES / f"{name}.yaml"
+    run = load_run(path)
+    if run.data.corpus is not None and run.hardware.device is None:
+        recipe = EXAMPLES / f"{Path(run.data.corpus).name}-data.yaml"
+        if (use := load_recipe(recipe).tokenizer.use) is not None:  # another corpus's tokenizer
+            recipe = EXAMPLES / f"{Path(use).name}-data.yaml"
+        run = load_run(path, ["data.corpus=null", f"data.recipe={recipe.name}"])
+    if run.base is not None:
+        run = load_run(path, [f"base={write_tiny_base(tmp_path / 'base')}", "batch.sequence=64"])
+    plan = plan_run(run)
+    assert plan["tokens"] >= plan["batch_tokens"]
+    assert plan["parameters"] > 0
+    assert plan["seconds"] > 0
 
 
 def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:

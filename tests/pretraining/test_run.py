@@ -17,10 +17,13 @@ from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.pretraining.run import judging
+from bedplate.pretraining.run.corpus import Rows
 from bedplate.pretraining.run.directory import evaluations, read_record
+from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
 from bedplate.pretraining.run.seen import SEEN
 from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.sources import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,33 @@ def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: 
     base = json.loads((found.base / "base.json").read_text())
     assert base["lineage"]["parent"] == load_base(done.base).identity.weights_id
     assert load_base(found.base).identity.tokenizer_id == load_base(done.base).identity.tokenizer_id
+
+
+def test_the_end_may_be_judged_on_a_part(done: Pretrained, tmp_path: Path) -> None:
+    every = evaluations(done.directory)[-1]["held_out"]["lines"]
+    evaluation = {"baselines": False, "tokens": 60, "end_tokens": every["tokens"] // 2}
+    found = pretrain(tiny_run(tmp_path, tokens=512, evaluation=evaluation), tmp_path / "out")
+    first, last = (row["held_out"]["lines"]["documents"] for row in evaluations(found.directory)[-2:])
+    assert 0 < first < last < every["documents"]
+    drawn = 'aria-label="Held out"'  # of what was judged on the same documents
+    assert drawn in (done.directory / "page.html").read_text()
+    assert drawn not in (found.directory / "page.html").read_text()
+
+
+def test_a_text_of_weight_0_is_only_judged_on(tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    write_text(tmp_path / "new.txt", seed=1)
+    sources = [{"name": name, "source": file, "lines": 8} for name, file in (("new", "new.txt"), ("old", "text.txt"))]
+    data = {"sources": sources, "tokenizer": {"vocab_size": 280}, "held_out": 0.1}
+    found = texts_data(tiny_run(tmp_path, data={**data, "weights": {"old": 0}}), tmp_path / "out", None)
+    assert [one.name for one in found.held] == ["new", "old"]
+    assert all(one.ids for one in found.held)
+    assert found.tokens["old"] == found.bytes["old"] == 0 < found.tokens["new"]
+    (step,) = [step for step, _ in zip(found.make(Rows(32, 8, 4), 1, ALONE), range(1), strict=False)]
+    assert sum(batch.counts["tokens/new"] for batch in step) > 0
+    assert sum(batch.counts["tokens/old"] for batch in step) == 0
+    with pytest.raises(DataError, match="the texts hold 0 tokens"):
+        texts_data(tiny_run(tmp_path, data={**data, "weights": {"old": 0, "new": 0}}), tmp_path / "out", None)
 
 
 def test_a_run_that_ended_before_anything_was_saved_may_change(tmp_path: Path) -> None:

@@ -7,14 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import DataError
 from bedplate.data.packing import pack_documents
+from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.placement import Placement
 from bedplate.training.batch import NO_TARGET, TrainingExample
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives import NextToken, Sft
 from bedplate.training.packing import common_prefix, pack_examples, rows_batch
 
 
@@ -121,6 +124,42 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
     torch.testing.assert_close(results[0][0], results[1][0])
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def spent(model: Decoder, row: int, lengths: list[int]) -> tuple[int, int]:
+    """Operations of a step's products, forwards and backwards, and bytes kept on the way, parameters aside."""
+    documents = [[(7 * number + i) % 61 for i in range(length)] for number, length in enumerate(lengths)]
+    batch = rows_batch(pack_documents(lengths, row).rows, documents, [str(i) for i in range(len(lengths))], row)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}  # held, so that no two have one place
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as operations:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = NextToken()({"policy": model}, batch)["next_token"].total
+        held = sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in own)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return operations.get_total_flops(), held
+
+
+@pytest.mark.parametrize(
+    ("row", "lengths"),
+    [
+        (2048, [1500] * 2 + [8] * 136),
+        (512, [40, 90, 25, 300, 60, 15, 150, 512] * 3 + [30, 70, 200, 124]),  # as in continued pretraining
+    ],
+)
+def test_a_step_costs_what_its_tokens_do_in_equal_rows(row: int, lengths: list[int], make_decoder) -> None:
+    """`benchmarks/packed.py` says it in seconds and megabytes."""
+    model, count = make_decoder(torch.float32), len(pack_documents(lengths, row).rows)
+    work, held = spent(model, row, lengths)
+    equal_work, equal_held = spent(model, row, [sum(lengths) // count] * count)
+    assert work <= 1.2 * equal_work
+    assert held <= 1.2 * equal_held
 
 
 @settings(deadline=None, max_examples=40)

@@ -78,10 +78,9 @@ class CorpusLoader:
         self._orders: dict[tuple[str, int], Permutation] = {}
 
     def _given_weights(self) -> Mapping[str, float]:
-        """The recipe's where it gives any, else each source's tokens."""
+        """The recipe's, where it gives any."""
         sources = [self.corpus.sources[name] for name in self._tables]
-        given = {source.name: source.weight for source in sources if source.weight is not None}
-        return given or {name: table.layout.tokens for name, table in self._tables.items()}
+        return {source.name: source.weight for source in sources if source.weight is not None}
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -34,10 +34,11 @@ class Stage(Strict):
 class MixtureConfig(Strict):
     """How sources are mixed.
 
-    weights: of every source, in any unit; by default what the corpus gives, or else its tokens. temperature: weights w
-    become w^(1/temperature), as in mT5 (https://arxiv.org/abs/2010.11934): 1 leaves them, larger ones even them out.
-    epochs: how often a source may be seen at most, for all or by name; its share then goes to the others. stages: other
-    weights later; `blend` says whether they change by steps or linearly from stage to stage.
+    weights: of every source, in any unit; by default what the corpus gives, or else its rows, so that an epoch of all
+    is one of each. temperature: weights w become w^(1/temperature), as in mT5 (https://arxiv.org/abs/2010.11934): 1
+    leaves them, larger ones even them out. epochs: how often a source may be seen at most, for all or by name; its
+    share then goes to the others. stages: other weights later; `blend` says whether they change by steps or linearly
+    from stage to stage.
     """
 
     weights: dict[str, Weight] | None = None
@@ -64,9 +65,9 @@ class Drawn(NamedTuple):
 class Mixture:
     """A pure function of its arguments: row → source and ordinal.
 
-    rows: how many rows each source has, by name; total: how long training is, in rows. tokens: the weights where the
-    config gives none. Raises ConfigError for names that there are not or that are left out, DataError where a weighted
-    source has no rows or all epochs together are too few.
+    rows: how many rows each source has, by name; total: how long training is, in rows. given: the weights where the
+    config gives none, by default the rows. Raises ConfigError for names that there are not or that are left out,
+    DataError where a weighted source has no rows or all epochs together are too few.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class Mixture:
         rows: Mapping[str, int],
         total: int,
         seed: int,
-        tokens: Mapping[str, float] | None = None,
+        given: Mapping[str, float] | None = None,
     ) -> None:
         self.names, self.total, self._seed = tuple(rows), total, seed
         self._linear = config.blend == "linear"
-        first = self._checked(dict(tokens or rows) if config.weights is None else config.weights, "weights", config)
+        first = self._checked(dict(given or rows) if config.weights is None else config.weights, "weights", config)
         self._stages = [(0.0, first)]
         for stage in config.stages:
             weights = self._checked(stage.weights, f"the stage at {stage.at:g}", config)

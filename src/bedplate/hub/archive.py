@@ -6,12 +6,16 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from bedplate.core.errors import DataError, HubError
 from bedplate.core.files import safe_join
+
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What reading an archive raises that cannot be unpacked. (zipfile: RuntimeError for one with a password or an unknown
+compression.)"""
 
 
 def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Path]:
@@ -24,7 +28,12 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
     written: list[Path] = []
     found: set[str] = set()
     try:
-        for name, stream in _files(archive, members):
+        for name, stream in files(archive, lambda name: _wanted(name, members)):
+            if stream is None:
+                raise HubError(
+                    f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are "
+                    "unpacked"
+                )
             member = next(m for m in members if name == m or (m.endswith("/") and name.startswith(m)))
             relative = name[len(member) :] if member.endswith("/") else name.rpartition("/")[2]
             if member.endswith("/") and len(folders) > 1:
@@ -35,7 +44,7 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
                 shutil.copyfileobj(stream, out, 1 << 20)
             written.append(target)
             found.add(member)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, DataError, FileExistsError) as error:
+    except (*DAMAGED, DataError, FileExistsError) as error:
         raise HubError(f"{archive.name}: cannot be unpacked: {error}") from error
     missing = [m for m in members if m not in found]
     if missing:
@@ -43,28 +52,29 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
     return written
 
 
-def _files(archive: Path, members: Sequence[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """The regular files of the archive that the members select, each with a stream of its content."""
+def _wanted(name: str, members: Sequence[str]) -> bool:
+    return any(name == m or (m.endswith("/") and name.startswith(m) and not name.endswith("/")) for m in members)
 
-    def wanted(name: str) -> bool:
-        return any(name == m or (m.endswith("/") and name.startswith(m) and not name.endswith("/")) for m in members)
 
+def files(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """What an archive holds under the names that are wanted, in its order, without folders: each with a stream of its
+    content, until the next is asked for; None for a link or a device. Raises one of DAMAGED, or OSError."""
     if archive.suffix in {".whl", ".zip"}:
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
-                if wanted(info.filename):
-                    if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                        raise HubError(
-                            f"{archive.name}: {info.filename} is a symbolic link; only plain files are unpacked"
-                        )
-                    with zipped.open(info) as stream:
-                        yield info.filename, stream
+                if info.is_dir() or not wanted(info.filename):
+                    continue
+                if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    yield info.filename, None
+                    continue
+                with zipped.open(info) as stream:
+                    yield info.filename, stream
         return
     with tarfile.open(archive, "r:*") as tarred:
         for entry in tarred:
-            if wanted(entry.name) and not entry.isdir():
-                stream = tarred.extractfile(entry) if entry.isfile() else None
-                if stream is None:
-                    raise HubError(f"{archive.name}: {entry.name} is not a plain file; only plain files are unpacked")
-                with stream:
-                    yield entry.name, stream
+            if entry.isdir() or not wanted(entry.name):
+                continue
+            stream = tarred.extractfile(entry) if entry.isfile() else None
+            yield entry.name, stream
+            if stream is not None:
+                stream.close()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import IO, Any
 
 import huggingface_hub
-from huggingface_hub import errors
 
-from bedplate.core.errors import HubError, UnknownItemError, UnreachableError
+from bedplate.hub.huggingface import answering
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,10 @@ class RemoteFile:
 
 def files(source: str, pattern: str = "**") -> tuple[str, str, list[RemoteFile]]:
     """Repository, commit and, sorted, the files of `hf:owner/name[@revision]` that fit the pattern. Raises
-    UnknownItemError, HubError (gated) or UnreachableError."""
+    UnknownItemError, HubError (gated, or access refused) or UnreachableError."""
     repository, _, revision = source.removeprefix("hf:").partition("@")
-    try:
+    with answering(source, "data set", revision or None):
         info = huggingface_hub.HfApi().dataset_info(repository, revision=revision or None, files_metadata=True)
-    except errors.GatedRepoError as error:
-        raise HubError(f"{source}: the data set is gated; accept its terms on its page and log in") from error
-    except errors.RevisionNotFoundError as error:
-        raise UnknownItemError(f"{source}: the data set has no revision {revision!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UnknownItemError(f"{source}: no such data set (or it is private and no token is set)") from error
-    except Exception as error:  # the transport's errors: which client that is has changed between versions
-        raise UnreachableError(f"{source}: the Hub cannot be reached: {_first(error)}; check the network") from error
     found = [
         RemoteFile(one.rfilename, one.size or 0, str(one.blob_id))
         for one in info.siblings or ()
@@ -49,13 +41,33 @@ def files(source: str, pattern: str = "**") -> tuple[str, str, list[RemoteFile]]
 def stream(repository: str, path: str) -> Generator[IO[bytes]]:
     """A file of `owner/name@commit`, read by ranges as it is asked for. UnreachableError where that breaks off."""
     name, _, commit = repository.partition("@")
-    try:
+    source = f"hf:{name}: {path}"
+    with answering(source, "data set", commit):
         remote: Any = huggingface_hub.HfFileSystem().open(f"datasets/{name}@{commit}/{path}", "rb")
-    except Exception as error:
-        raise UnreachableError(f"hf:{name}: {path} cannot be read: {_first(error)}; run the command again") from error
-    with remote:
-        yield remote
+    with remote, io.BufferedReader(_Remote(remote, source, commit), 1 << 16) as read:
+        yield read
 
 
-def _first(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+class _Remote(io.RawIOBase):
+    """A file of the Hub whose errors are ours: what fails on the way to it is no damage of the file."""
+
+    def __init__(self, file: Any, source: str, commit: str) -> None:
+        self._file, self._source, self._commit = file, source, commit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with answering(self._source, "data set", self._commit):
+            found = self._file.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)

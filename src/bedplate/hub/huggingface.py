@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.repocard import metadata_load
 
-from bedplate.core.errors import HubError, UnknownItemError, UnreachableError, UsageError
+from bedplate.core.errors import BedplateError, HubError, UnknownItemError, UnreachableError, UsageError
 from bedplate.core.files import sha256_file, sha256_json
 from bedplate.core.progress import console
 from bedplate.hub.cache import cache_directory
@@ -46,7 +48,7 @@ def snapshot(source: str, *, quiet: bool = False) -> Path:
     repository or revision), UnreachableError (no network; offline and not cached), HubError (gated; nothing to load).
     """
     reference = parse(source)
-    try:
+    with answering(source, "repository", reference.revision):
         patterns = _PATTERNS if reference.file is None else [reference.file, "LICENSE*", "README.md"]
         if not constants.HF_HUB_OFFLINE:
             patterns = [*patterns, *_gguf_files(reference)]
@@ -59,20 +61,42 @@ def snapshot(source: str, *, quiet: bool = False) -> Path:
                 tqdm_class=_quiet_bar() if quiet or not console(stderr=True).is_terminal else None,
             )
         )
+    return _content(source, directory, reference)
+
+
+@contextlib.contextmanager
+def answering(source: str, what: str, revision: str | None) -> Generator[None]:
+    """What the Hub or the way to it raises, as errors of ours: UnknownItemError, UnreachableError, HubError. what: what
+    the source is of, for messages."""
+    try:
+        yield
     except errors.GatedRepoError as error:
-        raise HubError(f"{source}: the repository is gated; accept its terms on its page and log in") from error
+        raise HubError(f"{source}: the {what} is gated; accept its terms on its page and log in") from error
     except errors.RevisionNotFoundError as error:
-        raise UnknownItemError(f"{source}: the repository has no revision {reference.revision!r}") from error
+        raise UnknownItemError(f"{source}: the {what} has no revision {revision!r}") from error
     except errors.RepositoryNotFoundError as error:
-        raise UnknownItemError(f"{source}: no such repository (or it is private and no token is set)") from error
+        raise UnknownItemError(f"{source}: no such {what} (or it is private and no token is set)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = (
             "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "it is not in the cache"
         )
         raise UnreachableError(f"{source}: the Hub cannot be reached, and {why}; check the network") from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(source, error) from error
     except (_TRANSPORT_ERROR, OSError) as error:
-        raise UnreachableError(f"{source}: the download failed: {str(error).splitlines()[0]}; run it again") from error
-    return _content(source, directory, reference)
+        raise UnreachableError(f"{source}: the download failed: {_first(error)}; run it again") from error
+
+
+def _refused(source: str, error: errors.HfHubHTTPError) -> BedplateError:
+    """An answer that is none of the Hub's own kinds of error."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status in {401, 403}:
+        return HubError(f"{source}: the Hub refuses access ({status}): {_first(error)}; check the token (HF_TOKEN)")
+    return UnreachableError(f"{source}: the download failed: {_first(error)}; run it again")
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def licence(directory: Path) -> str:

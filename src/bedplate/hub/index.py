@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -92,19 +93,37 @@ def fetch(
         if candidate.is_file():
             with candidate.open("rb") as file:
                 chunks = iter(lambda: file.read(_CHUNK), b"")
-                return write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
+                write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
+            return
     with session(settings) as client:
         url = _find(client, settings, requirement, filename)
-        try:
-            with client.get(url, stream=True, timeout=TIMEOUT) as response:
-                response.raise_for_status()
-                chunks = response.iter_content(_CHUNK)
-                write_checked(chunks, destination, sha256, size_bytes, f"{filename} from {_shown(url)}", quiet)
-        except requests.RequestException as error:
-            destination.unlink(missing_ok=True)
-            raise UnreachableError(
-                f"{filename}: the download from {_shown(url)} broke off ({_cause(error)}); run the command again"
-            ) from error
+        download(client, url, destination, filename, sha256=sha256, size_bytes=size_bytes, quiet=quiet)
+
+
+def download(
+    client: requests.Session,
+    url: str,
+    destination: Path,
+    filename: str,
+    *,
+    sha256: str,
+    size_bytes: int | None,
+    quiet: bool,
+) -> None:
+    """A file of an index, checked. size_bytes: by default what the server says. Raises UnreachableError where it breaks
+    off, HashMismatchError; either way nothing is left."""
+    try:
+        with client.get(url, stream=True, timeout=TIMEOUT) as response:
+            response.raise_for_status()
+            size = int(response.headers.get("Content-Length") or 0) if size_bytes is None else size_bytes
+            write_checked(
+                response.iter_content(_CHUNK), destination, sha256, size, f"{filename} from {_shown(url)}", quiet
+            )
+    except requests.RequestException as error:
+        destination.unlink(missing_ok=True)
+        raise UnreachableError(
+            f"{filename}: the download from {_shown(url)} broke off ({_cause(error)}); run the command again"
+        ) from error
 
 
 def session(settings: IndexSettings) -> requests.Session:
@@ -150,7 +169,7 @@ def pages(
             problems.append(f"{_shown(index)}: {_cause(error)}")
             continue
         except (pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError, ValueError) as error:
-            problems.append(f"{_shown(index)}: not a package index: {error}")
+            problems.append(f"{_shown(index)}: not a package index: {_without_password(str(error))}")
             continue
         yield packages
     if problems:
@@ -179,7 +198,7 @@ def write_checked(
     if digest.hexdigest() != sha256:
         destination.unlink()
         raise HashMismatchError(
-            f"{source}: its sha256 is {digest.hexdigest()}, the catalogue pins {sha256}; the file was removed unused. "
+            f"{source}: its sha256 is {digest.hexdigest()}, and must be {sha256}; the file was removed unused. "
             "A damaged download: run the command again. The same again: the index serves another file; do not use it"
         )
 
@@ -189,6 +208,11 @@ def _shown(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
+
+
+def _without_password(text: str) -> str:
+    """What others say of an address, without the user name and password that may stand in it."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def _cause(error: BaseException) -> str:
@@ -202,5 +226,5 @@ def _cause(error: BaseException) -> str:
             else next((a for a in reason.args if isinstance(a, Exception)), None)
         )
         if inner is None or inner is reason:
-            return str(reason).rpartition(">: ")[2] or type(reason).__name__
+            return _without_password(str(reason).rpartition(">: ")[2]) or type(reason).__name__
         reason = inner

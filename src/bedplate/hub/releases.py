@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pypi_simple
-import requests
 
-from bedplate.core.errors import HubError, UnreachableError
+from bedplate.core.errors import HubError
 from bedplate.core.files import file_lock
 from bedplate.hub import index
+from bedplate.hub.archive import DAMAGED, files
 from bedplate.hub.cache import cache_directory
 
 _KINDS = (".tar.gz", ".zip", "-none-any.whl", ".whl")
@@ -55,14 +53,8 @@ def _fetch(project: str, version: str, folder: Path, quiet: bool) -> Path:
         if sha256 is None:
             raise HubError(f"{package.filename}: the index gives no sha256, so it cannot be checked; it is not used")
         part = folder / f"{package.filename}.part"
-        try:
-            with session.get(package.url, stream=True, timeout=index.TIMEOUT) as response:
-                response.raise_for_status()
-                size = int(response.headers.get("Content-Length") or 0)
-                index.write_checked(response.iter_content(1 << 18), part, sha256, size, package.filename, quiet)
-        except requests.RequestException as error:
-            part.unlink(missing_ok=True)
-            raise UnreachableError(f"{package.filename}: the download broke off ({error}); run it again") from error
+        name = package.filename
+        index.download(session, package.url, part, name, sha256=sha256, size_bytes=None, quiet=quiet)
     return part.rename(folder / package.filename)
 
 
@@ -88,16 +80,8 @@ def _best(paths: list[Path]) -> Path | None:
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:
     """The plain files of an archive with their content, in its order. HubError where it is damaged."""
     try:
-        if archive.suffix in {".whl", ".zip"}:
-            with zipfile.ZipFile(archive) as zipped:
-                for info in zipped.infolist():
-                    if not info.is_dir() and (info.external_attr >> 16) & 0o170000 != 0o120000:
-                        yield info.filename, zipped.read(info)
-            return
-        with tarfile.open(archive, "r:*") as tarred:
-            for entry in tarred:
-                stream = tarred.extractfile(entry) if entry.isfile() else None
-                if stream is not None:
-                    yield entry.name, stream.read()
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        for name, stream in files(archive, lambda _: True):
+            if stream is not None:
+                yield name, stream.read()
+    except (*DAMAGED, OSError) as error:
         raise HubError(f"{archive}: cannot be unpacked: {error}; remove it, to have it fetched again") from error

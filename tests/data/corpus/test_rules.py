@@ -137,6 +137,19 @@ def test_the_outcome_and_the_reason_are_datatroves(
     assert len(seen) > 2
 
 
+def test_sentences_are_counted_as_datatrove_has_spacy_count_them(texts: list[str]) -> None:
+    from datatrove.utils.word_tokenizers import load_word_tokenizer
+
+    theirs = load_word_tokenizer("en")
+    odd = ["", "...", "? Who", "A. b", "A.  b. .", "Wait... what?! No.", "Mr. Smith went. U.S. law!", "(He left.) She.",
+           "a.\tb", "x\u00a0y. z", "«Oui.» Non。 Ja", "IS_ALPHA is. so", "1. 2. 3", "- . -", "end."]  # fmt: skip
+    counted: set[int] = set()
+    for line in [*odd, *(line.strip() for text in texts[-60:] for line in text.splitlines()[:4])]:
+        counted.add(TOOLS.vocabulary.sentences(line))
+        assert TOOLS.vocabulary.sentences(line) == len(theirs.span_tokenize(line)), line
+    assert len(counted) > 4
+
+
 def test_personal_data_is_replaced_as_datatrove_does(texts: list[str]) -> None:
     from datatrove.pipeline.formatters.pii import PIIFormatter
 
@@ -180,6 +193,11 @@ def test_settings_over_a_preset() -> None:
     chosen = rules_of("code", {"personal": None, "code": {"max_line": 5}, "gopher": {}}, TOOLS)
     assert [name for name, _ in chosen] == ["length", "gopher", "code"]
     assert (chosen[2][1](Draft("x = 1000\n" * 30, {}, TOOLS)) or "").startswith("long_line")
+    others = rules_of("code", {"gopher": {}, "c4": {"min_sentences": 9}, "personal": None}, TOOLS, recipes=False)
+    assert [name for name, _ in others] == ["length", "code"], "settings of another preset's rules add none"
+    judging = Tools(judges={"s": lambda texts: [1.0 for _ in texts]})
+    of_none = rules_of("code", {"judged": {"skin": "s", "label": "x"}}, judging, recipes=False)
+    assert [name for name, _ in of_none] == ["length", "code", "judged", "personal"]
     assert set().union(*PRESETS.values()) <= set(RULES)
     for over, message in (
         ({"gofer": {}}, "no rule 'gofer'; did you mean 'gopher'"),

@@ -225,6 +225,16 @@ def outcome(one: Running, alone: Result | None) -> str:
     return "answered"
 
 
+def check_variety(answered: list[Request]) -> None:
+    """Whatever a request may have was there."""
+    texts = [one for one in answered if isinstance(one, Generate)]
+    assert {type(one) for one in answered} == {Generate, Score, Embed, Classify}
+    assert {one.adapter for one in texts} == {*STEADY, *CHANGING} - {"bad"}
+    assert {one.tenant for one in texts} == {"", "t", "u"}
+    assert {one.grammar for one in texts} == {None, *GRAMMARS}
+    assert {bool(one.sampling.stop) for one in texts} == {one.sampling.seed is None for one in texts} == {False, True}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return load_base(write_tiny_base(tmp_path_factory.mktemp("concurrent") / "tiny", layers=2))
@@ -262,8 +272,10 @@ def test_forty_at_once_are_answered_as_one_by_one(
         done = company.run(count)
         stats = engine.stats()
         company.leave()
-    found = Counter(outcome(one, alone(one.number, one.version)) for one in done)
+    ends = [outcome(one, alone(one.number, one.version)) for one in done]
+    found = Counter(ends)
     assert found.total() == count
+    check_variety([one.stream.request for one, end in zip(done, ends, strict=True) if end == "answered"])
     print(f"{'pages' if paged else 'slots'}: {dict(found)}, {stats}")
     assert min(found[what] for what in ("answered", "cancelled", "cancelled before", "deadline", "not finite")) > 0
     assert stats.preemptions > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -103,6 +105,20 @@ def test_a_draft_is_what_followed_the_longest_run_last_time(start: list[int], sa
             expected = (tokens[ends[-1] :] * 2)[: min(most, 2)]
             break
     assert drafter.draft(most) == expected
+
+
+def test_a_long_prompt_is_not_indexed_while_others_wait() -> None:
+    """A drafter is made in the engine's thread. Least processor time of some turns; an index of it takes far longer."""
+    prompt, best = random.Random(0).choices(range(49_152), k=100_000), math.inf
+    for _ in range(5):
+        began = time.thread_time()
+        drafter = Drafter(prompt)
+        drafter.push(prompt[50])
+        drafter.push(prompt[51])
+        found = drafter.draft(MOST)
+        best = min(best, time.thread_time() - began)
+    assert found == prompt[52:54]
+    assert best < 0.03
 
 
 def test_guesses_grow_with_success_and_rest_after_failure() -> None:

@@ -31,10 +31,11 @@ from bedplate.models.specs.transformer import (
 
 LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=8, value_dim=8)
 
+GROWING = YarnScaling(4.0, 128, query_growth=0.1)
 LONG = LongRopeScaling((1.0,) * 16, (2.0,) * 16, 128)
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "rope": (Rope(scaling=LONG), Rope(fraction=0.25, proportional=True)),
+    "rope": (Rope(scaling=LONG), Rope(fraction=0.25, proportional=True), Rope(scaling=GROWING)),
     "local_rope": (Rope(scaling=LONG),),
     "activation": ("clamped_silu",),
     "token_types": (2,),

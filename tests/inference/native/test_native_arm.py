@@ -27,8 +27,9 @@ from bedplate.inference.native.decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 from bedplate.inference.native.library import PLACES, load
-from bedplate.inference.native.packed import SOURCES, NativeAdapter, WeightFormat
+from bedplate.inference.native.packed import NativeAdapter, WeightFormat
 from bedplate.inference.native.prebuild import levels_of, prebuild
+from bedplate.inference.native.sources import SOURCES
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder

@@ -25,7 +25,7 @@ from torch import Tensor
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import SOURCES
+from bedplate.inference.native.sources import SOURCES
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.layers.experts import ExpertLinear
 

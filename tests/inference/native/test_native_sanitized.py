@@ -64,9 +64,9 @@ needs = pytest.mark.skipif(_missing() is not None, reason=f"SANITIZERS NOT RUN: 
 @needs
 def test_the_kernels_tests_pass() -> None:
     names = [f"tests/inference/native/test_native{name}.py" for name in FILES]
-    done = watched(
-        "-m", "pytest", "-q", "-s", "-x", "-n0", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", BUILDING, *names
-    )
+    # The first test of a level compiles it, which takes the sanitizers minutes on a machine that others use.
+    how = ("-q", "-s", "-x", "-n0", "--timeout=1500", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", BUILDING)
+    done = watched("-m", "pytest", *how, *names)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 

@@ -30,7 +30,12 @@ def build(
         typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", show_default=False),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="By default one for each processor.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="By default one for each core. Where a skin judges, one process sifts, and these encode.",
+            show_default=False,
+        ),
     ] = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -58,12 +63,11 @@ def build(
     recipe = load_recipe(recipe_file, overrides or ())
     target = out or Path("corpora") / recipe.corpus
     judges = _judges(recipe, recipe_file.parent)
-    many = processes_here() if processes is None else processes
     done = built(
         recipe,
         recipe_file.parent,
         target,
-        processes=1 if judges else many,
+        processes=processes_here() if processes is None else processes,
         judges=judges,
         keep_work=keep_work,
         quiet=as_json,
@@ -81,7 +85,7 @@ def _say(done: Built, target: Path, as_json: bool) -> None:
     from bedplate.cli.data.funnel import show
 
     if not done.new:
-        console().print(f"{target} is already built from this recipe and these files.", highlight=False)
+        console().print(f"{target} is already built from this recipe and these files.", highlight=False, markup=False)
     show(funnel)
     console().print(
         f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False

@@ -6,7 +6,6 @@ on.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor, ProcessExecutor
-from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_json
+from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_file, sha256_json
+from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
+from bedplate.data.corpus.arrays import save_array, save_arrays
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, make_tokenizer, taken
@@ -61,37 +62,39 @@ def build(
     quiet: bool = False,
 ) -> Built:
     """Build the corpus into `out`, or go on with it. directory: where the recipe's paths begin. judges: by the name
-    that rules give, for `judged` (in this process alone). executor: runs the jobs, by default here in so many
-    processes.
+    that rules give, for `judged`; they cannot travel, so with them sources are sifted in this process alone.
+    executor: runs the jobs, by default here in so many processes.
 
     Raises ConfigError for a recipe that cannot be followed, DataError for sources that cannot be read, hold nothing, or
     of which nothing is kept (by which rules), UsageError where `out` holds another corpus or the disk is full.
     """
     checked(recipe.rules)
-    runner = executor or (LocalExecutor({"judges": judges or {}}) if processes == 1 else ProcessExecutor(processes))
-    needs = ("judges",) if isinstance(runner, LocalExecutor) and executor is None else ()
+    encoder = executor or (LocalExecutor() if processes == 1 else ProcessExecutor(processes))
+    sifter = LocalExecutor({"judges": judges}) if judges and executor is None else encoder
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give the directory that the corpus is to be written to")
     if out.is_dir() and (there := {path.name for path in out.iterdir()}) and not there & {WORK, LOCK, MANIFEST}:
         raise UsageError(f"{out} holds other files ({', '.join(sorted(there)[:3])}); give a directory of its own")
     with file_lock(out / LOCK, wait=False):
-        return _Build(recipe, directory.absolute(), out, runner, needs, quiet).run(keep_work)
+        return _Build(recipe, directory.absolute(), out, sifter, encoder, quiet).run(keep_work)
 
 
 class _Build:
     def __init__(
-        self, recipe: Recipe, directory: Path, out: Path, runner: Executor, needs: tuple[str, ...], quiet: bool
+        self, recipe: Recipe, directory: Path, out: Path, sifter: Executor, encoder: Executor, quiet: bool
     ) -> None:
         self._recipe, self._directory, self._out, self._work = recipe, directory, out, out / WORK
-        self._runner, self._needs, self._quiet = runner, needs, quiet
+        self._sifter, self._encoder, self._quiet = sifter, encoder, quiet
+        self._needs = ("judges",) if sifter is not encoder else ()
         self._values = recipe.model_dump(mode="json")
 
     def run(self, keep_work: bool) -> Built:
         parts = self._plan()
         against = fingerprint(self._recipe.decontaminate.against, self._directory)
-        asked = sha256_json([self._values, [one.to_json() for one in parts], against, *self._taken(), _versions()])
+        decides = [self._values, [one.to_json() for one in parts], against, *self._judge(), *self._taken(), _versions()]
+        asked = sha256_json(decides)
         if (self._out / MANIFEST).is_file():
-            return self._again(asked)
+            return self._again(asked, keep_work)
         self._work.mkdir(parents=True, exist_ok=True)
         sifted = self._sift(parts, against)
         splits = self._split(parts, sifted)
@@ -109,13 +112,21 @@ class _Build:
         use = self._recipe.tokenizer.use
         return [] if use is None else [taken(use, self._directory).identity]
 
-    def _again(self, asked: str) -> Built:
+    def _judge(self) -> list[str]:
+        """What changes when the skin does that judges: its skin.json has the hashes of its files and of its base."""
+        skin = (self._recipe.rules.get("judged") or {}).get("skin")
+        path = None if skin is None else self._directory / Path(str(skin)).expanduser() / "skin.json"
+        return [] if path is None or not path.is_file() else [sha256_file(path)]
+
+    def _again(self, asked: str, keep_work: bool) -> Built:
         record = self._out / RECORD
         if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != asked:
             raise UsageError(
                 f"{self._out} holds a corpus of another recipe, of other files or of other versions; give another "
                 "directory with --out, or remove it"
             )
+        if not keep_work:
+            shutil.rmtree(self._work, ignore_errors=True)  # of a build that was killed in its last moment
         return Built(Corpus.open(self._out), False)
 
     def _plan(self) -> list[Part]:
@@ -171,7 +182,7 @@ class _Build:
             for part in waiting
         ]
         sizes = {part.name: part.size / 1e6 for part in parts}
-        self._work_off(jobs, "sifting", "MB", sizes)
+        self._work_off(self._sifter, jobs, "sifting", sizes)
         done = {part.name: finished(self._work, part.name, keys[part.name]) for part in parts}
         missing = [name for name, part in done.items() if part is None]
         if missing:
@@ -187,13 +198,14 @@ class _Build:
         source = next(one for one in self._values["sources"] if one["name"] == part.source)
         kept = {name: self._values[name] for name in ("preset", "language", "rules")}
         decides = [part.to_json(), source, kept, self._values["dedup"]["minhash"], against, _versions()]
+        decides += self._judge()
         return sha256_json([*decides, self._values["decontaminate"]["words"]])
 
-    def _work_off(self, jobs: Sequence[Job], what: str, unit: str, sizes: Mapping[str, float]) -> None:
+    def _work_off(self, runner: Executor, jobs: Sequence[Job], what: str, sizes: Mapping[str, float]) -> None:
         """Run the jobs; the first that fails ends the build, naming it."""
-        with Progress(what, sum(sizes[job.name] for job in jobs), unit, quiet=self._quiet) as bar:
+        with Progress(what, sum(sizes[job.name] for job in jobs), "MB", quiet=self._quiet) as bar:
             try:
-                for outcome in self._runner.run(jobs):
+                for outcome in runner.run(jobs):
                     if isinstance(outcome.error, BedplateError):
                         raise outcome.error
                     if outcome.error is not None:
@@ -227,10 +239,9 @@ class _Build:
             place[here[self._held_out(hashes[here, 0])]] = VALID
         ends = np.cumsum([len(part.array("hashes")) for part in every])
         splits = dict(zip([part.name for part in parts], np.split(place, ends[:-1]), strict=True))
-        (self._work / "splits").mkdir(exist_ok=True)
         for name, one in splits.items():
-            np.save(self._work / "splits" / f"{name}.npy", one)
-        np.savez(self._work / "copies.npz", fate=fate, of=of)
+            save_array(self._work / "splits" / f"{name}.npy", one)
+        save_arrays(self._work / "copies.npz", fate=fate, of=of)
         return splits
 
     def _held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -280,7 +291,6 @@ class _Build:
             atomic_write(record, key)
         groups = list(self._groups(parts, sifted, splits))
         keys = {one.name: sha256_json([key, one.parts]) for one in groups}
-        dtype = self._dtype()
         jobs = [
             Job(
                 one.name,
@@ -289,7 +299,6 @@ class _Build:
                     "work": str(self._work),
                     "out": str(self._out),
                     "group": asdict(one),
-                    "dtype": dtype,
                     "key": keys[one.name],
                 },
             )
@@ -297,7 +306,7 @@ class _Build:
             if encoded(self._work, self._out, one.name, keys[one.name]) is None
         ]
         sizes = {one.name: sum(sifted[p].tally.kept_bytes for p in one.parts) / 1e6 for one in groups}
-        self._work_off(jobs, "encoding", "MB", sizes)
+        self._work_off(self._encoder, jobs, "encoding", sizes)
         found: dict[str, list[dict[str, ShardEntry]]] = {}
         for one in groups:
             entries = encoded(self._work, self._out, one.name, keys[one.name])
@@ -309,11 +318,6 @@ class _Build:
                 raise DataError(f"{one.name}: {got} documents were encoded, but {wanted} were to be; build again")
             found.setdefault(one.source, []).append(entries)
         return found
-
-    def _dtype(self) -> str:
-        from bedplate.text.tokenizer import Tokenizer
-
-        return "uint16" if Tokenizer.from_directory(self._out).vocab_size <= 1 << 16 else "uint32"
 
     def _groups(
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
@@ -345,5 +349,5 @@ def _versions() -> dict[str, str]:
 
 
 def processes_here() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many as this process may use of its machine's cores, within a container's quota."""
+    return processor().threads

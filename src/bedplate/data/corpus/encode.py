@@ -90,7 +90,7 @@ def entry_of(tokenizer: Tokenizer) -> TokenizerEntry:
     return TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
 
 
-def encode(work: str, out: str, group: Mapping[str, Any], dtype: str, key: str) -> str:
+def encode(work: str, out: str, group: Mapping[str, Any], key: str) -> str:
     """A job. Writes a group's shards into `out`, and their entries to `groups/NAME.json` below the work folder; returns
     its name."""
     parts, name = Path(work) / "parts", f"{group['source']}-{group['number']:05}"
@@ -102,7 +102,7 @@ def encode(work: str, out: str, group: Mapping[str, Any], dtype: str, key: str) 
         for number, split in enumerate(SPLITS):
             if any((places == number).any() for _, places in splits):
                 file = f"shards/{group['source']}-{split}-{group['number']:05}.ds"
-                writers[number] = stack.enter_context(ShardWriter(Path(out), file, entry, dtype))
+                writers[number] = stack.enter_context(ShardWriter(Path(out), file, entry, entry.dtype))
         for part, places in splits:
             for texts, where in _batches(part, places):
                 ids = tokenizer.encode_batch(texts, parse_special=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,16 @@ class Tally:
         if len(shown) < EXAMPLES:
             shown.append({"id": id, "detail": detail, "text": text[:EXAMPLE_CHARACTERS]})
 
-    def unkeep(self, characters: int, size: int) -> None:
-        """A document that was kept is not, after all. size: bytes."""
+    def unkeep(self, characters: int, size: int, changed: Sequence[str]) -> None:
+        """A document that was kept is not, after all. size: bytes; changed: the rules that had changed its text."""
         self.kept -= 1
         self.kept_characters -= characters
         self.kept_bytes -= size
         self.after[bucket(characters)] -= 1
+        for rule in changed:
+            self.changed[rule] -= 1
+            if not self.changed[rule]:
+                del self.changed[rule]
 
     def add(self, other: Tally) -> None:
         for name in ("documents", "characters", "bytes", "kept", "kept_characters", "kept_bytes"):

@@ -59,6 +59,11 @@ class TokenizerEntry(Strict):
     vocab_size: Annotated[int, pydantic.Field(ge=1, strict=True)]
     eos_id: Count
 
+    @property
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """The smallest type that holds every id."""
+        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
+
     @pydantic.model_validator(mode="after")
     def _end_is_a_token(self) -> TokenizerEntry:
         if self.eos_id >= self.vocab_size:

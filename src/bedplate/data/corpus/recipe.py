@@ -101,9 +101,11 @@ class Hub(_Source):
 
 
 class StandardLibrary(_Source):
-    """The running interpreter's own standard library: each module a document."""
+    """The running interpreter's own standard library: each module a document. everything: its tests, tables and what
+    programs wrote as well, as the tree lies there; without packages that were installed beside it."""
 
     kind: Literal["stdlib"]
+    everything: bool = False
     licence: str | None = "PSF-2.0"
 
 
@@ -119,6 +121,23 @@ class TrainTokenizer(Strict):
     vocab_size: int = pydantic.Field(default=16_384, ge=260, le=1 << 20)
     sample_mb: float = pydantic.Field(default=64.0, gt=0)
     special: tuple[str, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _there_is_room(self) -> TrainTokenizer:
+        from bedplate.text.bpe import END, LEAST_IDS
+
+        controls = (END, *self.special)
+        twice = next((one for one in controls if controls.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"special: the control token {twice!r} is there twice; {END} ends a document already")
+        if not all(one.strip() for one in self.special):
+            raise ValueError("special: a control token is of white space alone")
+        if self.vocab_size < LEAST_IDS + len(self.special):
+            raise ValueError(
+                f"vocab_size is {self.vocab_size}, but all bytes and the control tokens are "
+                f"{LEAST_IDS + len(self.special)} ids already"
+            )
+        return self
 
 
 class TokenizerChoice(Strict):

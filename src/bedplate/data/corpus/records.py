@@ -5,6 +5,7 @@ a corpus of the directory.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from bedplate.data.corpus.manifest import MANIFEST, SPLITS, Manifest, ShardEntry
 from bedplate.data.corpus.readers.part import Part
 from bedplate.data.corpus.recipe import Recipe, Source
 from bedplate.data.corpus.repeated.duplicates import EXACT
-from bedplate.data.corpus.shards import Corpus
+from bedplate.data.corpus.shards import INDEX, Corpus
 from bedplate.data.corpus.sift import SiftedPart
 from bedplate.text.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ class Ended:
 
 def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, object]) -> Corpus:
     """record: what a later build is compared with."""
+    _remove_others(out, ended)
     tallies = _fates(out, ended)
     sources = tuple(_source(source, ended.entries.get(source.name, ())) for source in recipe.sources)
     read = [[part.name, ended.sifted[part.name].content] for part in ended.parts]
@@ -51,7 +53,7 @@ def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, 
     manifest = Manifest(
         recipe=sha256_json([recipe.model_dump(mode="json"), read]),
         tokenizer=tokenizer,
-        dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        dtype=tokenizer.dtype,
         sources=sources,
     )
     funnel = funnel_of(recipe, tallies, manifest)
@@ -61,6 +63,21 @@ def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, 
     atomic_write(out / RECORD, json.dumps(record, indent=1) + "\n")
     atomic_write(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     return Corpus.open(out)
+
+
+def _remove_others(out: Path, ended: Ended) -> None:
+    """What builds of another recipe left in the directory is no part of this corpus."""
+    files = [entry.file for groups in ended.entries.values() for group in groups for entry in group.values()]
+    kept = {out / name for file in files for name in (file, file + INDEX)}
+    kept |= {_fates_file(out, part.name) for part in ended.parts}
+    for path in (*(out / "shards").glob("*"), *(out / "fates").glob("*")):
+        if path not in kept and path.is_file():
+            path.unlink()
+    shutil.rmtree(out / "rows", ignore_errors=True)
+
+
+def _fates_file(out: Path, part: str) -> Path:
+    return out / "fates" / f"{part}.jsonl.gz"
 
 
 def _source(source: Source, groups: Sequence[Mapping[str, ShardEntry]]) -> SourceEntry:
@@ -98,11 +115,11 @@ def _fates(out: Path, ended: Ended) -> dict[str, Tally]:
                 continue
             rule = "exact_duplicate" if ended.fate[at + within] == EXACT else "near_duplicate"
             detail = f"copy: of {ids[int(ended.of[at + within])]}"
-            tally.unkeep(int(sizes[within, 0]), int(sizes[within, 1]))
+            tally.unkeep(int(sizes[within, 0]), int(sizes[within, 1]), one.changed)
             tally.drop(rule, detail, int(sizes[within, 1]), one.id, "")
             written.append(replace(one, rule=rule, detail=detail))
         at += len(sizes)
         tally.check(part.name)
-        write_fates(out / "fates" / f"{part.name}.jsonl.gz", written)
+        write_fates(_fates_file(out, part.name), written)
         tallies.setdefault(part.source, Tally()).add(tally)
     return tallies

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.files import atomic_directory, atomic_write
+from bedplate.data.corpus.arrays import save_array
 from bedplate.data.corpus.curate.draft import Draft, Judge, Rule, Together, Tools
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
@@ -59,7 +60,7 @@ class _Sifter:
         settings = recipe.dedup.minhash
         self._minhash = None if settings is None else MinHash(settings)
         self._bands = 0 if settings is None else settings.bands
-        self._preset = source.preset or recipe.preset
+        self._preset, self._recipes = source.preset or recipe.preset, recipe.preset
         self._tools = Tools(recipe.language, judges)
         self._over = recipe.rules
         self._rules: dict[str, list[tuple[str, Rule]]] = {}
@@ -73,21 +74,22 @@ class _Sifter:
             for read, sent in self._sent(documents):
                 fate = self._settled(read, sent, tally)
                 fates.append(fate)
-                digest.update(f"{read.id}\0{text_hash(read.text) if isinstance(read, RawDocument) else ''}\n".encode())
+                own = text_hash(read.text) if isinstance(read, RawDocument) else None
+                digest.update(f"{read.id}\0{own or ''}\n".encode())
                 if fate.rule is None and sent is not None:
                     text = sent.draft.text
                     kept.write(json.dumps({"id": read.id, "text": text}, ensure_ascii=False).encode() + b"\n")
-                    hashes.append(text_hash(text))
+                    hashes.append(text_hash(text) if sent.changed or own is None else own)
                     sizes.append((len(text), len(text.encode())))
                     bands.append(None if self._minhash is None else self._minhash.bands(text))
         tally.check(name)
         write_fates(out / "fates.jsonl.gz", fates)
         none = np.zeros(self._bands, np.uint64)
         table = [none if one is None else one for one in bands]
-        np.save(out / "hashes.npy", np.array(hashes, np.uint64).reshape(-1, 2))
-        np.save(out / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 2))
-        np.save(out / "bands.npy", np.array(table, np.uint64).reshape(len(table), self._bands))
-        np.save(out / "has.npy", np.array([one is not None for one in bands], bool))
+        save_array(out / "hashes.npy", np.array(hashes, np.uint64).reshape(-1, 2))
+        save_array(out / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 2))
+        save_array(out / "bands.npy", np.array(table, np.uint64).reshape(len(table), self._bands))
+        save_array(out / "has.npy", np.array([one is not None for one in bands], bool))
         summary = {"key": key, "content": digest.hexdigest(), "tally": asdict(tally)}
         atomic_write(out / "part.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
@@ -130,7 +132,7 @@ class _Sifter:
 
     def _rules_of(self, preset: str) -> list[tuple[str, Rule]]:
         if preset not in self._rules:
-            self._rules[preset] = rules_of(preset, self._over, self._tools)
+            self._rules[preset] = rules_of(preset, self._over, self._tools, recipes=preset == self._recipes)
         return self._rules[preset]
 
 

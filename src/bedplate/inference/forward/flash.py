@@ -11,9 +11,7 @@ heads, G key-value heads, D features of one head.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import BedplateError, UnsupportedModelError
+from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
 from bedplate.inference.forward.spans import Span
-from bedplate.models.device_memory import finish
 from bedplate.models.layers.how import How
+from bedplate.models.packed.attempts import REFUSALS, clearly_less, least_seconds
 from bedplate.models.packed.flash import ABLE, MODULES, Edition, package
 
 HEAD = 256
@@ -34,9 +32,8 @@ _BLOCKS: dict[Edition, int] = {"flash3": 1, "flash2": 256}
 """What a block's tokens must be a multiple of."""
 _TABLE: dict[Edition, str] = {"flash3": "page_table", "flash2": "block_table"}
 """The argument that says where a row's blocks are."""
-_REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, BedplateError)
-_CONTEXTS, _TURNS, _CLEARLY = (40, 1000, 2500, 7), 20, 1.02
-"""What is timed: steps over rows of so many tokens, and how much faster it must be."""
+_CONTEXTS, _TURNS = (40, 1000, 2500, 7), 20
+"""What is timed, and how often: steps over rows of so many tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,20 +145,10 @@ def faster(
             far = 16 * torch.finfo(dtype).eps
             if not torch.allclose(found, wanted, far, far):
                 return False
-            own = _seconds(lambda: paged_attention(*ours, max(_CONTEXTS) + 1, None, cap, window, None), device)
-            its = _seconds(lambda: flash(q, k, v, keys, values, table, start, lengths, how), device)
-        except _REFUSALS:
+            own = least_seconds(
+                lambda: paged_attention(*ours, max(_CONTEXTS) + 1, None, cap, window, None), device, _TURNS
+            )
+            its = least_seconds(lambda: flash(q, k, v, keys, values, table, start, lengths, how), device, _TURNS)
+        except REFUSALS:
             return False
-    return its * _CLEARLY <= own
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The least of some turns."""
-    best = math.inf
-    for _ in range(_TURNS):
-        finish(device)
-        began = time.perf_counter()
-        run()
-        finish(device)
-        best = min(best, time.perf_counter() - began)
-    return best
+    return clearly_less(its, own)

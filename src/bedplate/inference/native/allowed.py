@@ -5,8 +5,9 @@ A list of what is known and not of what is not, so that whatever a spec learns t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 from bedplate.models.specs.transformer import (
     Experts,
@@ -36,6 +37,24 @@ _EXPERTS = frozenset(
 )
 
 
+_SCALINGS: Mapping[type, tuple[str, ...]] = {
+    LinearScaling: ("factor",),
+    Llama3Scaling: ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
+    YarnScaling: (
+        "factor",
+        "original_context",
+        "beta_fast",
+        "beta_slow",
+        "scale",
+        "scale_all",
+        "attention_factor",
+        "truncate",
+    ),
+    LongRopeScaling: ("short", "long", "original_context", "factor", "attention_factor"),
+}
+"""Of ropes: what changes nothing but the pairs' frequencies and one factor."""
+
+
 def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     """The kernel is given each pair's frequency, which must be one whatever else a pass holds."""
     if rope is None:
@@ -43,8 +62,15 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     scaling = rope.scaling
     if type(scaling) is LongRopeScaling and spec.context_length > scaling.original_context:
         return False
-    known = (type(None), LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling)
-    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved) and type(scaling) in known
+    if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
+        return False
+    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved)
+
+
+def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
+    """Whether it is of this kind, and these fields say all of it: others have their defaults."""
+    given = {name: getattr(part, name) for name in names}
+    return bool(given) and part == kind(**given)
 
 
 def _scales(spec: TransformerSpec) -> bool:
@@ -57,8 +83,7 @@ def _scales(spec: TransformerSpec) -> bool:
 
 
 def _experts(spec: TransformerSpec) -> bool:
-    part = spec.experts
-    return part is None or part == Experts(**{name: getattr(part, name) for name in _EXPERTS})
+    return spec.experts is None or _is_of(spec.experts, Experts, _EXPERTS)
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.native.library import Call, Library
-from bedplate.inference.native.packed import NativeAdapter, Packed, WeightFormat
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks
-from bedplate.models.model import Model
+from bedplate.inference.native.library import Call
+from bedplate.inference.native.packed import NativeAdapter, Packed
 
 _ANY = 1 << 31
 
@@ -40,17 +39,10 @@ class Forwarded:
 class NativeDecoder(Packed):
     """A decoder's weights packed for the kernel, and its forward pass; see `Packed`."""
 
-    def __init__(
-        self,
-        model: Model,
-        weights: WeightFormat,
-        *,
-        blocks: Mapping[str, RawBlocks] | None = None,
-        threads: int | None = None,
-        library: Library | None = None,
-    ) -> None:
-        super().__init__(model, weights, blocks=blocks, threads=threads, library=library)
-        self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
+    @cached_property
+    def _buffers(self) -> list[tuple[np.ndarray, weakref.ref[np.ndarray]]]:
+        """Memory of logits, each with the array over it that a tensor holds while it is used."""
+        return []
 
     def forward(
         self,
@@ -119,7 +111,7 @@ class NativeDecoder(Packed):
         size = W * self.spec.vocab_size
         free = [buffer for buffer, user in self._buffers if user() is None]
         buffer = next((b for b in free if b.size >= size), None)
-        self._buffers = [(b, user) for b, user in self._buffers if user() is not None]
+        self._buffers[:] = ((b, user) for b, user in self._buffers if user() is not None)
         if buffer is None:
             buffer = np.empty(size, dtype=np.float32)
         view = buffer[:size]

@@ -31,7 +31,8 @@ from bedplate.inference.native.description import (
 )
 from bedplate.inference.native.library import PLACES, Library, LowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_bits
+from bedplate.inference.native.sources import takes
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.linear import Linear
@@ -41,20 +42,8 @@ from bedplate.models.specs import TextSpec, TransformerSpec
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
-SOURCES = frozenset(
-    (
-        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"),
-        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    )
-)
-"""Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
-
-
-def takes(kind: str, weights: str) -> bool:
-    """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
-    return kind in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(kind) >= 8))
 
 
 @dataclass(frozen=True, eq=False)

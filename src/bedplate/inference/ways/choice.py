@@ -23,7 +23,8 @@ from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
-from bedplate.inference.native.packed import WeightFormat, takes, unsupported
+from bedplate.inference.native.packed import WeightFormat, unsupported
+from bedplate.inference.native.sources import takes
 from bedplate.inference.ways.calibrate import Measured, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve, spec_of
+from bedplate.inference.native.sources import takes
 from bedplate.models.checkpoints.base import locate, refuse_deeper
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.gguf_header import read_header
@@ -25,13 +26,6 @@ QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
 NATIVE = ("bfloat16", "float32")
 """What the native kernel takes bases in."""
 
-_BLOCKS: dict[str, Literal["int8", "int4"]] = {
-    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "int4"),
-    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "int4"),
-    "q8_0": "int8",
-}
-"""Blocks of a GGUF file that the native kernel takes as they are (`SOURCES` of its decoder), and weights of how many
-bits ask it to."""
 _FLOATS = frozenset(DTYPES)
 _GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 _SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -91,11 +85,11 @@ def own_dtypes(types: Iterable[str]) -> tuple[str, ...]:
 
 def own_blocks(types: Iterable[str]) -> Literal["int8", "int4"] | None:
     """The quantised weights that are the checkpoint's own, where all its matrices can be taken as they are stored."""
-    found = frozenset(types)
-    if not found or not found <= set(_BLOCKS):
+    found = {kind.upper() for kind in types}
+    if not found or not all(takes(kind, "int4") for kind in found):
         return None
     # Blocks of 8 bits stay what they are beside those of 4.
-    return "int4" if "int4" in {_BLOCKS[one] for one in found} else "int8"
+    return "int8" if all(takes(kind, "int8") for kind in found) else "int4"
 
 
 def own_ways(types: Iterable[str], *, quantised: bool = True) -> tuple[Way, ...]:

@@ -113,7 +113,7 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), kind)
+        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), kind, family.whole)
         draft.replace(path)
     except OSError as error:
         # numpy reports a short write without the system's reason

@@ -25,8 +25,6 @@ from bedplate.models.specs.transformer import TransformerSpec
 WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
-_EXACT = ("attn_rel_b.weight",)
-"""Tables that llama.cpp reads in single precision."""
 _CHUNK = 1 << 18
 """Values dequantised at once: what is needed beside the result. Larger pieces are slower, too, and the C library keeps
 what was freed of them."""
@@ -100,10 +98,15 @@ class GgufReader:
 
 
 def write_gguf(
-    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]], kind: str
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, Tensor]],
+    kind: str,
+    whole: tuple[str, ...] = (),
 ) -> None:
     """Writes a GGUF file. `kind` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
-    stay float32, as llama.cpp expects."""
+    stay float32, as llama.cpp expects, and so do tensors whose names end as one of `whole`."""
     if kind not in WRITABLE:
         raise UsageError(f"GGUF type {kind!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
     writer = gguf.GGUFWriter(path, architecture)
@@ -112,13 +115,13 @@ def write_gguf(
     block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
     for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
-        whole = values.ndim < 2 or name.endswith(_EXACT)
-        if not whole and values.shape[-1] % block:
+        single = values.ndim < 2 or name.endswith(whole)
+        if not single and values.shape[-1] % block:
             raise UsageError(
                 f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {kind} blocks of {block}; "
                 "choose f16, bf16 or f32"
             )
-        wanted = GGMLQuantizationType.F32 if whole else WRITABLE[kind]
+        wanted = GGMLQuantizationType.F32 if single else WRITABLE[kind]
         writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -31,7 +31,8 @@ class Family:
     parameters tell it. `sibling`: the family of one spec, where one name in the format stands for several (GGUF's
     llama for Mixtral as well); None where it is this one. `tables`: small tensors of the format that
     say what the spec does (GGUF's rope_freqs), by name. `with_masked_head`: a spec with the head that the family's
-    encoders are pretrained with.
+    encoders are pretrained with. `whole`: how the format's names end of tables that its reference reads in single
+    precision, in whatever type the matrices are written.
     """
 
     key: tuple[str, str]
@@ -47,6 +48,7 @@ class Family:
     sibling: Callable[[Any], Family | None] | None = None
     tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
     with_masked_head: Callable[[Any], Any] | None = None
+    whole: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -9,7 +9,6 @@ what it was measured to be faster than. Anywhere else it is the blocks, which do
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Literal
@@ -17,11 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import BedplateError
-from bedplate.models.device_memory import finish
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.packed.attempts import REFUSALS, clearly_less, least_seconds
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flash import ABLE, FlashAttention, package
 from bedplate.models.packed.flex import FlexAttention
@@ -39,14 +37,8 @@ WAYS: dict[Way, Callable[[Placement, bool], Attend]] = {
 _FLASH: tuple[Literal["flash3", "flash2"], ...] = ("flash3", "flash2")
 _FAR = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """How far two ways of a dtype may be apart; others 1e-3, since kernels may multiply in TF32."""
-
-
-_REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, BedplateError)
-"""How it is said that a kernel is not for this device, or not for these tensors."""
 _LENGTHS, _HEADS, _TURNS = (0, 1024, 300, 700, 2072), (16, 4, 4), 5
 """What ways are timed on: documents, and heads of queries, keys and values."""
-_CLEARLY = 1.02
-"""Times as long, from which on another way is taken."""
 
 
 class PackedAttention:
@@ -103,7 +95,7 @@ def works(way: Way, device: torch.device, dtype: torch.dtype, size: int, cap: fl
                 q_BTHD, k_BTGD, v_BTGV = given
                 out = one(placement, True)(0, q_BTHD, k_BTGD, v_BTGV, How(cap=cap))
                 found.append([out, *torch.autograd.grad((out * weight).sum(), given)])
-        except _REFUSALS:
+        except REFUSALS:
             return False
     far = _FAR.get(dtype, 1e-3)
     return all(bool(torch.allclose(a, b, rtol=far, atol=far)) for a, b in zip(*found, strict=True))
@@ -115,7 +107,7 @@ def fastest(ways: tuple[Way, ...], device: torch.device, dtype: torch.dtype, siz
     with torch.inference_mode(False), torch.enable_grad():
         seconds = {way: _seconds(way, device, dtype, size, cap) for way in ways}
     best = min(ways, key=lambda way: seconds[way])
-    return best if seconds[best] * _CLEARLY <= seconds[ways[0]] else ways[0]
+    return best if clearly_less(seconds[best], seconds[ways[0]]) else ways[0]
 
 
 def _seconds(way: Way, device: torch.device, dtype: torch.dtype, size: int, cap: float | None) -> float:
@@ -124,18 +116,16 @@ def _seconds(way: Way, device: torch.device, dtype: torch.dtype, size: int, cap:
     shapes = ((1, sum(_LENGTHS), heads, size) for heads in _HEADS)
     given = [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
     q_BTHD, k_BTGD, v_BTGV = given
-    attend, times = WAYS[way](placement, True), list[float]()
+    attend = WAYS[way](placement, True)
+
+    def turn() -> None:
+        out = attend(0, q_BTHD, k_BTGD, v_BTGV, How(cap=cap))
+        torch.autograd.grad(out.sum(), given)
+
     try:
-        for _ in range(1 + _TURNS):
-            finish(device)
-            began = time.perf_counter()
-            out = attend(0, q_BTHD, k_BTGD, v_BTGV, How(cap=cap))
-            torch.autograd.grad(out.sum(), given)
-            finish(device)
-            times.append(time.perf_counter() - began)
-    except _REFUSALS:
+        return least_seconds(turn, device, _TURNS)
+    except REFUSALS:
         return math.inf
-    return min(times[1:])
 
 
 def packed_attention(placement: Placement, causal: bool = True) -> Attend:

@@ -50,6 +50,7 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
 
 def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
+    judged = _alike(judged)
     if any(row["loss"] is not None for row in rows):
         found["loss"] = losses(rows, judged)
         speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
@@ -66,6 +67,19 @@ def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
     }
     if any(len(points) > 1 for points in suites.values()):
         found["suites"] = curve(suites, "tokens", "accuracy", "Skills")
+    return found
+
+
+def _alike(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows with held-out texts only where they are the first row's: the end, which reads more of them, would be a
+    jump in a curve."""
+    first: dict[str, int] = {}
+    found: list[Mapping[str, Any]] = []
+    for row in judged:
+        for name, one in row["held_out"].items():
+            first.setdefault(name, one["documents"])
+        held = {name: one for name, one in row["held_out"].items() if one["documents"] == first[name]}
+        found.append({**row, "held_out": held})
     return found
 
 

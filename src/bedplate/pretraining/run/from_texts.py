@@ -79,6 +79,8 @@ def _share(run: RunFile, source: SourceText, text: EncodedText) -> dict[str, np.
     if source.tokens is not None:
         every = first_tokens(every, source.tokens)
     weight = run.data.weights.get(source.name, 1.0)
+    if not weight:
+        return {}
     whole, part = divmod(weight, 1.0)
     found: dict[str, np.ndarray] = {}
     for number in range(int(whole)):

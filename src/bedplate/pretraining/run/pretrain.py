@@ -153,7 +153,8 @@ class _Run:
                 around.enter_context(Follower(self.out / METRICS_FILE, takers))
                 result = self._train(store)
                 self._record(status="judged at the end")
-                last = self.judge.at(result.steps, result.tokens, self._number(result.steps), all_of=self._held(None))
+                held = self._held(self.run.evaluation.end_tokens)
+                last = self.judge.at(result.steps, result.tokens, self._number(result.steps), all_of=held)
         except BaseException as error:
             status = f"stopped: {type(error).__name__}"
             attempt("how the run stands", lambda: self._record(status=status))

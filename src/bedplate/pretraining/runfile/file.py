@@ -63,8 +63,9 @@ class DataPart(Strict):
     """A corpus directory that was built already, or the recipe that it is built from, or texts as they are (`sources`).
 
     held_out: share of the documents that are kept from training, to be judged on; a corpus has its own.
-    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it. mixture: of a
-    corpus, how its sources are mixed. general: sources of a corpus that are not to be learned but may be forgotten.
+    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it; 0: it is only
+    judged on, as what is forgotten without replay. mixture: of a corpus, how its sources are mixed. general: sources of
+    a corpus that are not to be learned but may be forgotten.
     """
 
     corpus: str | None = None
@@ -72,7 +73,7 @@ class DataPart(Strict):
     sources: tuple[TextSource, ...] = ()
     tokenizer: TokenizerPart | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict[str, float])
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict[str, float])
     mixture: MixtureConfig | None = None
     general: tuple[str, ...] = ()
 
@@ -176,11 +177,12 @@ class CheckpointsPart(Strict):
 
 
 class EvaluationPart(Strict):
-    """tokens: held-out ones that a checkpoint is judged on at most (the end: all of them). prompts: what samples go on
-    from. suites: skills that are scored at checkpoints; items: of each, at most. baselines: gzip, xz and a 5-gram model
-    on the same held-out texts, at the end."""
+    """tokens: of each held-out text, so many that a checkpoint is judged on at most; end_tokens: the same at the end,
+    by default all of them. prompts: what samples go on from. suites: skills that are scored at checkpoints; items: of
+    each, at most. baselines: gzip, xz and a 5-gram model on the same held-out texts, at the end."""
 
     tokens: Count = 65_536
+    end_tokens: Count | None = None
     prompts: tuple[str, ...] = ()
     sample_tokens: Annotated[int, Field(ge=1)] = 48
     suites: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ outcomes are those of datatrove's filter, which follows tensorflow_datasets' cod
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from bedplate.core.config import Strict
 from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
@@ -13,6 +12,8 @@ from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
 _CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _ENDS = (".", "?", "!", '"', "'")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+_PARTS = ("cookie", "terms of use", "privacy policy")
+"""Each policy has one of these."""
 
 
 class C4Settings(Strict):
@@ -31,25 +32,25 @@ class C4Settings(Strict):
 
 def c4(settings: C4Settings, tools: Tools) -> Rule:
     """Lines that end like no sentence, that speak of cookies or JavaScript; then documents with few sentences."""
-    sentences = _Sentences(tools.language)
 
     def rule(draft: Draft) -> str | None:
         kept: list[str] = []
         everywhere = draft.text.lower()  # what is nowhere is looked for in no line
         lorem = settings.lorem_ipsum and "lorem ipsum" in everywhere
         javascript = settings.javascript and "javascript" in everywhere
-        policies = [policy for policy in _POLICIES if settings.policies and policy in everywhere]
+        speaks = settings.policies and any(part in everywhere for part in _PARTS)
+        policies = [policy for policy in _POLICIES if speaks and policy in everywhere]
         watched = lorem or javascript or bool(policies)
         bracket = settings.curly_bracket and "{" in draft.text
         for whole in draft.text.splitlines():
-            line, words = whole.strip(), whole.split()
-            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in words):
+            line = whole.strip()
+            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in whole.split()):
                 continue
             if settings.citations and "[" in line:
                 line = _CITATIONS.sub("", line)
             if settings.punctuated and (not line.endswith(_ENDS) or line.endswith("...")):
                 continue
-            if len(words) < settings.min_words_per_line:
+            if len(whole.split(None, settings.min_words_per_line)) < settings.min_words_per_line:
                 continue
             lower = line.lower() if watched else ""
             if lorem and "lorem ipsum" in lower:
@@ -61,7 +62,7 @@ def c4(settings: C4Settings, tools: Tools) -> Rule:
             if policies and any(policy in lower for policy in policies):
                 continue
             kept.append(line)
-        count = sentences.at_least(kept, settings.min_sentences)
+        count = _sentences(kept, settings.min_sentences, tools)
         if count < settings.min_sentences:
             return f"few_sentences: {count} in {len(kept)} lines that were kept"
         draft.text = "\n".join(kept).strip()
@@ -70,18 +71,7 @@ def c4(settings: C4Settings, tools: Tools) -> Rule:
     return rule
 
 
-class _Sentences:
-    """Counts sentences, no further than it must: every line that says something has one."""
-
-    def __init__(self, language: str) -> None:
-        self._language, self._tokenizer = language, None
-
-    def at_least(self, lines: list[str], wanted: int) -> int:
-        plain = sum(1 for line in lines if line.strip())
-        if plain >= wanted:
-            return plain
-        if self._tokenizer is None:
-            from datatrove.utils.word_tokenizers import load_word_tokenizer
-
-            self._tokenizer: Any = load_word_tokenizer(self._language)
-        return sum(len(self._tokenizer.span_tokenize(line)) for line in lines)
+def _sentences(lines: list[str], wanted: int, tools: Tools) -> int:
+    """How many there are, counted no further than must be: every line that says something has one."""
+    plain = sum(1 for line in lines if line.strip())
+    return plain if plain >= wanted else sum(map(tools.vocabulary.sentences, lines))

@@ -20,7 +20,8 @@ _MAIL = re.compile(
     r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
 )
 _ADDRESS = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
-_DIGIT_DOT = re.compile(r"\d\.\d")
+_WITHIN = re.compile(r"\.[0-9]{1,3}\.[0-9]")
+"""What every address has, and what is found faster."""
 
 
 class PersonalSettings(Strict):
@@ -47,7 +48,7 @@ def personal(settings: PersonalSettings, tools: Tools) -> Rule:
         text = draft.text
         if settings.mail and "@" in text:
             text = _MAIL.sub(_in_turn(settings.mail_replacements), text)
-        if settings.addresses and _DIGIT_DOT.search(text):
+        if settings.addresses and _WITHIN.search(text):
             turn = _in_turn(settings.address_replacements)
             text = _ADDRESS.sub(lambda m: turn(m) if _is_meant(m[0], settings.public_only) else m[0], text)
         draft.text = text

@@ -17,11 +17,10 @@ from bedplate.data.corpus.curate.draft import Rule, Tools
 
 @dataclass(frozen=True)
 class RuleKind:
-    """Settings, and what makes a rule of them. changes: whether it may change a text that it keeps."""
+    """Settings, and what makes a rule of them."""
 
     settings: type[Strict]
     make: Callable[[Any, Tools], Rule]
-    changes: bool = False
 
 
 RULES: dict[str, RuleKind] = {
@@ -29,11 +28,11 @@ RULES: dict[str, RuleKind] = {
     "language": RuleKind(language.LanguageSettings, language.language),
     "repetition": RuleKind(repetition.RepetitionSettings, repetition.repetition),
     "gopher": RuleKind(quality.GopherSettings, quality.gopher),
-    "c4": RuleKind(lines.C4Settings, lines.c4, changes=True),
+    "c4": RuleKind(lines.C4Settings, lines.c4),
     "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb),
     "code": RuleKind(code.CodeSettings, code.code),
     "judged": RuleKind(judged.JudgedSettings, judged.judged),
-    "personal": RuleKind(personal.PersonalSettings, personal.personal, changes=True),
+    "personal": RuleKind(personal.PersonalSettings, personal.personal),
 }
 """In the order that they are applied."""
 
@@ -54,17 +53,22 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """Rules with the settings that are not their defaults. `mixed` is `code` for what is source code, else `prose`."""
 
 
-def rules_of(preset: str, over: Mapping[str, Mapping[str, Any] | None], tools: Tools) -> list[tuple[str, Rule]]:
+def rules_of(
+    preset: str, over: Mapping[str, Mapping[str, Any] | None], tools: Tools, *, recipes: bool = True
+) -> list[tuple[str, Rule]]:
     """The rules of a preset with the recipe's settings over its own: null takes one out, what it lacks is put in its
-    place. Raises ConfigError for a rule or setting that there is not."""
+    place. recipes: whether the preset is the recipe's own; to any other, only a rule that no preset has is added, for
+    settings of another preset's rule are meant for that one. Raises ConfigError for a rule or setting that there is
+    not."""
     chosen: dict[str, Mapping[str, Any]] = dict(PRESETS[preset])
+    owned = set[str]().union(*PRESETS.values())
     for name, settings in over.items():
         if name not in RULES:
             hint = did_you_mean(nearest(name, RULES)) or f"the rules are {', '.join(RULES)}"
             raise ConfigError(f"rules: there is no rule {name!r}; {hint}")
         if settings is None:
             chosen.pop(name, None)
-        else:
+        elif recipes or name in chosen or name not in owned:
             chosen[name] = {**chosen.get(name, {}), **settings}
     return [(name, _made(name, chosen[name], tools)) for name in RULES if name in chosen]
 

@@ -64,13 +64,16 @@ def gopher(settings: GopherSettings, tools: Tools) -> Rule:
         ellipses = (text.count("...") + text.count("…")) / words.count
         if ellipses > settings.max_symbols_per_word:
             return f"ellipses: {ellipses:.3f} a word"
-        lines = text.splitlines()
-        bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines)
-        if bullets > settings.max_bullet_lines:
-            return f"bullets: {bullets:.3f} of lines"
-        ends = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
-        if ends > settings.max_ellipsis_lines:
-            return f"ellipsis_lines: {ends:.3f} of lines"
+        if "•" in text or "-" in text:
+            lines = text.splitlines()
+            bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines)
+            if bullets > settings.max_bullet_lines:
+                return f"bullets: {bullets:.3f} of lines"
+        if ellipses:
+            lines = text.splitlines()
+            ends = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
+            if ends > settings.max_ellipsis_lines:
+                return f"ellipsis_lines: {ends:.3f} of lines"
         letters = int(words.alpha.sum()) / words.count
         if letters < settings.min_words_with_letter:
             return f"few_letters: {letters:.3f} of words have one"
@@ -105,10 +108,13 @@ def fineweb(settings: FineWebSettings, tools: Tools) -> Rule:
         short = sum(len(line) <= settings.short_line for line in lines) / len(lines)
         if short > settings.max_short_lines:
             return f"short_lines: {short:.3f}"
-        repeated = repeats(lines)[1] / len(draft.text.replace("\n", ""))
+        breaks = draft.text.count("\n")
+        repeated = repeats(lines)[1] / (len(draft.text) - breaks)
         if repeated > settings.max_duplicate_characters:
             return f"duplicate_lines: {repeated:.3f} of characters"
-        newlines = draft.text.count("\n") / draft.words.count
+        if breaks <= settings.max_newlines_per_word * draft.least_words:
+            return None
+        newlines = breaks / draft.words.count
         return f"list: {newlines:.3f} newlines a word" if newlines > settings.max_newlines_per_word else None
 
     return rule

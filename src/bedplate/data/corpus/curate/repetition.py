@@ -4,8 +4,6 @@ are those of datatrove's filter.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
@@ -69,30 +67,36 @@ def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str
         grams, size = longer(grams, words.hash, size), n
         if not len(grams):
             return None
-        listed = grams.tolist() if n in settings.top or n in settings.duplicate else []
-        if n in settings.top:
-            at, count = _most_frequent(listed)
+        if n not in settings.top and n not in settings.duplicate:
+            continue
+        again = _repeated(grams)
+        longest = int((before[n:] - before[:-n]).max())
+        # what no n-gram of these can reach is not counted
+        if n in settings.top and (longest + n - 1) * (again + 1) / characters > settings.top[n]:
+            at, count = _most_frequent(grams)
             share = (int(before[at + n] - before[at]) + n - 1) * count / characters
             if share > settings.top[n]:
                 return f"top_{n}_gram: {share:.3f} of characters"
-        if n in settings.duplicate:
-            if len(set(listed)) == len(listed):
-                if n >= max((0, *settings.top)):
-                    return None  # nor does a longer one occur twice
-                continue
+        if not again and n >= max((0, *settings.top)):
+            return None  # nor does a longer one occur twice
+        if n in settings.duplicate and longest * again / characters > settings.duplicate[n]:
             share = _said_again(grams, before, n) / characters
             if share > settings.duplicate[n]:
                 return f"duplicate_{n}_grams: {share:.3f} of characters"
     return None
 
 
-def _most_frequent(grams: list[int]) -> tuple[int, int]:
+def _repeated(grams: NDArray[np.uint64]) -> int:
+    """How many came before."""
+    ordered = np.sort(grams)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def _most_frequent(grams: NDArray[np.uint64]) -> tuple[int, int]:
     """Where it is first, and how often it occurs; of several so frequent the one that came first."""
-    counts = Counter(grams)
-    largest = max(counts.values())
-    if largest == 1:
-        return 0, 1
-    return grams.index(next(gram for gram, count in counts.items() if count == largest)), largest
+    _, first, count = np.unique(grams, return_index=True, return_counts=True)
+    largest = count.max()
+    return int(first[count == largest].min()), int(largest)
 
 
 def _said_again(grams: NDArray[np.uint64], before: NDArray[np.int64], n: int) -> int:

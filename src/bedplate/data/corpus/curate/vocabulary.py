@@ -4,9 +4,9 @@ makes of a stretch is remembered. `datatrove.utils.text.split_into_words` gives 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from functools import cache
-from itertools import chain
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,26 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 
 _BITS = (1 << 64) - 1
-_MOST = 1 << 18
-"""Stretches that are remembered before all is forgotten, by spaCy too."""
+_MOST, _LONGEST = 1 << 18, 64
+"""Stretches and words that are remembered before all is forgotten, by spaCy too; characters that one may have to be
+remembered as it is."""
 _NO_SPACES = frozenset(("zh", "ja", "th", "vi", "ko", "lo", "km", "my", "bo"))
 """Languages whose words are not to be had from stretches between white space alone."""
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's (https://arxiv.org/abs/2112.11446, appendix A1.1)."""
 
 
-class _Remembered(dict[str, tuple[int, ...]]):
-    """Stretch → numbers of its words, made on first sight."""
+class _Remembered(dict[str, bytes]):
+    """Stretch → numbers of its words, of eight bytes each, made on first sight."""
 
-    def __init__(self, make: Callable[[str], tuple[int, ...]]) -> None:
+    def __init__(self, make: Callable[[str], bytes]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, stretch: str) -> tuple[int, ...]:
-        found = self[stretch] = self._make(stretch)
+    def __missing__(self, stretch: str) -> bytes:
+        found = self._make(stretch)
+        if len(stretch) <= _LONGEST:
+            self[stretch] = found
         return found
 
 
@@ -46,35 +49,59 @@ class Vocabulary:
         self._forget()
 
     def _forget(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str | bytes, int] = {}
         self._remembered = _Remembered(self._of_stretch)
-        self._split = _spacy(self._language, self._tokenizer) if self._apart else None
+        self._split, self._sentence_ends = (
+            _spacy(self._language, self._tokenizer) if self._apart else (None, frozenset())
+        )
         size = 1 << 12
         self._length, self._hash = np.zeros(size, np.int64), np.zeros(size, np.uint64)
         self._symbol, self._alpha, self._stop = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.int64)
+        self._ends, self._punct = np.zeros(size, bool), np.zeros(size, bool)
 
     def words(self, text: str) -> Words:
         """The words of a text."""
-        if len(self._remembered) > _MOST:
+        if self._apart:
+            return Words(self, self._numbered(text.split()))
+        self._make_room()
+        return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
+
+    def sentences(self, text: str) -> int:
+        """How many there are, as datatrove has spaCy count them: one begins with the first word behind an end."""
+        stretches = text.split(" ")
+        if self._split is None or "IS_ALPHA" in text or stretches != text.split():
+            return len(self._tokenizer.span_tokenize(text))  # other white space is a word to spaCy
+        numbers = self._numbered(stretches)
+        ended = np.cumsum(self._ends[numbers])[~self._punct[numbers]]
+        return 1 + int(np.count_nonzero(np.diff(ended, prepend=0)))
+
+    def _numbered(self, stretches: list[str]) -> NDArray[np.int64]:
+        self._make_room()
+        return np.frombuffer(b"".join(map(self._remembered.__getitem__, stretches)), np.int64)
+
+    def _make_room(self) -> None:
+        if max(len(self._remembered), len(self._numbers)) > _MOST:
             self._forget()
-        if not self._apart:
-            return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
-        found = chain.from_iterable(map(self._remembered.__getitem__, text.split()))
-        return Words(self, np.fromiter(found, np.int64))
 
-    def _of_stretch(self, stretch: str) -> tuple[int, ...]:
+    def least(self, text: str) -> int:
+        """A count that is not above that of a text's words: each stretch has one."""
+        return 0 if self._split is None or "IS_ALPHA" in text else len(text.split())
+
+    def _of_stretch(self, stretch: str) -> bytes:
         if self._split is None:
-            return tuple(map(self._number, self._tokenizer.word_tokenize(stretch)))
-        # datatrove leaves this string out, which the tokenizer cannot read
-        words = [token.text.strip() for token in self._split(stretch.replace("IS_ALPHA", ""))]
-        return tuple(self._number(word) for word in words if word)
+            found = [self._number(word) for word in self._tokenizer.word_tokenize(stretch) if word]
+        else:  # datatrove leaves this string out, which the tokenizer cannot read
+            tokens = self._split(stretch.replace("IS_ALPHA", ""))
+            found = [self._number(word, token.is_punct) for token in tokens if (word := token.text.strip())]
+        return np.array(found, np.int64).tobytes()
 
-    def _number(self, word: str) -> int:
-        found = self._numbers.get(word)
+    def _number(self, word: str, punct: bool = False) -> int:
+        key = word if len(word) <= _LONGEST else hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
+        found = self._numbers.get(key)
         if found is None:
-            found = self._numbers[word] = len(self._numbers)
+            found = self._numbers[key] = len(self._numbers)
             if found == len(self._length):
-                for name in ("_length", "_hash", "_symbol", "_alpha", "_stop"):
+                for name in ("_length", "_hash", "_symbol", "_alpha", "_stop", "_ends", "_punct"):
                     old = getattr(self, name)
                     setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
             self._length[found] = len(word)
@@ -82,6 +109,8 @@ class Vocabulary:
             self._symbol[found] = all(c in self._punctuation for c in word)
             self._alpha[found] = any(c.isalpha() for c in word)
             self._stop[found] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
+            self._ends[found] = word in self._sentence_ends
+            self._punct[found] = punct or self._ends[found]
         return found
 
     @property
@@ -103,10 +132,27 @@ class Words:
     """A text's words. [W] each: length in characters; hash; symbol, alpha; stop."""
 
     def __init__(self, vocabulary: Vocabulary, numbers: NDArray[np.int64]) -> None:
-        length, hashes, symbol, alpha, stop = vocabulary.facts
-        self.count = len(numbers)
-        self.length, self.hash = length[numbers], hashes[numbers]
-        self.symbol, self.alpha, self.stop = symbol[numbers], alpha[numbers], stop[numbers]
+        self.count, self._numbers, self._facts = len(numbers), numbers, vocabulary.facts
+
+    @cached_property
+    def length(self) -> NDArray[np.int64]:
+        return self._facts[0][self._numbers]
+
+    @cached_property
+    def hash(self) -> NDArray[np.uint64]:
+        return self._facts[1][self._numbers]
+
+    @cached_property
+    def symbol(self) -> NDArray[np.bool_]:
+        return self._facts[2][self._numbers]
+
+    @cached_property
+    def alpha(self) -> NDArray[np.bool_]:
+        return self._facts[3][self._numbers]
+
+    @cached_property
+    def stop(self) -> NDArray[np.int64]:
+        return self._facts[4][self._numbers]
 
 
 def _random(number: int) -> int:
@@ -131,13 +177,15 @@ def _datatrove(language: str) -> tuple[set[str], Any]:
     return PUNCTUATION_SET, tokenizer
 
 
-def _spacy(language: str, tokenizer: Any) -> Any:
-    """What splits for spaCy, alone: without the sentences that datatrove's object finds as well. None where the
-    language is split by another program."""
+def _spacy(language: str, tokenizer: Any) -> tuple[Any, frozenset[str]]:
+    """What splits for spaCy, alone, and what ends a sentence to it: without the sentences that datatrove's object finds
+    as well. None where the language is split by another program."""
     from datatrove.utils.word_tokenizers import SpaCyTokenizer
 
     if not isinstance(tokenizer, SpaCyTokenizer):
-        return None
+        return None, frozenset()
     import spacy
+    from spacy.pipeline import Sentencizer
 
-    return spacy.blank(language if tokenizer.language is None else tokenizer.language).tokenizer
+    split = spacy.blank(language if tokenizer.language is None else tokenizer.language).tokenizer
+    return split, frozenset(Sentencizer.default_punct_chars)

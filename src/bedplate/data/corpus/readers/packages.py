@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bedplate.core.files import sha256_file
-from bedplate.data.corpus.readers.part import Part, Piece, Read
+from bedplate.data.corpus.readers.part import Part, Piece, Read, unicode_text
 from bedplate.data.corpus.readers.text import as_code, checked, is_own, language_of
 from bedplate.data.corpus.recipe import PyPI
 
@@ -32,4 +32,4 @@ class PyPIReader:
         for piece in part.pieces:
             for name, content in members(Path(piece.path)):
                 if language_of(name) in languages and is_own(name):
-                    yield as_code(f"{part.root}/{name}", content)
+                    yield as_code(unicode_text(f"{part.root}/{name}"), content)

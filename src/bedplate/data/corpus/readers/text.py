@@ -6,7 +6,7 @@ import io
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from bedplate.core.errors import ConfigError, DataError
@@ -78,15 +78,15 @@ class CodeReader:
 
 
 class StandardLibraryReader:
-    """kind: stdlib. Without the tests and what is not the library itself."""
+    """kind: stdlib. Without the tests and what is not the library itself, unless everything is asked for."""
 
-    left_out = frozenset(
-        ("test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "site-packages", "dist-packages")
-    )
+    installed = frozenset(("site-packages", "dist-packages"))
+    left_out = installed | {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
 
     def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[Part]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        paths = sorted(p for p in root.rglob("*.py") if not self.left_out & set(p.relative_to(root).parts[:-1]))
+        without = self.installed if source.everything else self.left_out
+        paths = sorted(p for p in root.rglob("*.py") if not without & set(p.relative_to(root).parts[:-1]))
         if not paths:
             raise DataError(f"{root} holds no source code; this Python comes without its library's source")
         return grouped(source, root, map(whole, paths), part_bytes)
@@ -147,8 +147,3 @@ def as_code(id: str, content: bytes) -> Read:
             return Unread(id, "not_utf8", f"not in the encoding it declares: {error}")
     read = as_text(id, content)
     return read if isinstance(read, Unread) or language is None else RawDocument(id, read.text, {"language": language})
-
-
-def chosen(names: Iterable[str], languages: frozenset[str]) -> list[str]:
-    """Of an archive's files those that are source code of these languages."""
-    return [name for name in names if language_of(name) in languages and is_own(name)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread, found, grouped, relative, whole
@@ -41,10 +43,52 @@ class WarcReader:
         for piece in part.pieces:
             with Path(piece.path).open("rb") as stream:
                 try:
-                    for record in records(stream):
+                    for record in records(_Whole(stream, piece.path)):
+                        length = _length(record, piece.path)
                         yield from _record(record, relative(piece.path, part.root))
+                        _exhaust(record, length, piece.path)
                 except failure as error:
-                    raise DataError(f"{piece.path}: damaged web archive: {error}; fetch the file again") from error
+                    raise _damaged(piece.path, str(error)) from error
+
+
+class _Whole:
+    """The text of a web archive, decompressed where it is compressed. warcio's own reader takes the end of a file that
+    is cut off for the end of the archive."""
+
+    def __init__(self, stream: BinaryIO, path: str) -> None:
+        compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        self._stream = cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if compressed else stream
+        self._path = path
+
+    def read(self, size: int = -1) -> bytes:
+        """DataError where it is damaged. (An EOFError would be an end to warcio.)"""
+        try:
+            return self._stream.read(size)
+        except (EOFError, OSError, zlib.error) as error:
+            raise _damaged(self._path, str(error)) from error
+
+
+def _damaged(path: str, why: str) -> DataError:
+    return DataError(f"{path}: damaged web archive: {why}; fetch the file again")
+
+
+def _length(record: Any, path: str) -> int:
+    """The bytes that a record says it has. DataError for one that does not, as when the file ends in its headers."""
+    said = record.rec_headers.get_header("Content-Length") or ""
+    if not (said.isascii() and said.isdigit()):
+        name = record.rec_headers.get_header("WARC-Record-ID") or "the last record"
+        raise _damaged(path, f"{name} has no Content-Length")
+    return int(said)
+
+
+def _exhaust(record: Any, length: int, path: str) -> None:
+    """Reads to a record's end. DataError where the file ends before."""
+    while record.raw_stream.read(1 << 16):
+        pass
+    if record.raw_stream.limit:
+        name = record.rec_headers.get_header("WARC-Record-ID") or "a record"
+        raise _damaged(path, f"{name} is cut off {record.raw_stream.limit:,} bytes before its end, of {length:,}")
 
 
 def _warcio() -> tuple[Any, type[Exception]]:

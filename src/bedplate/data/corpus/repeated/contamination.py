@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_file, sha256_json
+from bedplate.core.json import load_json
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.arrays import save_arrays
 from bedplate.data.corpus.repeated.words import n_grams, word_hashes
 
 _ENDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".txt", ".md")
@@ -50,7 +51,9 @@ class Contamination:
         return cls(words, together, np.concatenate(owners)[first], tuple(against))
 
     def save(self, path: Path) -> None:
-        np.savez(path, words=np.array(self.words), grams=self.grams, owners=self.owners, names=np.array(self.names))
+        """UsageError where it cannot be written."""
+        names = np.array(self.names, np.str_)
+        save_arrays(path, words=np.array(self.words), grams=self.grams, owners=self.owners, names=names)
 
     @classmethod
     def load(cls, path: Path) -> Contamination:
@@ -97,15 +100,14 @@ def fingerprint(against: Sequence[str], directory: Path) -> str:
 
 def _texts(path: Path) -> Iterator[str]:
     """Every text of a file: of rows, each field on its own."""
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", "replace")
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"decontaminate: {path} is damaged: {error}; fetch the file again") from error
     name = path.name.removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t" if name.endswith(".tsv") else ","):
-            yield from row
+        yield from _cells(text, "\t" if name.endswith(".tsv") else ",", path)
     elif name.endswith(".jsonl"):
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
@@ -116,16 +118,31 @@ def _texts(path: Path) -> Iterator[str]:
         yield text
 
 
+def _cells(text: str, delimiter: str, path: Path) -> Iterator[str]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    while True:
+        start = reader.line_num + 1
+        try:
+            yield from next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"decontaminate: {path}, line {start}: malformed row: {error}") from error
+
+
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError as error:
         raise DataError(f"decontaminate: {where}: not valid JSON: {error}") from error
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+    """However deep they lie, in order."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list):
+            waiting += reversed(list(one.values() if isinstance(one, dict) else one))

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_MOST = 1 << 20
+_MOST, _LONGEST = 1 << 20, 64
+"""Stretches that are remembered, and the characters that one may have."""
 PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(
     map(chr, (x for a, b in ((0, 9), (11, 13), (13, 32), (127, 160)) for x in range(a, b)))
 )
@@ -20,13 +20,15 @@ _SPACES = str.maketrans(PUNCTUATION, " " * len(PUNCTUATION))
 _SEPARATORS = frozenset(".,،٫⎖⎗⎘")
 
 
-class _Remembered(dict[str, tuple[int, ...]]):
-    """Stretch between white space → hashes of its words."""
+class _Remembered(dict[str, bytes]):
+    """Stretch between white space → hashes of its words, of eight bytes each."""
 
-    def __missing__(self, stretch: str) -> tuple[int, ...]:
-        if len(self) > _MOST:
-            self.clear()
-        found = self[stretch] = tuple(map(_hash, simplified(stretch).split()))
+    def __missing__(self, stretch: str) -> bytes:
+        found = b"".join(map(_hash, simplified(stretch).split()))
+        if len(stretch) <= _LONGEST:
+            if len(self) >= _MOST:
+                self.clear()
+            self[stretch] = found
         return found
 
 
@@ -35,7 +37,7 @@ _remembered = _Remembered()
 
 def word_hashes(text: str) -> NDArray[np.uint64]:
     """[W], in order."""
-    return np.fromiter(chain.from_iterable(map(_remembered.__getitem__, text.split())), np.uint64)
+    return np.frombuffer(b"".join(map(_remembered.__getitem__, text.split())), "<u8").astype(np.uint64, copy=False)
 
 
 def simplified(text: str) -> str:
@@ -85,5 +87,5 @@ def longer(grams: NDArray[np.uint64], hashes: NDArray[np.uint64], size: int) -> 
     return grams[:-1] * _BASE + hashes[size:]
 
 
-def _hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def _hash(word: str) -> bytes:
+    return hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -124,4 +124,5 @@ GGUF = Family(
     WEIGHTS,
     (("hf", "t5"),),
     examples=tuple(one | {"relative_attention_max_distance": _MAX_DISTANCE} for one in hf.EXAMPLES),
+    whole=("attn_rel_b.weight",),
 )

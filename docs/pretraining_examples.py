@@ -1,0 +1,319 @@
+"""Fill the page of pretraining's worked examples, and draw its curves, from finished runs of examples/pretrain.
+
+usage: docs/pretraining_examples.py [RUNS]        RUNS is runs/ by default; the page names each run's directory
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from bedplate.core.files import read_jsonl
+from bedplate.pretraining.page.curves import curve, means
+from bedplate.pretraining.run.directory import evaluations, read_record
+from bedplate.pretraining.runfile.counts import shown
+from bedplate.report.plots import standalone
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "pretraining-examples.md"
+SEEDS = (0, 1, 2)
+Points = list[tuple[float, float]]
+
+
+class Run:
+    """A finished run's directory, read."""
+
+    def __init__(self, path: Path) -> None:
+        self.record = read_record(path)
+        if self.record.get("status") != "finished":
+            raise FileNotFoundError(f"{path} holds no finished run")
+        self.judged, self.rows = evaluations(path), read_jsonl(path / "metrics.jsonl")
+
+    def held(self, name: str, measure: str = "bits_per_byte") -> Points:
+        """A held-out text's curve over the tokens that were trained on: of checkpoints, which read the same part of it.
+        The run's end, which reads more, is `last`."""
+        part = self.judged[0]["held_out"][name]["documents"]
+        return [
+            (row["tokens"], row["held_out"][name][measure])
+            for row in self.judged
+            if row["held_out"][name]["documents"] == part
+        ]
+
+    def last(self, name: str, measure: str = "bits_per_byte") -> float:
+        return self.judged[-1]["held_out"][name][measure]
+
+    def minutes(self, points: Points) -> Points:
+        """The same curve over the minutes of training, without what was spent on judging and saving."""
+        spent, tokens, found = 0.0, 0, dict[int, float]()
+        for row in self.rows:
+            tokens, spent = tokens + row["tokens"], spent + row["tokens"] / row["tokens_per_second"]
+            found[tokens] = spent / 60
+        return [(found[int(at)], value) for at, value in points]
+
+    @property
+    def facts(self) -> list[str]:
+        """Parameters, tokens and the time of training, as every table has them."""
+        record = self.record
+        return [shown(record["parameters"]), shown(record["tokens_seen"]), f"{record['seconds'] / 60:.1f}"]
+
+    @property
+    def machine(self) -> str:
+        found = self.record["machine"]
+        threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+        return f"{found['device']}, {threads}, {self.record['arithmetic']['dtype']}"
+
+
+def main() -> None:
+    runs = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS.parent / "runs"
+    page = PAGE.read_text(encoding="utf-8")
+    for name, part in PARTS.items():
+        try:
+            shown_part = part(runs)
+        except FileNotFoundError as error:
+            print(f"{name}: {error}; its part of the page is left as it is")
+            continue
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{shown_part}\n{end}{rest.split(end)[1]}"
+        print(f"{name}: filled")
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def drawn(name: str, lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
+    """Draws the curves beside the page; returns what shows them in it."""
+    file = f"pretraining-{name}.svg"
+    (DOCS / file).write_text(standalone(curve(lines, across, up, label)), encoding="utf-8")
+    return f"![{label}]({file})"
+
+
+# --- the parts
+
+
+def characters(runs: Path) -> str:
+    """One table for both texts, the curve of each with what counts of words reach."""
+    titles = {"characters": "editorials", "plays": "plays"}
+    found = {title: Run(runs / name) for name, title in titles.items() if (runs / name).is_dir()}
+    if "editorials" not in found:
+        raise FileNotFoundError(f"there is no run in {runs / 'characters'}")
+    rows: list[Sequence[str]] = []
+    lines: dict[str, Points] = {}
+    for title, run in found.items():
+        others = run.record["baselines"]["text"]
+        lines[title] = run.held("text")
+        bits = run.last("text")
+        rows.append(
+            [
+                title,
+                *run.facts,
+                f"**{bits:.3f}** ({bits * math.log(2):.3f} nats)",
+                *(f"{b:.3f}" for b in others.values()),
+            ]
+        )
+    first = found["editorials"]
+    ends = (first.held("text")[0][0], first.held("text")[-1][0])
+    others = first.record["baselines"]["text"]
+    lines |= {f"{name}, editorials": [(end, bits) for end in ends] for name, bits in others.items()}
+    samples = "\n".join(f"{one['prompt']}{one['text']}".replace("\n", " ") for one in first.judged[-1]["samples"])
+    return "\n\n".join(
+        [
+            table(["text", "parameters", "tokens (bytes)", "minutes", "bits a byte, held out", *others], rows),
+            drawn("characters", lines, "tokens", "bits a byte, held out", "Characters"),
+            f"Prompts of the run file, continued by the likeliest byte each time:\n\n```text\n{samples}\n```",
+            f"({first.machine}.)",
+        ]
+    )
+
+
+def experts(runs: Path) -> str:
+    """Both models over tokens, and over minutes."""
+    found = {name: Run(runs / name) for name in ("dense", "experts")}
+    rows: list[Sequence[str]] = []
+    for name, run in found.items():
+        speed = run.record["tokens_seen"] / run.record["seconds"]
+        rows.append([name, *run.facts, f"{speed:,.0f}", f"{run.last('stdlib'):.3f}"])
+    dense, sparse = found["dense"], found["experts"]
+    gain = dense.last("stdlib") - sparse.last("stdlib")
+    reached = at_time(dense, sparse)
+    said = (
+        f"At equal tokens the experts are {abs(gain):.3f} bits a byte {'better' if gain > 0 else 'worse'}. They took "
+        f"{sparse.record['seconds'] / dense.record['seconds']:.2f} times as long; {reached}"
+    )
+    by_tokens = {name: run.held("stdlib") for name, run in found.items()}
+    by_minutes = {name: run.minutes(run.held("stdlib")) for name, run in found.items()}
+    return "\n\n".join(
+        [
+            table(["model", "parameters", "tokens", "minutes", "tokens a second", "bits a byte, held out"], rows),
+            f"{said} ({dense.machine}.)",
+            drawn("experts-tokens", by_tokens, "tokens", "bits a byte, held out", "Dense and experts by tokens"),
+            drawn("experts-minutes", by_minutes, "minutes", "bits a byte, held out", "Dense and experts by time"),
+        ]
+    )
+
+
+def at_time(dense: Run, sparse: Run) -> str:
+    """Where the experts stood at the dense model's last checkpoint, on the line between two of their own."""
+    curve_of = sparse.minutes(sparse.held("stdlib"))
+    end = dense.minutes(dense.held("stdlib"))[-1][0]
+    if not curve_of[0][0] <= end <= curve_of[-1][0]:
+        return "their times do not overlap, so that equal times are not compared."
+    after = next(n for n, (minute, _) in enumerate(curve_of) if minute >= end)
+    (a, low), (b, high) = curve_of[max(0, after - 1)], curve_of[after]
+    there = high if a == b else low + (high - low) * (end - a) / (b - a)
+    other = dense.held("stdlib")[-1][1]
+    return (
+        f"at the dense model's last checkpoint, after {end:.1f} minutes, it read {other:.3f} on the part of the "
+        f"held-out text that checkpoints are judged on, and they {there:.3f} (their learning rate had not "
+        "yet fallen as far as its own)."
+    )
+
+
+def curation(runs: Path) -> str:
+    """Three pairs of runs, judged on packages that neither corpus has."""
+    found = {(kind, seed): Run(runs / f"code-{kind}-{seed}") for kind in ("curated", "raw") for seed in SEEDS}
+    pairs = [(found["curated", seed].last("packages"), found["raw", seed].last("packages")) for seed in SEEDS]
+    gaps = [curated - raw for curated, raw in pairs]
+    mean, half = statistics.mean(gaps), student.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    rows = [
+        [str(seed), *(f"{bits:.3f}" for bits in pair), f"{pair[0] - pair[1]:+.3f}"]
+        for seed, pair in zip(SEEDS, pairs, strict=True)
+    ]
+    sizes: list[Sequence[str]] = []
+    for kind, source in (("curated", "library"), ("raw", "tree")):
+        read = found[kind, 0].record["data"]["sources"][source]
+        sizes.append([kind, f"{read['documents']:,}", shown(read["tokens"]), f"{read['bytes'] / read['tokens']:.2f}"])
+    lines = {
+        f"{kind}, mean of {len(SEEDS)} seeds": _mean([found[kind, seed].held("packages") for seed in SEEDS])
+        for kind in ("curated", "raw")
+    }
+    return "\n\n".join(
+        [
+            table(["corpus", "documents to learn from", "tokens", "bytes a token"], sizes),
+            table(["seed", "curated", "raw", "difference"], rows),
+            f"Bits a byte on the held-out packages after {shown(found['raw', 0].record['tokens_seen'])} tokens. Paired "
+            f"difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f} (Student's t, "
+            f"{len(gaps)} pairs).",
+            drawn("curation", lines, "tokens", "bits a byte, held-out packages", "Curated and raw"),
+        ]
+    )
+
+
+def _mean(curves: Sequence[Points]) -> Points:
+    return [(points[0][0], statistics.mean(value for _, value in points)) for points in zip(*curves, strict=True)]
+
+
+def denoiser(runs: Path) -> str:
+    """What was cut out, held out, over tokens; and the share of tokens that were right in training."""
+    run = Run(runs / "denoiser")
+    names = list(run.judged[-1]["held_out"])
+    measure = "nats_per_token"
+    rows = [
+        [name, *(f"{run.held(name, measure)[n][1]:.3f}" for n in (0, -1)), f"{run.last(name, measure):.3f}"]
+        for name in names
+    ]
+    tokens = 0
+    right: Points = []
+    for row in run.rows:
+        tokens += row["tokens"]
+        right.append((tokens, row["span_corruption/accuracy"]))
+    ends = means(right, 20)
+    lines = {name: run.held(name, measure) for name in names}
+    parameters, seen, minutes = run.facts
+    return "\n\n".join(
+        [
+            table(["nats a token cut out, held out", "first checkpoint", "last checkpoint", "end, all of it"], rows),
+            f"{parameters} parameters, {seen} tokens, {minutes} minutes ({run.machine}). The likeliest token was "
+            f"right for {ends[0][1]:.1%} of what was to be written in the first twentieth of training, and for "
+            f"{ends[-1][1]:.1%} in the last; sentinels and ends, which are the easy ones, count among them.",
+            drawn("denoiser", lines, "tokens", "nats a token cut out", "Denoiser"),
+        ]
+    )
+
+
+def masked(runs: Path) -> str:
+    """The loss of hidden tokens, and search by the same encoder before and after."""
+    run = Run(runs / "masked")
+    rows: list[Sequence[str]] = []
+    for title, name in (("untrained", "search-untrained"), ("after masked pretraining", "search-masked")):
+        found = report(runs / f"{name}.json")
+        low, high = found["interval"]
+        rows.append([title, f"{found['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+    return "\n\n".join([hidden(run, "masked", "code"), table(["encoder", "nDCG@10 on valid (95% interval)"], rows)])
+
+
+def probed(runs: Path) -> str:
+    """The same on prose, and what a linear head on the states reads of reviews."""
+    run = Run(runs / "masked-prose")
+    rows: list[Sequence[str]] = []
+    for title, name in (("untrained", "masked-prose-untrained"), ("after masked pretraining", "masked-prose")):
+        for row in report(runs / f"reviews-{name}" / "report.json")["rungs"]:
+            probe = row["rung"] == "probe"
+            if row["status"] == "done" and row["split"] == "valid" and (probe or title == "untrained"):
+                low, high = row["interval"]
+                what = f"probe of the encoder, {title}" if probe else row["rung"]
+                rows.append([what, f"{row['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+    return "\n\n".join([hidden(run, "probed", "text"), table(["", "accuracy on valid (95% interval)"], rows)])
+
+
+def hidden(run: Run, name: str, what: str) -> str:
+    """What hidden tokens cost, by held-out text, over tokens."""
+    names = list(run.judged[-1]["held_out"])
+    lines = {text: run.held(text, "nats_per_token") for text in names}
+    said = "; ".join(f"{text} {points[0][1]:.3f} → {points[-1][1]:.3f}" for text, points in lines.items())
+    parameters, seen, minutes = run.facts
+    return (
+        f"{parameters} parameters, {seen} tokens, {minutes} minutes ({run.machine}). Nats a hidden token of held-out "
+        f"{what}, first and last checkpoint: {said}.\n\n"
+        + drawn(name, lines, "tokens", "nats a hidden token", f"Masked encoder of {what}")
+    )
+
+
+def report(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}")
+    return json.loads(file.read_text("utf-8"))
+
+
+def further(runs: Path) -> str:
+    """What is learned and what is forgotten, with and without replay."""
+    found = {"with replay": Run(runs / "further"), "without": Run(runs / "further-alone")}
+    rows: list[Sequence[str]] = []
+    lines: dict[str, Points] = {}
+    for title, run in found.items():
+        cells: list[str] = []
+        for text, what in (("editorials", "editorials"), ("stdlib", "code")):
+            points = run.held(text)
+            cells.append(f"{points[0][1]:.3f} → {points[-1][1]:.3f}")
+            lines[f"{what}, {title}"] = points
+        rows.append([title, *run.facts[1:], *cells])
+    return "\n\n".join(
+        [
+            table(["replay", "tokens", "minutes", "editorials, bits a byte", "code, bits a byte"], rows),
+            drawn("further", lines, "tokens", "bits a byte, held out", "Domain and general text"),
+        ]
+    )
+
+
+PARTS: dict[str, Callable[[Path], Any]] = {
+    "characters": characters,
+    "experts": experts,
+    "curation": curation,
+    "denoiser": denoiser,
+    "masked": masked,
+    "probed": probed,
+    "further": further,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""`bedplate data search-mixture`: small runs over mixtures of a corpus's sources, and the best that they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.pretraining.mixing.best import Spread
+    from bedplate.pretraining.mixing.proxies import Proxy
+    from bedplate.pretraining.mixing.search import Search
+
+
+def search_mixture(
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file of one small run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Over the run file.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The search's directory. By default mixtures/NAME of the run file.", show_default=False),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Small runs. By default 4 for each source and 4 more.", show_default=False),
+    ] = None,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT",
+            help="How much a source's held-out texts count; repeat it. By default all the same.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Tokens of the run that the mixture is for, such as 2B: no source is then seen more often than "
+            "data.mixture.epochs says (4 times, where it says nothing).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Search for the mixture of a corpus's sources that is best for held-out texts.
+
+    Trains small runs that differ in their mixture alone, fits each held-out source's loss as a function of the shares,
+    and names the mixture of least expected loss, with the interval in which the runs leave it. One more run checks it.
+    Runs that are done stay done: the same command goes on, also with more --runs.
+
+    \b
+      bedplate data search-mixture run.yaml model.params=1M tokens=2M --tokens 2B
+    """
+    from bedplate.inference.ways.threads import use_cores
+    from bedplate.pretraining.mixing.search import search
+    from bedplate.pretraining.runfile.file import load_run
+
+    found = load_run(run, overrides or ())
+    wanted, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
+    use_cores()
+    place = out or Path("mixtures") / found.run
+    done = search(found, place, runs=runs, goal=wanted, tokens=count, told=_silent if as_json else _told)
+    if as_json:
+        print(json.dumps({"directory": str(place), **done.to_json()}, allow_nan=False))
+    else:
+        _show(done)
+
+
+def _goal(words: list[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for word in words:
+        name, equals, weight = word.rpartition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 <= found[name] < float("inf"):
+            raise UsageError(f"--goal {word!r}: write NAME=WEIGHT, such as code=2")
+    return found
+
+
+def _count(text: str) -> float:
+    from bedplate.cli.plan.train import parse_count
+
+    return parse_count("--tokens", text)
+
+
+def _silent(number: int, count: int, one: Proxy) -> None:
+    pass
+
+
+def _told(number: int, count: int, one: Proxy) -> None:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in one.losses.items())
+    console(stderr=True).print(f"run {number} of {count}: {shares}: {losses}", highlight=False, markup=False)
+
+
+def _show(done: Search) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    values = done.to_json()
+    percent = f"{values['confidence']:.0%} interval"
+    table = Table("source", "share before", "best share", percent, box=None)
+    for name, share in zip(done.sources, done.best.shares, strict=True):
+        before = done.proxies[0].shares[name]
+        table.add_row(escape(name), f"{before:.1%}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
+    console().print(table)
+    table = Table("held out", "bits a byte before", "predicted", percent, "one run of it", "explained", box=None)
+    for place, (name, response) in enumerate(done.responses.items()):
+        predicted = done.best.losses[place]
+        table.add_row(
+            escape(name),
+            f"{done.proxies[0].losses[name]:.4f}",
+            f"{predicted.value:.4f}",
+            _interval(predicted),
+            f"{done.checked.losses[name]:.4f}",
+            f"{max(0.0, response.explained):.0%}",
+        )
+    console().print(table)
+    gain = done.best.gain
+    print(
+        f"gain: {gain.value:.4f} bits a byte predicted ({_interval(gain)}), {values['gain']['measured']:.4f} measured "
+        f"in one run; better than the mixture before with a probability of {done.best.better:.0%}"
+    )
+    if gain.low <= 0:
+        print("these runs do not show that it is better than the mixture before; more --runs, or longer ones, may")
+    print("in the run file, as data.mixture:")
+    print(f"  weights: {json.dumps(done.weights)}")
+    print(f"the search: {done.directory}")
+
+
+def _interval(one: Spread) -> str:
+    return f"{one.low:.4f} to {one.high:.4f}"

@@ -1,0 +1,108 @@
+"""The mixture of least expected loss, and how far the runs leave it open.
+
+It is looked for among mixtures that the runs lie around: no share is larger or smaller than one that was tried. Each
+draw of the responses has a best of its own; their spread is the interval. The domains' errors count as independent.
+
+Shapes: K sources, N runs, D domains, C candidates, B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bedplate.pretraining.mixing.design import Shares, capped, design
+from bedplate.pretraining.mixing.response import Array, Draws, Response
+
+DRAWS = 500
+_CANDIDATES = 2048
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value with the interval that holds it at CONFIDENCE."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """shares: of each source, the best and where it may be. losses, before: of each domain, what one run of the best
+    and of the first mixture is predicted to read. gain: what the best takes off the goal's loss of the first mixture,
+    and `better`, how probable it is that it takes off anything."""
+
+    shares: tuple[Spread, ...]
+    losses: tuple[Spread, ...]
+    before: tuple[Spread, ...]
+    gain: Spread
+    better: float
+
+
+def best(
+    tried_NK: Shares,
+    first_K: Shares,
+    most_K: Shares,
+    responses: Sequence[Response],
+    weights: Sequence[float],
+    seed: int,
+) -> Best:
+    """weights: of each domain in the goal, which is the mean of their losses by these."""
+    total = sum(weights)
+    goal_D = np.array(weights) / total
+    draws = [one.draws(DRAWS, seed + number) for number, one in enumerate(responses)]
+    candidates = _candidates(tried_NK, first_K, most_K, seed)
+    loss_CB = _goal(draws, goal_D, candidates)
+    near = candidates[int(loss_CB.mean(axis=1).argmin())]
+    closer = _around(near, candidates, seed)
+    candidates, loss_CB = np.vstack([candidates, closer]), np.vstack([loss_CB, _goal(draws, goal_D, closer)])
+    chosen_K = candidates[int(loss_CB.mean(axis=1).argmin())]
+    bests_BK = candidates[loss_CB.argmin(axis=0)]
+    both = np.vstack([chosen_K, first_K])
+    gain_B = np.diff(_goal(draws, goal_D, both), axis=0)[0]
+    of_one = [one.one_run(both) for one in draws]
+    return Best(
+        tuple(_spread(float(chosen_K[k]), bests_BK[:, k]) for k in range(len(chosen_K))),
+        tuple(_spread(float(r.at(both)[0]), one[0]) for r, one in zip(responses, of_one, strict=True)),
+        tuple(_spread(float(r.at(both)[1]), one[1]) for r, one in zip(responses, of_one, strict=True)),
+        _spread(float(gain_B.mean()), gain_B),
+        float((gain_B > 0).mean()),
+    )
+
+
+def _goal(draws: Sequence[Draws], goal_D: Array, shares_CK: Shares) -> Array:
+    """The goal's loss of each mixture in each draw [C, B]."""
+    total = np.zeros((len(shares_CK), DRAWS))
+    for one, weight in zip(draws, goal_D.tolist(), strict=True):
+        if weight:
+            total += weight * one.at(shares_CK)
+    return total
+
+
+def _candidates(tried_NK: Shares, first_K: Shares, most_K: Shares, seed: int) -> Shares:
+    """The tried ones, mixtures between three of them, and others of the simplex; all within the shares that were
+    tried."""
+    draw = np.random.default_rng(seed)
+    some = draw.integers(0, len(tried_NK), (_CANDIDATES, 3))
+    between = np.einsum("cs,csk->ck", draw.dirichlet(np.ones(3), _CANDIDATES), tried_NK[some])
+    even = [capped(one_K, most_K) for one_K in draw.dirichlet(np.ones(len(first_K)), _CANDIDATES // 2)]
+    spread = np.vstack([design(first_K, most_K, _CANDIDATES // 2, seed + 1), *even])
+    low, high = tried_NK.min(axis=0) - 1e-12, np.minimum(tried_NK.max(axis=0), most_K) + 1e-12
+    every = np.vstack([tried_NK, between, spread])
+    return every[((every >= low) & (every <= high)).all(axis=1)]
+
+
+def _around(near_K: Shares, candidates_CK: Shares, seed: int) -> Shares:
+    """A part of the way from one mixture to others: the region is convex."""
+    draw = np.random.default_rng(seed + 2)
+    towards = candidates_CK[draw.integers(0, len(candidates_CK), _CANDIDATES)]
+    return near_K + np.exp(draw.uniform(np.log(0.005), np.log(0.5), (_CANDIDATES, 1))) * (towards - near_K)
+
+
+def _spread(value: float, values_B: Array) -> Spread:
+    low, high = np.quantile(values_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Spread(value, float(low), float(high))

@@ -1,0 +1,221 @@
+"""From a run file to a mixture: small runs over mixtures, a response for each domain, the best, one run to check it.
+
+What is done here follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for
+that in large ones. Each run stays in the directory; the same call goes on, also with more of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.files import atomic_write, read_text
+from bedplate.core.json import load_json
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.build import build, processes_here
+from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.corpus.shards import Corpus
+from bedplate.data.mixture import Mixture, MixtureConfig
+from bedplate.pretraining.mixing.best import CONFIDENCE, Best, best
+from bedplate.pretraining.mixing.design import Shares, capped, design
+from bedplate.pretraining.mixing.proxies import Proxy, proxy
+from bedplate.pretraining.mixing.response import Response, fit
+from bedplate.pretraining.runfile.changes import changes
+from bedplate.pretraining.runfile.file import RunFile
+
+SEARCH, RESULT = "search.json", "mixture.json"
+_WHAT = ("corpus", "tokens")
+EPOCHS = 4.0
+"""How often a source is seen at most where the run file says nothing: up to here tokens seen again are worth about as
+much as new ones (https://arxiv.org/abs/2305.16264)."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """sources, in order; goal: the weight of each domain; responses by domain. checked: a run of the best mixture,
+    which is no part of what the responses were fitted to."""
+
+    directory: Path
+    sources: tuple[str, ...]
+    goal: Mapping[str, float]
+    proxies: tuple[Proxy, ...]
+    responses: Mapping[str, Response]
+    best: Best
+    checked: Proxy
+
+    def goal_of(self, one: Proxy) -> float:
+        """The goal's loss of a run: the mean over domains by their weights."""
+        return sum(one.losses[name] * weight for name, weight in self.goal.items()) / sum(self.goal.values())
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the best mixture, for `data.mixture.weights`."""
+        return dict(zip(self.sources, _rounded([one.value for one in self.best.shares]), strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """What mixture.json holds."""
+        first, checked = self.proxies[0], self.checked
+        domains = list(self.responses)
+        return {
+            "version": 1,
+            "confidence": CONFIDENCE,
+            "weights": self.weights,
+            "goal": dict(self.goal),
+            "sources": {
+                name: {"share": asdict(share), "first": first.shares[name]}
+                for name, share in zip(self.sources, self.best.shares, strict=True)
+            },
+            "domains": {
+                name: {
+                    "first": {"measured": first.losses[name], "predicted": asdict(before)},
+                    "best": {"measured": checked.losses[name], "predicted": asdict(after)},
+                    "inside": after.low <= checked.losses[name] <= after.high,
+                    "explained": response.explained,
+                    "response": [
+                        {
+                            "form": one.form,
+                            "number": one.number,
+                            "weight": weight,
+                            "constants": one.constants.tolist(),
+                            "error": one.error,
+                        }
+                        for one, weight in zip(response.fits, response.weights, strict=True)
+                    ],
+                }
+                for name, before, after, response in zip(
+                    domains, self.best.before, self.best.losses, self.responses.values(), strict=True
+                )
+            },
+            "gain": {
+                "predicted": asdict(self.best.gain),
+                "measured": self.goal_of(first) - self.goal_of(checked),
+                "better": self.best.better,
+            },
+            "runs": [one.to_json() for one in (*self.proxies, checked)],
+        }
+
+
+def search(
+    run: RunFile,
+    out: Path,
+    *,
+    runs: int | None = None,
+    goal: Mapping[str, float] | None = None,
+    tokens: float | None = None,
+    told: Callable[[int, int, Proxy], None] = lambda *_: None,
+) -> Search:
+    """Trains `runs` small runs (by default four for each source and four more) of what the run file says, each with
+    another mixture of its corpus's sources, and one more of the mixture that is best for the goal.
+
+    goal: how much each held-out domain counts, by default all that are to be learned the same. tokens: of the run that
+    the mixture is for; no source is then asked for more often than data.mixture.epochs says. told: which run of how
+    many is done. The result is in `out`, too, as mixture.json.
+
+    Raises ConfigError for a run file without a corpus of several sources, UsageError for too few runs or a directory of
+    another search, and what `pretrain` raises.
+    """
+    corpus = _corpus(run, out)
+    first = _first(run, corpus)
+    domains = [name for name in corpus.sources if corpus.shards(name, "valid")]
+    wanted = _goal(goal, domains, [name for name in first if name not in run.data.general])
+    count = 4 * len(first) + 4 if runs is None else runs
+    if count < len(first) + 3:
+        raise UsageError(f"--runs is {count}: {len(first)} sources need at least {len(first) + 3}")
+    _same(out, run, corpus, tokens)
+    most_K = _most(run, corpus, list(first), tokens)
+    first_K = capped(np.array(list(first.values())), most_K)
+    mixtures = design(first_K, most_K, count, run.seed)
+
+    def one(shares: Sequence[float]) -> Proxy:
+        weights = {name: 0.0 for name in corpus.sources if corpus.shards(name, "train")}
+        weights.update(zip(first, _rounded(shares), strict=True))
+        return proxy(run, corpus.directory, weights, out / "runs", domains)
+
+    done: list[Proxy] = []
+    for shares_K in mixtures:
+        done.append(one(shares_K.tolist()))
+        told(len(done), count + 1, done[-1])
+    tried_NK = np.array([[proxied.shares[name] for name in first] for proxied in done])
+    responses = {name: fit(tried_NK, np.array([proxied.losses[name] for proxied in done])) for name in domains}
+    weights = [wanted.get(name, 0.0) for name in domains]
+    most_K = np.maximum(most_K, tried_NK[0])  # which whole rows may go beyond
+    found = best(tried_NK, tried_NK[0], most_K, list(responses.values()), weights, run.seed)
+    checked = one([share.value for share in found.shares])
+    told(count + 1, count + 1, checked)
+    result = Search(out, tuple(first), wanted, tuple(done), responses, found, checked)
+    atomic_write(out / RESULT, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def _corpus(run: RunFile, out: Path) -> Corpus:
+    if run.data.corpus is not None:
+        return Corpus.open(run.place(run.data.corpus).absolute())
+    if run.data.recipe is None:
+        raise ConfigError("a mixture is searched for a corpus: give data.corpus or data.recipe, not data.sources")
+    recipe = run.place(run.data.recipe)
+    return build(load_recipe(recipe), recipe.parent, out.absolute() / "corpus", processes=processes_here()).corpus
+
+
+def _first(run: RunFile, corpus: Corpus) -> dict[str, float]:
+    """The mixture that the run file or the recipe gives, or else what there is of each: sources with a share of it."""
+    config = run.data.mixture or MixtureConfig()
+    if config.stages:
+        raise ConfigError("data.mixture.stages: one mixture is searched for, for all of the run; leave the stages out")
+    tokens = {name: corpus.tokens(name, "train") for name in corpus.sources if corpus.shards(name, "train")}
+    given = {name: weight for name in tokens if (weight := corpus.sources[name].weight) is not None}
+    shares = Mixture(config.model_copy(update={"epochs": None}), tokens, 1, 0, given).weights_at(0.0)
+    found = {name: share for name, share in shares.items() if share > 0}
+    if len(found) < 2:
+        raise ConfigError(f"{corpus.directory} has one source to learn from: there is no mixture to search for")
+    return found
+
+
+def _goal(goal: Mapping[str, float] | None, domains: Sequence[str], learned: Sequence[str]) -> dict[str, float]:
+    if goal is None:
+        goal = {name: 1.0 for name in domains if name in learned}
+    for name, weight in goal.items():
+        if name not in domains:
+            hint = did_you_mean(nearest(name, domains)) or f"there are {', '.join(domains) or 'none'}"
+            raise UsageError(f"the goal names {name!r}, of which no text is held out; {hint}")
+        if weight < 0:
+            raise UsageError(f"the goal gives {name!r} the weight {weight:g}; a weight is not below 0")
+    if not sum(goal.values()) > 0:
+        raise UsageError("the goal is empty: give a held-out domain a weight above 0")
+    return dict(goal)
+
+
+def _most(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Shares:
+    """The largest share that each source may have."""
+    if tokens is None:
+        return np.ones(len(names))
+    epochs = EPOCHS if run.data.mixture is None or run.data.mixture.epochs is None else run.data.mixture.epochs
+    caps = [epochs.get(name, np.inf) if isinstance(epochs, Mapping) else epochs for name in names]
+    return np.minimum(1.0, [cap * corpus.tokens(name, "train") / tokens for name, cap in zip(names, caps, strict=True)])
+
+
+def _same(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None:
+    """Notes what the search is of. UsageError where the directory is of another."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; name a directory for the search")
+    asked = {"run": run.model_dump(mode="json"), "corpus": corpus.sha256, "tokens": tokens}
+    path = out / SEARCH
+    if path.is_file():
+        try:
+            known = load_json(read_text(path))
+            changed = [str(one) for one in changes(RunFile.model_validate(known["run"]), run) if not one.allowed]
+            changed += [f"{key}: {known[key]} before, {asked[key]} now" for key in _WHAT if known[key] != asked[key]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
+        if changed:
+            raise UsageError(f"{out} holds a search that was begun otherwise: {'; '.join(changed)}; give another --out")
+    atomic_write(path, json.dumps(asked, indent=1) + "\n")
+
+
+def _rounded(shares: Sequence[float]) -> list[float]:
+    return [round(share, 6) for share in shares]

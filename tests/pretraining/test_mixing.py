@@ -1,0 +1,331 @@
+"""Mixtures: planted responses are found, draws are those of least squares, a search goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.corpus.made import write_corpus
+from tests.pretraining.runs import tiny_run
+
+from bedplate.cli.main import main
+from bedplate.core.errors import ConfigError, TrainingError, UsageError
+from bedplate.pretraining.mixing import proxies
+from bedplate.pretraining.mixing.best import best
+from bedplate.pretraining.mixing.design import capped, design
+from bedplate.pretraining.mixing.response import Response, _fitted, fit
+from bedplate.pretraining.mixing.search import search
+from bedplate.pretraining.runfile.file import RunFile
+
+FIRST = np.array([0.7, 0.2, 0.1])
+ALL = np.ones(3)
+
+
+def planted(shares: np.ndarray) -> np.ndarray:
+    """Losses of three domains: an exponential, a mixed one, a power."""
+    return np.stack(
+        [
+            0.8 + 1.2 * np.exp(-3 * shares[:, 0] - 0.5 * shares[:, 1]),
+            1.0 + 0.5 * np.exp(-4 * shares[:, 1]),
+            0.9 * (shares[:, 2] + 0.02) ** -0.1,
+        ],
+        axis=1,
+    )
+
+
+# --- which mixtures are tried
+
+
+def test_mixtures_are_spread_and_more_of_them_keep_the_first() -> None:
+    few, many = design(FIRST, ALL, 9, 3), design(FIRST, ALL, 200, 3)
+    assert np.array_equal(many[:9], few)
+    assert np.array_equal(many[0], FIRST)
+    assert not np.array_equal(design(FIRST, ALL, 9, 4)[1:], few[1:])
+    assert np.allclose(many.sum(axis=1), 1)
+    assert many.min() >= 0
+    assert (many.min(axis=0) < 0.02).all()
+    assert (many.max(axis=0) > 0.8).all(), "some are nearly of one source"
+    assert many.mean(axis=0)[0] > many.mean(axis=0)[2], "around the first"
+    with pytest.raises(UsageError, match="at most 1024"):
+        design(FIRST, ALL, 2000, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.001, 1), st.floats(0.05, 1)), min_size=2, max_size=6).filter(
+        lambda sources: sum(most for _, most in sources) >= 1
+    )
+)
+def test_what_a_source_may_not_have_goes_to_the_others(sources: list[tuple[float, float]]) -> None:
+    shares, most = np.array(sources).T
+    found = capped(shares, most)
+    assert found.sum() == pytest.approx(1)
+    assert (found <= most + 1e-9).all()
+    free = found < most - 1e-9
+    assert np.ptp((found / shares)[free]) < 1e-6 if free.any() else True
+    assert np.allclose(design(found, most, 20, 0).sum(axis=1), 1)
+    assert (design(found, most, 20, 0) <= most + 1e-9).all()
+
+
+def test_sources_that_are_too_few_for_a_run() -> None:
+    with pytest.raises(UsageError, match="may give 60% of the tokens asked for"):
+        capped(FIRST, np.full(3, 0.2))
+
+
+# --- responses
+
+
+def test_draws_are_those_of_least_squares() -> None:
+    """Of a straight line between shares and log losses: statsmodels' intervals of the mean and of one more run."""
+    draw = np.random.default_rng(0)
+    shares = design(FIRST, ALL, 12, 0)
+    losses = np.exp(shares @ [0.5, 0.1, 0.3] + draw.normal(0, 0.02, 12))
+    found = _fitted("exponential", 0.0, shares, losses)
+    assert found is not None
+    asked = np.array([[0.3, 0.3, 0.4], [0.9, 0.05, 0.05]])
+    draws = Response((found,), (1.0,), 0.0).draws(40_000, 1)
+    theirs = sm.OLS(np.log(losses), shares).fit().get_prediction(asked).summary_frame(alpha=0.1)
+    assert np.allclose(np.log(found.at(asked, found.constants)), theirs["mean"])
+    for ours, low, high in (
+        (draws.at(asked), "mean_ci_lower", "mean_ci_upper"),
+        (draws.one_run(asked), "obs_ci_lower", "obs_ci_upper"),
+    ):
+        bounds = np.quantile(np.log(ours), [0.05, 0.95], axis=1)
+        assert np.allclose(bounds, [theirs[low], theirs[high]], atol=0.05 * (theirs[high] - theirs[low]).max())
+
+
+@pytest.mark.parametrize(
+    ("form", "number"), [("exponential", 0.0), ("exponential", 0.8), ("power", 0.03), ("quadratic", 0.0)]
+)
+def test_the_error_is_that_of_fits_without_each_run(form: str, number: float) -> None:
+    shares = design(FIRST, ALL, 14, 0)
+    losses = planted(shares)[:, 0]
+    found = _fitted(form, number, shares, losses)
+    assert found is not None
+    missed: list[float] = []
+    for left in range(14):
+        rest = np.arange(14) != left
+        features = proxied_features(form, number, shares)
+        constants = np.linalg.lstsq(features[rest], np.log(losses[rest] - found.floor))[0]
+        missed.append(np.log(losses[left]) - np.log(found.floor + np.exp(features[left] @ constants)))
+    assert found.error == pytest.approx(np.sqrt(np.mean(np.square(missed))), rel=1e-6)
+
+
+def proxied_features(form: str, number: float, shares: np.ndarray) -> np.ndarray:
+    a, b, c = shares.T
+    if form == "power":
+        return np.stack([np.ones_like(a), np.log(a + number), np.log(b + number), np.log(c + number)], axis=1)
+    return np.stack([a, b, c], axis=1) if form == "exponential" else np.stack([a, b, c, a * b, a * c, b * c], axis=1)
+
+
+def test_a_planted_best_is_found_and_intervals_hold_it() -> None:
+    every = np.random.default_rng(9).dirichlet(ALL, 60_000)
+    goal = planted(every).mean(axis=1)
+    true, least = every[goal.argmin()], goal.min()
+    before = planted(FIRST[None]).mean()
+    held = gained = 0
+    for seed in range(4):
+        shares = design(FIRST, ALL, 18, seed)
+        draw = np.random.default_rng(seed)
+        losses = planted(shares) * np.exp(draw.normal(0, 0.003, (18, 3)))
+        responses = [fit(shares, losses[:, domain]) for domain in range(3)]
+        assert min(one.explained for one in responses) > 0.9
+        found = best(shares, shares[0], ALL, responses, [1, 1, 1], seed)
+        chosen = np.array([share.value for share in found.shares])
+        assert chosen.sum() == pytest.approx(1)
+        reached = planted(chosen[None])[0]
+        assert reached.mean() - least < 0.1 * (before - least)
+        assert found.better > 0.99
+        assert found.gain.low < found.gain.high
+        held += sum(one.low <= loss <= one.high for one, loss in zip(found.losses, reached, strict=True))
+        held += sum(one.low <= share <= one.high for one, share in zip(found.shares, true, strict=True))
+        gained += abs(found.gain.value - (before - reached.mean())) < 0.3 * (before - least)
+    assert held >= 18, "24 intervals of 90%"
+    assert gained >= 3
+
+
+def test_what_the_goal_does_not_count_is_given_up_and_noise_explains_nothing() -> None:
+    shares = design(FIRST, ALL, 18, 0)
+    responses = [fit(shares, planted(shares)[:, domain]) for domain in range(3)]
+    found = best(shares, shares[0], ALL, responses, [0, 0, 1], 0)
+    assert found.shares[2].value > 0.9 * shares[:, 2].max()
+    limited = best(shares, shares[0], np.array([1, 1, 0.3]), responses, [0, 0, 1], 0)
+    assert limited.shares[2].value == pytest.approx(0.3, abs=0.01)
+    noise = np.exp(np.random.default_rng(5).normal(0, 0.01, 18))
+    assert fit(shares, noise).explained < 0.3
+    unclear = best(shares, shares[0], ALL, [fit(shares, noise)], [1], 0)
+    assert unclear.gain.low < 0.01
+    assert unclear.shares[0].high - unclear.shares[0].low > 0.3
+    with pytest.raises(UsageError, match="at least 6 are needed to fit a response to 3 sources"):
+        fit(shares[:5], noise[:5])
+    with pytest.raises(UsageError, match="do not differ enough"):
+        fit(np.tile(FIRST, (9, 1)), noise[:9])
+
+
+# --- searches
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    texts = {name: [f"{name} says {n} {'abcdefg'[n % 7] * 9}" for n in range(30)] for name in ("web", "code", "books")}
+    return write_corpus(tmp_path / "corpus", texts, valid=4)
+
+
+def run_of(place: Path, **changes: Any) -> RunFile:
+    data = {"corpus": "corpus", "mixture": {"weights": {"web": 7, "code": 2, "books": 1}}, "general": ["books"]}
+    return tiny_run(place, **{"data": data, **changes})
+
+
+class Trainer:
+    """In the place of training: what a run with a mixture would read, by the planted response."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, stop: int | None = None) -> None:
+        self.ran: list[dict[str, float]] = []
+        self.stop = stop
+        patch.setattr(proxies, "pretrain", self)
+
+    def __call__(self, run: RunFile, place: Path) -> None:
+        if len(self.ran) == self.stop:
+            raise KeyboardInterrupt
+        assert run.data.mixture is not None
+        weights: Mapping[str, float] = run.data.mixture.weights or {}
+        self.ran.append(dict(weights))
+        names = ("web", "code", "books")
+        shares = np.array([weights[name] for name in names]) / sum(weights.values())
+        losses = planted(shares[None])[0].tolist()
+        place.mkdir(parents=True)
+        seen = {name: round(share * 1e6) for name, share in zip(names, shares.tolist(), strict=True)}
+        (place / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": seen}))
+        held = {name: {"bits_per_byte": loss} for name, loss in zip(names, losses, strict=True)}
+        (place / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": held}) + "\n")
+
+
+def test_a_search_goes_on_and_grows(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = corpus.parent
+    run = run_of(place)
+    first = Trainer(monkeypatch, stop=4)
+    with pytest.raises(KeyboardInterrupt):
+        search(run, place / "out", runs=12)
+    second = Trainer(monkeypatch)
+    told: list[int] = []
+    found = search(run, place / "out", runs=12, told=lambda number, count, _: told.append(100 * number + count))
+    assert len(first.ran) == 4
+    assert len(second.ran) == 12 + 1 - 4
+    assert told == [100 * number + 13 for number in range(1, 14)]
+    assert first.ran[0] == {"web": 0.7, "code": 0.2, "books": 0.1}
+    assert found.goal == {"web": 1.0, "code": 1.0}, "books may be forgotten, and are no part of what is to be learned"
+    kept = json.loads((place / "out/mixture.json").read_text())
+    assert kept == json.loads(json.dumps(found.to_json()))
+    assert sum(kept["weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert kept["gain"]["measured"] > 0
+    assert kept["domains"]["web"]["inside"] in (True, False)
+    third = Trainer(monkeypatch)
+    more = search(run, place / "out", runs=20)
+    assert len(third.ran) in (8, 9), "the runs that were made stay; the best may be the same"
+    assert more.proxies[:12] == found.proxies
+    again = search(run, place / "out", runs=20)
+    assert len(third.ran) in (8, 9)
+    assert again.to_json() == more.to_json()
+    with pytest.raises(UsageError, match=r"begun otherwise: tokens: 2304 before, 4608 now; give another --out"):
+        search(run_of(place, tokens=4608), place / "out")
+    assert search(run_of(place, log_steps=5), place / "out", runs=20).to_json() == more.to_json()
+    (place / "out/search.json").write_text("{")
+    with pytest.raises(UsageError, match=r"search.json is damaged"):
+        search(run, place / "out")
+
+
+def test_a_goal_and_the_epochs_that_a_run_allows(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = corpus.parent
+    Trainer(monkeypatch)
+    free = search(run_of(place), place / "free", runs=12, goal={"books": 1.0})
+    assert free.weights["books"] > 0.5
+    tokens = {name: 26 * (len(f"{name} says 10 ") + 10) for name in ("web", "code", "books")}
+    scarce = search(run_of(place), place / "scarce", runs=12, goal={"books": 1.0}, tokens=4 * tokens["books"] / 0.4)
+    assert scarce.weights["books"] == pytest.approx(0.4, abs=0.02)
+    assert max(one.shares["books"] for one in scarce.proxies) < 0.42
+    for wrong, message in (
+        ({"book": 1.0}, "the goal names 'book', .*did you mean 'books'"),
+        ({"books": 0.0}, "the goal is empty"),
+        ({"books": -1.0}, "not below 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            search(run_of(place), place / "wrong", goal=wrong)
+    with pytest.raises(UsageError, match="3 sources need at least 6"):
+        search(run_of(place), place / "wrong", runs=5)
+    with pytest.raises(UsageError, match="of the tokens asked for"):
+        search(run_of(place), place / "wrong", tokens=1e9)
+
+
+def test_what_there_is_no_mixture_of(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = corpus.parent
+    Trainer(monkeypatch)
+    for mixture, message in (
+        ({"weights": {"web": 1, "code": 0, "books": 0}}, "has one source to learn from"),
+        ({"weights": {"web": 1, "code": 1}}, "no weight for books"),
+        ({"stages": [{"at": 0.5, "weights": {"web": 1, "code": 1, "books": 1}}]}, "leave the stages out"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            search(run_of(place, data={"corpus": "corpus", "mixture": mixture}), place / "x")
+    with pytest.raises(ConfigError, match=r"give data\.corpus or data\.recipe"):
+        search(tiny_run(place), place / "x")
+
+    def unjudged(run: RunFile, out: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": {"web": 1}}))
+        (out / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": {}}) + "\n")
+
+    monkeypatch.setattr(proxies, "pretrain", unjudged)
+    with pytest.raises(TrainingError, match=r"was not judged on web, code, books .*remove it and run"):
+        search(run_of(place), place / "y")
+
+
+def test_on_the_command_line(corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    place = corpus.parent
+    Trainer(monkeypatch)
+    run_of(place)
+
+    def asked(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "search-mixture", str(place / "run.yaml"), "--out", str(place / "o[u]t"), *words])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    code, out, err = asked("--runs", "9", "--goal", "web=2", "--goal", "code=1")
+    assert code == 0
+    assert err.startswith("run 1 of 10: web 70%, code 20%, books 10%: web ")
+    assert "weights: {" in out
+    assert str(place / "o[u]t") in out
+    code, out, _ = asked("--runs", "9", "--goal", "web=2", "--goal", "code=1", "--json")
+    assert json.loads(out)["goal"] == {"web": 2.0, "code": 1.0}
+    for words in (("--goal", "web"), ("--goal", "web=many"), ("--goal", "web=-1"), ("--tokens", "some")):
+        code, _, err = asked(*words)
+        assert code != 0
+        assert err.startswith("error: --")
+
+
+@pytest.mark.slow
+def test_small_runs_are_trained_and_judged(tmp_path: Path) -> None:
+    """What is to be read is learned from: text of one source alone says nothing of the other's."""
+    texts = {
+        "one": [f"the cat sat on the mat and the dog ran to the park {n}" for n in range(60)],
+        "two": [f"import os, sys; print(os.path.join(sys.argv[{n}]))" for n in range(60)],
+    }
+    write_corpus(tmp_path / "corpus", texts, valid=6)
+    data = {"corpus": "corpus", "mixture": {"weights": {"one": 3, "two": 1}}}
+    run = tiny_run(
+        tmp_path, data=data, tokens=4096, model={"params": "120k", "context": 32}, evaluation={"tokens": 512}
+    )
+    found = search(run, tmp_path / "out", runs=5, goal={"two": 1.0})
+    shares = np.array([one.shares["two"] for one in found.proxies])
+    losses = np.array([one.losses["two"] for one in found.proxies])
+    assert np.corrcoef(shares, losses)[0, 1] < -0.7
+    assert found.weights["two"] > found.proxies[0].shares["two"]
+    assert found.checked.losses["two"] < found.proxies[0].losses["two"]
+    assert all((tmp_path / "out/runs" / one.name / "base/config.json").is_file() for one in found.proxies)
