@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from tests.pretraining.runs import run_values, tiny_run
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
-from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.errors import ConfigError, UnsupportedModelError, UsageError
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.pretraining.plan import here
 from bedplate.pretraining.plan.dry_run import plan_run
-from bedplate.pretraining.plan.here import device_bytes
-from bedplate.pretraining.plan.sizes import sizes_of
-from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.runfile.file import load_run
-from bedplate.training.config import TrainConfig
-from bedplate.training.optimizers import Optimization
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain"
 EXAMPLE = EXAMPLES / "llama-3.1-8b.yaml"
@@ -36,7 +30,9 @@ def test_llama_on_64_devices(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 8_030_261_248
     assert found["bytes_per_device"] < found["memory_bytes"] == 80e9
-    assert "data" in found["layout"]
+    assert found["layout"] == "shard 64, micro-batch 1 of a rank's 8 rows, recompute none"
+    assert {"weights", "gradients", "optimizer", "activations", "logits", "gathered blocks"} <= found["bytes"].keys()
+    assert found["bytes"]["optimizer"] == pytest.approx(8 * 8_030_261_248 / 64)
     assert found["usd"] > 0
     # torchtitan's measured 6,667 tokens/s on each of 8 H100, compiled (https://arxiv.org/abs/2410.06511)
     assert found["tokens_per_second"] / 64 == pytest.approx(6667, rel=0.35)
@@ -77,34 +73,48 @@ def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(here, "free_on", lambda device: 10_000)
     with pytest.raises(UsageError, match="does not fit this machine"):
         plan_run(run)
+    large = {"model": {"preset": "llama-3.1-405b"}, "batch": {"tokens": "1M", "sequence": 8192}, "tokens": "1B"}
     with pytest.raises(UsageError, match="does not fit"):
-        plan_run(tiny_run(tmp_path, model={"preset": "llama-3.1-405b"}, hardware={"device": "h100", "devices": 2}))
+        plan_run(tiny_run(tmp_path, **large, hardware={"device": "h100", "devices": 2}))
+    with pytest.raises(UsageError, match=r"does not fit 8 × .* on a device .* recompute: full"):
+        layout(
+            tmp_path,
+            model={"preset": "llama-3.1-8b", "context": 32_768},
+            batch={"tokens": "1M", "micro_tokens": 131_072},
+        )
     with pytest.raises(ConfigError, match="say which one"):
         plan_run(tiny_run(tmp_path, hardware={"devices": 2}))
+    with pytest.raises(UsageError, match="is for 2 processes, and there are 1; start them with torchrun or srun"):
+        plan_run(tiny_run(tmp_path, parallel={"tensor": 2}))
 
 
-def test_states_are_what_the_optimizer_holds(tmp_path: Path) -> None:
-    """Weights, masters and moments of a built model, counted tensor by tensor."""
-    run = tiny_run(tmp_path)
-    assert run.model is not None
-    spec, _ = spec_of(run.model, 300)
-    sizes = sizes_of(run, spec, None)
-    from bedplate.pretraining.run.model import new_model
+def layout(directory: Path, devices: int = 8, **changes: Any) -> dict[str, Any]:
+    hardware = {"device": "h100", "devices": devices}
+    common: dict[str, Any] = {
+        "model": {"preset": "llama-3.2-1b", "context": 4096},
+        "batch": {"tokens": 65_536, "micro_tokens": 8192},
+    }
+    return plan_run(tiny_run(directory, **{**common, "tokens": "1B", "hardware": hardware, **changes}))
 
-    for dtype in (torch.float32, torch.bfloat16):
-        model = new_model(spec, 0).to(dtype)
-        held = device_bytes(run, spec, sizes, str(dtype).removeprefix("torch."))
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        assert held["weights"] == weights
-        optimization = Optimization(model.named_parameters(), TrainConfig())
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        optimization.collect()
-        optimization.step(1e-3, torch.zeros(()))
-        kept = sum(t.numel() * t.element_size() for n, t in optimization.tensors().items() if not n.startswith("step/"))
-        # in bfloat16 the base's own float32 weights are kept aside as well, and masters stand for the weights
-        beside = weights if dtype == torch.float32 else -4 * sizes.parameters
-        assert kept == held["optimizer"] + beside
+
+def test_memory_follows_the_layout(tmp_path: Path) -> None:
+    whole, sharded = layout(tmp_path, parallel={"data": 8}), layout(tmp_path)
+    assert sharded["bytes"]["optimizer"] == pytest.approx(whole["bytes"]["optimizer"] / 8)
+    assert "gathered blocks" not in whole["bytes"]
+    tensor = layout(tmp_path, parallel={"tensor": 4, "shard": 2})
+    assert tensor["bytes"]["activations"] < 0.6 * sharded["bytes"]["activations"]
+    assert sharded["bytes"]["optimizer"] < tensor["bytes"]["optimizer"] < whole["bytes"]["optimizer"]
+    again = layout(tmp_path, recompute="full")
+    assert again["bytes"]["activations"] < 0.3 * sharded["bytes"]["activations"]
+    muon = layout(tmp_path, optimizer={"name": "muon", "settings": {"ema": 0.999}})
+    assert muon["bytes"]["optimizer"] < 0.75 * sharded["bytes"]["optimizer"]
+    assert muon["bytes"]["average"] == sharded["bytes"]["weights"]
+    with pytest.raises(ConfigError, match="steps of 16 rows, and 64 ranks have data of their own"):
+        layout(tmp_path, devices=64)
+    with pytest.raises(UnsupportedModelError, match="key-value heads are not a multiple"):
+        layout(tmp_path, devices=16, parallel={"tensor": 16, "shard": 1})
+    with pytest.raises(UsageError, match=r"data 1 x shard 3 .* is for 3 processes, and there are 8"):
+        layout(tmp_path, parallel={"shard": 3})
 
 
 def test_a_base_is_trained_on_its_texts_once(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_who_fails_is_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_the_view_says_where_the_run_stands() -> None:
-    view = LiveView("plays", 100, 0.0062, shown_here=False)
+    view = LiveView("plays", 100, shown_here=False)
     assert view.seconds_left is None
     for step in (1, 2, 3):
-        view(row(step))
+        view(row(step, mfu=0.31))
     held = {"text": {"bits_per_byte": 1.234}}
     view.judged(
         {"step": 3, "held_out": held, "suites": {"code": {"value": 0.5}}, "samples": [{"prompt": "a", "text": "b[c]"}]}

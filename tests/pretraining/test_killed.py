@@ -1,72 +1,97 @@
-"""A run that is killed ends, gone on with, in the same weights as one that was not."""
+"""A run that is killed ends, gone on with, in the same weights as one that was not: bit by bit, wherever it was."""
 
 from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.forked import Command
 from tests.pretraining.runs import tiny_run, write_text
 
+from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.run.directory import read_record
-from bedplate.pretraining.run.pretrain import pretrain
+from bedplate.pretraining.run.pretrain import Pretrained, pretrain
+from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.state import StateFile
 
-ENTRY = "import sys; from bedplate.cli.main import main; main(sys.argv[1:])"
-STEPS = {"checkpoints": {"every": 0.1, "seconds": 0.05}, "tokens": 5120, "evaluation": {"baselines": False}}
-
-
-def begin(directory: Path) -> subprocess.Popen[bytes]:
-    command = ["pretrain", str(directory / "run.yaml"), "--out", str(directory / "out")]
-    return subprocess.Popen([sys.executable, "-c", ENTRY, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until the file is there, or the process has ended."""
-    until = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
+STEPS = 20
+RUN: dict[str, Any] = {
+    "checkpoints": {"every": 0.1, "seconds": 0.03},
+    "tokens": 256 * STEPS,
+    "evaluation": {"baselines": False},
+    "log_steps": 1,
+}
 
 
-def whole(directory: Path) -> str:
-    """What an unbroken run ends in."""
-    directory.mkdir()
+def made(directory: Path) -> RunFile:
+    directory.mkdir(exist_ok=True)
     write_text(directory / "text.txt")
-    return load_base(pretrain(tiny_run(directory, **STEPS), directory / "out").base).identity.weights_id
+    return tiny_run(directory, **RUN)
 
 
-def test_killed_once_and_stopped_once(tmp_path: Path) -> None:
-    wanted = whole(tmp_path / "whole")
-    write_text(tmp_path / "text.txt")
-    run = tiny_run(tmp_path, **STEPS)
-    process = begin(tmp_path)
-    wait_for(tmp_path / "out" / "state.safetensors", process)
-    process.kill()
-    process.communicate()
-    found = pretrain(run, tmp_path / "out")
-    assert found.result.resumed_at
-    assert load_base(found.base).identity.weights_id == wanted
+def learned(done: Pretrained) -> tuple[str, list[float]]:
+    """The base's weights, and every step's loss."""
+    rows = read_jsonl(done.directory / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return load_base(done.base).identity.weights_id, [row["loss"] for row in rows]
+
+
+def steps_of(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def killed_at(directory: Path, step: int, later: float, how: signal.Signals = signal.SIGKILL) -> int | None:
+    """Begins the run, or goes on with it, and kills it some time after so many steps; the step that its state is of."""
+    out = directory / "out"
+    command = Command(directory / "said", "pretrain", directory / "run.yaml", "--out", out)
+    until = time.monotonic() + 120
+    while steps_of(out / "metrics.jsonl") < step and command.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(later)
+    assert command.poll() is None, f"it ended before it was killed: {command.errors}"
+    command.send_signal(how)
+    assert command.wait() in (130, -how), command.errors  # 130: it ended by itself, with its state saved
+    return StateFile(out).latest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[float]]:
+    """What an unbroken run learns."""
+    directory = tmp_path_factory.mktemp("whole")
+    return learned(pretrain(made(directory), directory / "out"))
+
+
+def test_killed_three_times(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
+    """Each time further on than before, the state that it is gone on from being that of a step between."""
+    run = made(tmp_path)
+    stood = [killed_at(tmp_path, step, 0.005) for step in (4, 9, 14)]
+    assert stood[-1] is not None
+    assert 0 < stood[-1] < STEPS
+    done = pretrain(run, tmp_path / "out")
+    assert done.result.resumed_at == stood[-1]
+    assert learned(done) == whole
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(tmp_path: Path) -> None:
-    wanted = whole(tmp_path / "whole")
+def test_killed_at_twenty_moments(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
+    """Twice in a row each, every fourth time asked to end first."""
     draw = random.Random(0)
+    between = 0
     for number in range(20):
         directory = tmp_path / str(number)
-        directory.mkdir()
-        write_text(directory / "text.txt")
-        run = tiny_run(directory, **STEPS)
-        for kill in (signal.SIGKILL, signal.SIGKILL if number % 2 else signal.SIGTERM):
-            process = begin(directory)
-            wait_for(directory / "out" / "pretraining.json", process)
-            time.sleep(draw.random() * 3)
-            process.send_signal(kill)
-            process.communicate()
-        found = pretrain(run, directory / "out")
-        assert load_base(found.base).identity.weights_id == wanted
+        run = made(directory)
+        first = draw.randrange(STEPS // 2)
+        killed_at(directory, first, draw.random() * 0.05)
+        how = signal.SIGKILL if number % 4 else signal.SIGTERM
+        stood = killed_at(directory, draw.randrange(first + 1, STEPS - 4), draw.random() * 0.03, how)
+        done = pretrain(run, directory / "out")
+        between += stood is not None and 0 < stood < STEPS
+        assert done.result.resumed_at == stood
+        assert learned(done) == whole
         assert read_record(directory / "out")["status"] == "finished"
+    assert between >= 15, "most of them are to be killed between a save and the end"

@@ -27,7 +27,6 @@ BOTH = {
 FEW = [f"<extra_id_{number}>" for number in range(20)]
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "next_token": (DECODER, {"z": 1e-4}, "AutoModelForCausalLM", "log_z_squared"),
-    "sft": (DECODER, {}, "AutoModelForCausalLM", ""),
     "masked": (ENCODER, {"whole_words": True}, "AutoModelForMaskedLM", "accuracy"),
     "span_corruption": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
     "mixture_of_denoisers": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
@@ -65,7 +64,7 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
     (judged,) = evaluations(done.directory)
     assert not judged["errors"]
     assert judged["held_out"]["lines"]["nats_per_token"] > 0
-    assert bool(done.baselines) == (name in ("next_token", "sft", "fill_in_middle"))
+    assert bool(done.baselines) == (name in ("next_token", "fill_in_middle"))
     theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()
     ours = load_base(done.base, dtype=torch.float32).model
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -81,8 +80,42 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
 def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:
     for name, settings, what in (
         ("masked", {"densty": 0.2}, "densty"),
-        ("sft", {"rate": 1}, "rate"),
+        ("sft", {}, "texts have none: use next_token"),
         ("maskd", {}, "maskd"),
     ):
         with pytest.raises(ConfigError, match=what):
             tiny_run(tmp_path, **{**values("masked"), "objective": name, "objective_settings": settings})
+
+
+def test_modules_for_further_tokens_learn_from_the_run_file(tmp_path: Path) -> None:
+    """Multi-token prediction (DeepSeek-V3): a term of its own, weighed as the file says, and exported with the base."""
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 40,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_nextn_predict_layers": 1,
+    }
+    common = {**values("next_token"), "model": {"family": "glm4_moe", "config": config}}
+    settings = {**common, "objective_settings": {"further": 0.4}, "tokens": 4096, "optimizer": {"learning_rate": 0.01}}
+    done = pretrain(tiny_run(tmp_path, **settings), tmp_path / "out")
+    rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["loss/next_token"] + row["loss/further_1"])
+        assert row["loss/further_1"] == pytest.approx(0.4 * row["further_1/unweighted"])
+    assert rows[-1]["further_1/unweighted"] < 0.9 * rows[0]["further_1/unweighted"]
+    base = load_base(done.base, dtype=torch.float32)
+    assert base.spec.prediction_modules == 1
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(done.base).eval()
+    ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(ids).logits[0]
+        torch.testing.assert_close(base.model.head(base.model(Inputs(ids)).hidden[0]), expected, atol=1e-4, rtol=1e-4)
+    off = pretrain(tiny_run(tmp_path, **{**settings, "objective_settings": {"further": 0}}), tmp_path / "off")
+    assert all("loss/further_1" not in row for row in read_jsonl(off.directory / "metrics.jsonl"))

@@ -16,12 +16,12 @@ from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageErr
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
+from bedplate.pretraining.page.page import SEEN
 from bedplate.pretraining.run import judging
 from bedplate.pretraining.run.corpus import Rows
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
-from bedplate.pretraining.run.seen import SEEN
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.sources import ALONE
 

@@ -56,9 +56,12 @@ class Server:
         """The main base's."""
         return self.state.registry.engine.base.need_tokenizer()
 
-    def post(self, path: str, **request: Any) -> httpx.Response:
+    def request(self, method: str, path: str, **request: Any) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=30, verify=False) as client:  # reads no certificates
-            return client.post(self.url + path, **request)
+            return client.request(method, self.url + path, **request)
+
+    def post(self, path: str, **request: Any) -> httpx.Response:
+        return self.request("POST", path, **request)
 
     def chat(self, **fields: Any) -> httpx.Response:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | fields

@@ -195,7 +195,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [WEATHER], "tool_choice": "any"}, "tool_choice"),
     ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [WEATHER], "guided_regex": "a"}, "guided_regex"),
+    ({"tools": [WEATHER], "response_format": named("a", {"not": {}})}, "response_format"),
+    ({"response_format": named("a", {"nullable": True})}, "response_format.json_schema"),
+    ({"response_format": named("a", {"type": "array", "uniqueItems": True}, strict=True)}, "response_format"),
+    ({"guided_json": {"$id": "x", "items": {"$id": "y", "$ref": "#"}}}, "guided_json"),
     ({"tools": [WEATHER], "model": "writer"}, "tools"),
     ({"guided_choice": ["a"], "model": "prompted"}, "guided_choice"),
 ]

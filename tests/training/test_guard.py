@@ -108,3 +108,10 @@ def test_a_guard_goes_on_where_it_was() -> None:
     assert [third.judge(n, loss, one, zero) for n, loss in enumerate(losses[6:], 7)] == whole[6:]
     assert any(bool(void) for void, _ in whole)
     assert not Guard(GuardConfig(), torch.device("cpu")).tensors()
+
+
+def test_a_first_spike_stops_a_run_only_where_that_is_said() -> None:
+    with pytest.raises(ValueError, match="0: the first spike stops the run"):
+        GuardConfig(sigmas=6.0)
+    told = GuardConfig(sigmas=6.0, allowed=0)
+    assert GuardConfig(**told.model_dump()) == told

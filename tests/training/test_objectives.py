@@ -93,9 +93,9 @@ def test_the_head_sees_only_positions_with_a_target(make_decoder, make_examples,
     assert rows == [batch.target_count]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, "sft"])
 def test_weights_before_the_forward_pass_are_those_after(name, make_decoder, make_examples) -> None:
-    objective, batch = OBJECTIVES[name](), pack_examples(make_examples(5))
+    objective, batch = OBJECTIVES.get(name, Sft)(), pack_examples(make_examples(5))
     assert objective.name == name
     assert objective.roles == ("policy",)
     terms = objective({"policy": make_decoder()}, batch)

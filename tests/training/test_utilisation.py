@@ -26,7 +26,7 @@ def test_it_is_counted_as_published() -> None:
     wanted = 6 * products + 6 * spec.layers * spec.heads * spec.head_dim * (row + 1)
     found = utilisation_of(spec, row, CPU, "float32")
     assert found.flops_per_token == pytest.approx(wanted)
-    assert found.source == "measured here"
+    assert found.source == "products in float32, measured here"
     assert found.share(1000, 2.0, 4) == pytest.approx(wanted * 1000 / (2.0 * 4 * found.peak))
 
 
@@ -34,6 +34,7 @@ def test_the_table_knows_a_device(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     found = utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "bfloat16")
     assert found.peak == pytest.approx(989e12, rel=0.01)
+    assert utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "auto") == found
 
 
 def test_a_measured_peak_is_one_of_a_machine() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bedplate.core.errors import RankError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -34,11 +36,13 @@ def pretrain(
 
     Everything lies in one directory: the resolved file, metrics, checkpoints, a page, and at the end the base in
     Hugging Face layout with its model card. The same command resumes a run that was stopped, to the same weights
-    bit by bit; Ctrl-C and SIGTERM save first.
+    bit by bit; Ctrl-C and SIGTERM save first. Several processes (torchrun, a Slurm step) share one run as `parallel:`
+    in the file says, and may be another number when it is resumed.
 
     \b
       bedplate pretrain examples/pretrain/stdlib.yaml
       bedplate pretrain run.yaml model.params=10M tokens=200M --dry-run
+      torchrun --nproc-per-node 8 -m bedplate pretrain run.yaml
     """
     from bedplate.pretraining.runfile.file import load_run
 
@@ -52,9 +56,17 @@ def pretrain(
         return
     from bedplate.inference.ways.threads import use_cores
     from bedplate.pretraining.run import pretrain as runs
+    from bedplate.training.parallel.launch import process_of
 
     use_cores()
-    done = runs.pretrain(found, out)
+    try:
+        done = runs.pretrain(found, out)
+    except RankError as error:
+        if error.said:
+            raise typer.Exit(error.exit_code) from error
+        raise
+    if process_of(os.environ).rank:
+        return  # the first process says it
     if as_json:
         print(json.dumps(_values(done), allow_nan=False))
         return

@@ -15,6 +15,7 @@
     │   └── TemplateError           a chat or prompt template
     ├── SkinError                   a skin's files, or a skin on a base that is not its own
     ├── TrainingError               a training run that cannot start, go on or resume
+    │   └── RankError               another process of the run has ended, and says why
     ├── RequestError                one inference request; `param` and `code` go into the HTTP error object
     │   ├── ContextLengthExceeded   prompt plus output do not fit the context
     │   └── UnknownModelError       no such model or skin is being served
@@ -104,6 +105,14 @@ class SkinError(BedplateError, status=400, code="invalid_skin"):
 
 class TrainingError(BedplateError, code="training_error"):
     """A training run cannot start, go on or resume."""
+
+
+class RankError(TrainingError):
+    """Another process of the run has ended. said: whether it has told this one why, and so says it itself."""
+
+    def __init__(self, message: str, said: bool = False) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class RequestError(BedplateError, exit_code=2, status=400, code="invalid_request"):

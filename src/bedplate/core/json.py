@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,19 @@ def load_json(
     if depth is not None and _deeper(value, depth):
         raise JsonRuleError(f"nested deeper than {depth} levels")
     return value
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested object's values by their dotted keys, as JSON would return them: a tuple and a list are the same."""
+    if isinstance(value, Mapping) and value:
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}".strip(".")).items()}
+    return {prefix: json.loads(json.dumps(value))}
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """A value as JSON text of at most so many characters, for messages."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _once(message: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -37,6 +39,19 @@ def progress(iterable: Iterable[T], description: str, total: float | None = None
             bar.advance(1)
 
 
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent(wanted: bool = True) -> Generator[None]:
+    """No bars while it is open, where that is wanted: of several processes on one terminal one shows its own."""
+    before = _silent.set(wanted or _silent.get())
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
 class Progress:
     """One bar, used as a context. Bars may nest and may run in several threads: they share one live display."""
 
@@ -48,7 +63,7 @@ class Progress:
         self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
                 self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")

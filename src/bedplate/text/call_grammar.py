@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.core.errors import RequestError
 from bedplate.text.call_formats import BY_NAME, HERMES, NAME, CallFormat, Tags
 from bedplate.text.call_reading import is_text
-from bedplate.text.json_schema import INVALID, check_schema
+from bedplate.text.json_schema import INVALID, check_schema, parse_schema
 from bedplate.text.tool_calls import Tool
 
 _FREE = "TEXT: /(.|\\n)*/"
@@ -25,11 +25,13 @@ def call_grammar_source(
     thinking: tuple[str, str] | None = None,
     opened: bool = False,
     marks: Mapping[str, int] | None = None,
+    answer: Mapping[str, Any] | str | None = None,
 ) -> str:
-    """What a grammar of kind `tool_calls` says: which calls may be written, whether there must be one, and in which
-    form (`text.reply_form`)."""
+    """What a grammar of kind `tool_calls` says: which calls may be written, whether there must be one, in which form
+    (`text.reply_form`), and the JSON schema that an answer without calls follows, if one is asked for."""
     listed = [{"name": tool.name, "parameters": tool.schema} for tool in tools]
-    form = {"format": written.name, "thinking": thinking, "opened": opened, "marks": dict(marks or {})}
+    form: dict[str, Any] = {"format": written.name, "thinking": thinking, "opened": opened, "answer": answer}
+    form["marks"] = dict(marks or {})
     return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form}, sort_keys=True)
 
 
@@ -44,8 +46,30 @@ def call_grammar(source: str) -> str:
         for rule in _tool_rules(number, tool["name"], tool["parameters"], written, spell)
     ]
     body = " | ".join(f"tool{number}" for number in range(len(asked["tools"])))
-    frame = _channels(asked["required"], spell) if written.channels else _frame(asked, written, spell)
+    answer = None if asked["required"] else _answer(asked["answer"], written)
+    if answer is not None:
+        rules.append(f"reply: {answer}")
+    asked["held"] = answer is not None
+    frame = _channels(asked, spell) if written.channels else _frame(asked, written, spell)
     return "\n".join((*frame, f"body: {body}", _FREE, *rules))
+
+
+def _answer(schema: Any, written: CallFormat) -> str | None:
+    """What an answer without calls is held to."""
+    if schema is None:
+        return None
+    if written.bare:
+        message = (
+            "this model's calls are JSON that is the whole reply, so no answer can be told from one; leave tools out"
+        )
+        raise RequestError(message, param="response_format", code="unsupported_parameter")
+    try:
+        schema = parse_schema(schema) if isinstance(schema, str) else schema
+    except RequestError as error:
+        raise RequestError(error.message, param="response_format", code=INVALID) from None
+    if schema is False:
+        raise RequestError("no value satisfies the JSON schema false", param="response_format", code=INVALID)
+    return _json({} if schema is True else schema, {})
 
 
 class Spelling:
@@ -88,8 +112,11 @@ def _tool_rules(number: int, name: str, parameters: Any, written: CallFormat, sp
     return [f"tool{number}: {spell(head)} args{number} {spell(tail)}", f"args{number}: {_json(parameters)}"]
 
 
-def _json(schema: Any) -> str:
-    options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACED = {"item_separator": ", ", "key_separator": ": "}
+
+
+def _json(schema: Any, spacing: Mapping[str, str] = _SPACED) -> str:
+    options = {"whitespace_flexible": False, **spacing}
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
@@ -137,9 +164,11 @@ def _frame(asked: Mapping[str, Any], written: CallFormat, spell: Spelling) -> li
         calls = f"{opening} body {more} {close}"
     thought, rules = _thought(asked, spell)
     rules.append(f"calls: {calls}")
+    begin = "" if written.bare else spell(written.begin)
     if asked["required"]:
-        begin = "" if written.bare else spell(written.begin)
         return [f"start: {thought} {begin} calls", *rules]
+    if asked["held"]:
+        return [f"start: {thought} (reply | {begin} calls)", *rules]
     # What begins like a call that is the whole reply has to be one.
     text, bare = ("PLAIN?", " | calls") if written.bare else ("TEXT", "")
     head = spell.after_text("head", written.begin, text)
@@ -153,23 +182,25 @@ def _thought(asked: Mapping[str, Any], spell: Spelling) -> tuple[str, list[str]]
         return "", []
     opening, closing = asked["thinking"]
     rules = [spell.after_text("thought", closing), "SPACE: /\\s+/"]
-    space = "SPACE?" if asked["required"] else ""
+    held = asked["required"] or asked["held"]
+    space = "SPACE?" if held else ""
     if asked["opened"]:
         return f"thought {space}", rules
-    if asked["required"] or opening in asked["marks"]:
+    if held or opening in asked["marks"]:
         return f"({spell(opening)} thought {space})?", rules
     return "", []
 
 
-def _channels(required: bool, spell: Spelling) -> list[str]:
+def _channels(asked: Mapping[str, Any], spell: Spelling) -> list[str]:
     """Reasoning and preambles, then one call or the answer. The token that ends it ends the reply."""
     channel, message = spell("<|channel|>"), spell("<|message|>")
-    last = "call" if required else "(call | answer)"
+    last = "call" if asked["required"] else "(call | answer)"
+    text = "reply" if asked["held"] else "TEXT"
     return [
         f"start: (told {spell('<|start|>assistant')})* {last}",
         f'told: {channel} ("analysis" | "commentary") {message} said',
         spell.after_text("said", "<|end|>"),
-        f'answer: {channel} "final" {message} TEXT',
+        f'answer: {channel} "final" {message} {text}',
         f'call: {channel} "commentary to=" body',
     ]
 

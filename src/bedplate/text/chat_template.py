@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from bedplate.core.errors import TemplateError
 from bedplate.core.files import sha256_bytes
@@ -90,6 +91,11 @@ class ChatTemplate:
     def identity(self) -> str:
         """sha256 of the template's source."""
         return sha256_bytes(self.source.encode("utf-8", "surrogatepass"))
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that it looks up and does not set in every case itself: `messages`, `enable_thinking` …"""
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(self.source)))
 
     def render(
         self,

@@ -3,10 +3,10 @@ chat template, and so are the marks (special tokens among them) that a reply's t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from bedplate.text.call_formats import CallFormat, format_of
 from bedplate.text.call_reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace, partial_mark
@@ -67,6 +67,24 @@ def reply_form(
         tail = tokenizer.decode(prompt[-_TAIL_TOKENS:], skip_special_tokens=False)
         opened = tail.rstrip().endswith(thinking[0])
     return ReplyForm(calls if tools else None, tuple(tools), None if channels else thinking, opened, channels, marks)
+
+
+_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+
+
+def effort_variables(effort: str, variables: Set[str]) -> dict[str, Any]:
+    """What a template that looks up these variables is told of how much is to be reasoned: gpt-oss's knows three
+    efforts; Qwen 3's, SmolLM3's and DeepSeek V3.1's, whether it is to be done at all. Nothing to all others."""
+    thinks = effort not in {"none", "minimal"}
+    known = {"reasoning_effort": _EFFORTS.get(effort, effort), "enable_thinking": thinks, "thinking": thinks}
+    return {name: value for name, value in known.items() if name in variables}
+
+
+def begun_tokens(tokenizer: Tokenizer, prompt: Sequence[int], form: ReplyForm, begun: str) -> list[int]:
+    """A prompt whose reply already begins with a text that is neither reasoning nor a call, where the form has
+    something before such a text: reasoning that the prompt opens is closed, the channel of answers is opened."""
+    before = "<|channel|>final<|message|>" if form.channels else f"{form.thinking[1]}\n\n" if form.thinking else ""
+    return [*prompt, *tokenizer.encode(before), *tokenizer.encode(begun, parse_special=False)]
 
 
 def with_reasoning(messages: Sequence[Message], template: str | None) -> Sequence[Message]:

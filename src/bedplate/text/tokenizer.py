@@ -216,20 +216,23 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        begun: str = "",
         **extra: Any,
     ) -> list[int]:
         """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
-        say. BOS is there if the template writes it; none is added."""
+        say. BOS is there if the template writes it; none is added. begun: how the answer begins."""
         if self.chat is None:
             raise TokenizerError(f"{self._parts.source}: it has no chat template; give the prompt as plain text")
-        given = (plain_messages(messages), plain(tools), plain(extra))
+        given = (plain_messages(messages), plain(tools), plain(extra), begun)
         mark = self._control_tokens.choose_mark(given, self.chat.source)
-        marked_messages, marked_tools, marked_extra = self._control_tokens.mark(given, mark)
-        clean = given == (marked_messages, marked_tools, marked_extra)
+        marked = tuple(self._control_tokens.mark(given, mark))
+        marked_messages, marked_tools, marked_extra, marked_begun = marked
+        clean = given == marked
         variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
         rendered = self.chat.render(
             marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
         )
+        rendered += marked_begun
         if clean:
             return self.encode(rendered)
         return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)

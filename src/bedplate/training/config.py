@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
@@ -66,12 +66,22 @@ class GuardConfig(Strict):
     A step is skipped when its loss or gradient is not finite, or, with `sigmas`, when its loss or the gradient's norm
     is so many standard deviations above the mean of the last `window` steps that were applied, once there are half as
     many (OLMo's rule, with 6 and 128: https://github.com/allenai/OLMo-core, `SkipStepOptimizer`). The run stops at the
-    step that makes more than `allowed` skipped ones among the last `window`.
+    step that makes more than `allowed` skipped ones among the last `window`: at the first one, where that is 0. If
+    spikes are looked for, `allowed` is to be said.
     """
 
     sigmas: Positive | None = None
     window: Annotated[int, Field(ge=2, le=100_000)] = 128
     allowed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _said(self) -> Self:
+        if self.sigmas is not None and "allowed" not in self.model_fields_set:
+            raise ValueError(
+                "with `sigmas` steps are skipped; say how many of the last `window` may be (`allowed`; 0: the first "
+                "spike stops the run)"
+            )
+        return self
 
 
 class TrainConfig(Grown):

@@ -184,7 +184,7 @@ class _Run(Generic[B]):
         """From where it stands to the end."""
         with (
             MetricsLog(self.out / METRICS_FILE, self.metrics_at, self.ranks.main) as log,
-            Progress(description, self.total, "steps") as bar,
+            Progress(description, self.total, "steps", quiet=not self.ranks.main) as bar,
             Interrupts() as interrupts,
         ):
             bar.advance(self.tally.step)
@@ -236,6 +236,10 @@ class _Run(Generic[B]):
                 counts[name] = counts.get(name, 0) + count
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights, passes = self._weights(number, batches), self.ranks.most(len(batches))
+        if self.ranks.agreed(not batches and self.spare is None)[0]:  # at the first step of this process
+            self.spare = next(
+                (one for one in self.ranks.every(batches[-1] if batches else None) if one is not None), None
+            )
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
             for _ in range(passes - len(batches)):

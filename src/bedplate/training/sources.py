@@ -59,7 +59,7 @@ class BatchSource(Protocol[B_co]):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class _EpochSource(ABC, Generic[B]):
+class EpochSource(ABC, Generic[B]):
     """Numbered things, in steps numbered through the epochs; the position is one number. `made_of` is the content's
     name in the identity, `content` its hash, given by what made it, or else of all tokens."""
 
@@ -125,7 +125,7 @@ class _EpochSource(ABC, Generic[B]):
         self._drawn = epoch * self._per_epoch + step
 
 
-class _ExampleSource(_EpochSource[B], Generic[E, B]):
+class _ExampleSource(EpochSource[B], Generic[E, B]):
     """Batches of examples, packed.
 
     examples: a sequence, which may read each as it is asked for. order: "given" every epoch; "shuffled" anew each
@@ -274,7 +274,7 @@ def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> 
     return groups
 
 
-class DocumentSource(_EpochSource[PackedBatch]):
+class DocumentSource(EpochSource[PackedBatch]):
     """Whole documents packed into rows of one length, for next-token prediction; rows are shuffled each epoch.
 
     documents: token ids, each with the end token that its end is to be learned by: a sequence, which may read each as

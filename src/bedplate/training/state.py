@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.files import file_lock
+from bedplate.core.json import brief, flat
 
 STATE_FILE = "state.safetensors"
 SHARDS = "states"
@@ -130,9 +131,9 @@ class StateFile:
 
 def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises TrainingError naming the fields in which the run saved in `out` and the one asked for differ."""
-    before, now = _flatten(saved), _flatten(wanted)
+    before, now = flat(saved), flat(wanted)
     changed = [
-        f"{key}: saved {_short(before.get(key))}, now {_short(now.get(key))}"
+        f"{key}: saved {brief(before.get(key))}, now {brief(now.get(key))}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
@@ -141,18 +142,6 @@ def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], wa
             f"{out} holds the state of another run and cannot be resumed with this one; changed: {'; '.join(changed)}. "
             f"Give another directory, or delete {store} to start anew"
         )
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}".strip(".")).items()}
-    # As JSON would return it: a tuple and a list are the same.
-    return {prefix: json.loads(json.dumps(value))}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 @contextmanager

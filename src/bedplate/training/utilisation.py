@@ -2,7 +2,7 @@
 
 Counted are the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees of
 rows of one length (`economics.model.flops`); what is computed again is not. A peak is the device's dense one from the
-table of devices, or, of a processor or a device that is not in it, what a product of 2,048³ reaches here.
+table of devices, or, of a processor or a device that is not in it, what a large square product reaches here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import torch
 
 from bedplate.core.errors import UsageError
 from bedplate.core.measured import measured_once
-from bedplate.core.processor import processor_kind
+from bedplate.core.processor import processor, processor_kind
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import Spec
 
 _NUMBERS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_SIDE, _TURNS = 2048, 5
+_AUTO = ("float32", "bfloat16")
+_SIDE = {"cpu": 1024}
+_LARGE, _LEAST_TURNS, _SECONDS = 8192, 3, 0.3
 
 
 @dataclass(frozen=True)
@@ -38,40 +40,51 @@ class Utilisation:
 
 
 def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
-    """Of training on rows of `row_tokens` in this dtype ("bfloat16")."""
-    peak, source = _peak(device, dtype)
+    """Of training on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where it is not known yet: of the faster
+    one that training may choose."""
+    peak, source = max(peak_of(device, one) for one in (_AUTO if dtype == "auto" else (dtype,)))
     return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
 
 
-def _peak(device: torch.device, dtype: str) -> tuple[float, str]:
+def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
+    """Operations a second of dense products, and where that is from."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         try:
             known = find_device(name)
-            return known.peak(_NUMBERS.get(dtype, dtype)), known.source
+            return known.peak(_NUMBERS.get(dtype, dtype)), f"{known.title}'s peak in {dtype} ({known.source})"
         except UsageError:
-            return _measured(device, dtype, name), "measured here"
-    return _measured(device, dtype, processor_kind()), "measured here"
+            return _measured(device, dtype, name)
+    return _measured(device, dtype, processor_kind())
 
 
-def _measured(device: torch.device, dtype: str, name: str) -> float:
+def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
     key = {
-        "version": 1,
+        "version": 2,
         "device": name,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
+        "cores": processor().threads,
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
     }
-    return measured_once("peak", key, lambda: measure_peak(device, dtype), float, float)
+    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, _rate)
+    return peak, f"products in {dtype}, measured here"
 
 
 def measure_peak(device: torch.device, dtype: str) -> float:
     """Operations a second of the fastest of a few products, now."""
+    side = _SIDE.get(device.type, _LARGE)
     with torch.inference_mode():
-        a, b = (torch.full((_SIDE, _SIDE), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-        best = float("inf")
-        for _ in range(_TURNS):
-            start = time.perf_counter()
+        a, b = (torch.full((side, side), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+        best, turns, until = float("inf"), 0, time.perf_counter() + _SECONDS
+        while turns < _LEAST_TURNS or time.perf_counter() < until:
+            start, turns = time.perf_counter(), turns + 1
             (a @ b)[0, 0].item()  # waits for the device
             best = min(best, time.perf_counter() - start)
-    return 2 * _SIDE**3 / best
+    return 2 * side**3 / best
+
+
+def _rate(found: object) -> float:
+    if not isinstance(found, int | float) or not found > 0:
+        raise ValueError("not a rate")
+    return float(found)

@@ -25,7 +25,7 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Sft, Term
+from bedplate.training.objectives import Contrastive, PairSource, Sft, Term, TextPair
 from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
 from bedplate.training.parallel.states import States
 from bedplate.training.ranks import ALONE, Ranks
@@ -185,6 +185,30 @@ def half_precision(out: Path) -> None:
     assert all(one.dtype == torch.float32 for one in found.values())
     far = max(float((found[name] - expected[name]).abs().max()) for name in found)
     assert 0 < far < 0.05
+
+
+def negatives_of_other_ranks(out: Path) -> None:
+    """Every rank's texts are candidates of each: the weights are those of one process that has them all."""
+    draw = random.Random(0)
+
+    def text() -> tuple[int, ...]:
+        return tuple(draw.randrange(61) for _ in range(draw.randint(1, 9)))
+
+    pairs = [TextPair(text(), text(), str(n), tuple(text() for _ in range(n % 3))) for n in range(11)]
+
+    def learned(place: Path, shared: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = Decoder(DENSE, dtype=torch.float64)
+        ranks = parallelised(model, ParallelConfig()) if shared else ALONE
+        source = PairSource(pairs, 5, shard=ranks.shard)
+        train(model, source, Contrastive(ranks=ranks), CONFIG, place, model.named_parameters(), ranks=ranks)
+        return {name: tensor.clone() for name, tensor in whole_state(model)}
+
+    found = learned(here(out, "pairs"), True)
+    same(found, learned(alone(out, "pairs-one"), False))
+    dist.barrier()
+    ours, theirs = lines(here(out, "pairs")), lines(alone(out, "pairs-one"))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
 
 
 class Broken(Sft):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tests.pretraining import rank_checks
 from tests.training.parallel import checks
 
 from bedplate.training.parallel import launched
@@ -25,18 +26,27 @@ PHASES: list[tuple[int, list[Check], list[Check]]] = [
     (4, [], [checks.shard_and_tensor, checks.shard_and_expert, checks.data_and_shard, checks.begin_with_four]),
     (
         2,
-        [checks.shard, checks.tensor, checks.expert, checks.a_step_that_one_rank_breaks, checks.go_on_with_two],
+        [
+            checks.shard,
+            checks.tensor,
+            checks.expert,
+            checks.a_step_that_one_rank_breaks,
+            checks.go_on_with_two,
+            rank_checks.begin_a_run,
+        ],
         [
             checks.shard_and_recompute,
             checks.shard_with_muon,
             checks.replicas,
             checks.tensor_beside_experts,
             checks.half_precision,
+            checks.negatives_of_other_ranks,
+            rank_checks.memory_of_a_shard,
             checks.resumed_twice,
         ],
     ),
-    (1, [checks.go_on_alone, checks.refused], []),
-    (2, [checks.end_with_two, checks.killed_while_saving], []),
+    (1, [checks.go_on_alone, checks.refused, rank_checks.go_on_alone_with_a_run], []),
+    (2, [checks.end_with_two, rank_checks.end_a_run, checks.killed_while_saving], []),
 ]
 """Ranks, checks, and those that only `all` makes."""
 

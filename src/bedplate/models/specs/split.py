@@ -17,6 +17,23 @@ Cut = Literal["columns", "rows", "summed", "experts"]
 """Of a module. "summed": whole, but each rank sees only its own heads, so that gradients are to be added up."""
 
 
+def cuts_of(spec: object, tensor: int, experts: int) -> Mapping[str, Cut]:
+    """By a module's path, how so many ranks share its products, and how many its experts; empty for one of each.
+    UnsupportedModelError for what cannot be cut."""
+    found: dict[str, Cut] = {}
+    if tensor == experts == 1:
+        return found
+    if not isinstance(spec, TransformerSpec):
+        raise UnsupportedModelError(
+            f"{type(spec).__name__.removesuffix('Spec')} models cannot be cut (tensor, expert) yet; shard them"
+        )
+    if tensor > 1:
+        found |= tensor_plan(spec, tensor)
+    if experts > 1:
+        found |= expert_plan(spec, experts)
+    return found
+
+
 def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
     """By a module's path in a decoder or encoder of this spec, how so many ranks share its attention and feed-forward.
 

@@ -35,7 +35,8 @@ def proxy_file(run: RunFile, corpus: Path, weights: Mapping[str, float]) -> RunF
     values["run"] = f"{run.run}-{_name(weights)}"
     values["data"] = {"corpus": str(corpus), "mixture": {"weights": dict(weights)}, "general": list(run.data.general)}
     values["checkpoints"] = {"every": 1.0, "seconds": run.checkpoints.seconds}
-    values["evaluation"] = {"tokens": run.evaluation.tokens, "baselines": False}
+    asked = run.evaluation
+    values["evaluation"] = {"tokens": asked.tokens, "end_tokens": asked.end_tokens, "baselines": False}
     if run.base is not None:
         values["base"] = run.base_source
     made = RunFile.model_validate(values)

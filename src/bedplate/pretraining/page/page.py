@@ -12,6 +12,7 @@ from bedplate.pretraining.page.curves import curve, losses
 from bedplate.pretraining.runfile.counts import shown
 
 SEEN = "tokens/"
+"""What the names of a step's tokens by source begin with."""
 _TAIL = 50
 
 
@@ -109,9 +110,10 @@ def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[
         if skipped:
             found["steps skipped by the guard"] = f"{skipped:,}"
         found["tokens a second"] = f"{speed:,.0f}"
-        peak = record.get("peak")
-        if peak:
-            found["MFU"] = f"{speed * peak['flops_per_token'] / peak['flops_per_second']:.1%} ({peak['convention']})"
+        shares = [(row["mfu"], row["tokens"] / row["tokens_per_second"]) for row in tail if row.get("mfu")]
+        if shares:
+            mean = sum(share * one for share, one in shares) / sum(one for _, one in shares)
+            found["MFU"] = f"{mean:.1%} ({record['peak']['convention']})"
         left = (steps - rows[-1]["step"]) * seconds / len(tail)
         if left > 0:
             found["time left at this speed"] = f"{left / 60:.1f} minutes"

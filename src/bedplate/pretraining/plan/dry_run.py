@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,17 @@ from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.model.states import Optimizer
+from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.specs import TextSpec
-from bedplate.pretraining.plan.here import plan_here
-from bedplate.pretraining.plan.sizes import Sizes, sizes_of
+from bedplate.pretraining.plan.here import does_not_fit, plan_here
+from bedplate.pretraining.plan.memory import device_bytes
+from bedplate.pretraining.plan.sizes import Sizes, check_shares, sizes_of
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
-
-OPTIMIZERS: dict[str, Optimizer] = {"adamw": "adamw", "muon": "muon"}
+from bedplate.training.parallel.layout import Axis
 
 
 def plan_run(run: RunFile) -> dict[str, Any]:
@@ -36,36 +38,64 @@ def plan_run(run: RunFile) -> dict[str, Any]:
         if hardware.devices > 1:
             raise ConfigError("hardware.devices is for a device of the table: say which one (hardware.device=h100)")
         return {**common, **plan_here(run, spec, sizes)}
+    return {**common, **_on_devices(run, spec, sizes, hardware.device)}
+
+
+def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[str, Any]:
+    """On devices of the table: time and cost as published runs have them, memory by the layout that the run takes."""
+    hardware = run.hardware
+    axes = run.parallel.sizes(hardware.devices)
+    check_shares(sizes, axes)
     plan = plan_training(
         spec,
         sizes.tokens,
-        find_device(hardware.device),
+        find_device(name),
         hardware.devices,
         sequence_tokens=sizes.length,
         global_batch_tokens=float(sizes.batch * sizes.length),
         precision=hardware.precision,
-        optimizer=OPTIMIZERS[run.optimizer.name],
+        optimizer=run.optimizer.name,
         usd_per_hour=hardware.usd_per_hour,
     )
-    found = plan.as_json()
-    days = found["days"]
+    found, days = plan.as_json(), plan.days
+    dtype = run.dtype
+    if dtype == "auto":
+        dtype = "float32" if hardware.precision in ("fp32", "tf32") else "bfloat16"
+    held = device_bytes(run, spec, sizes, dtype, axes, on_cpu=False)
+    usable = plan.device.memory_bytes * (1 - MARGIN)
+    if sum(held.values()) > usable:
+        left = f"{MARGIN:.0%} of {plan.device.memory_bytes / 1e9:,.0f} GB are left as a reserve"
+        raise UsageError(
+            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(held, usable)} ({left})"
+        )
+    # Training does not compute in 8 bits.
+    suggestions = [one for one in plan.suggestions if not one.startswith("fp8")]
+    notes = [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
+    if run.dtype == "auto" and dtype != "float32":
+        notes.append("set dtype: bfloat16, in which this counts: with auto a GPU computes in what weights are held in")
     return {
-        **common,
         "on": f"{hardware.devices:,} × {plan.device.title}",
-        "layout": found["layout"]["text"],
-        "bytes": found["bytes"],
-        "bytes_per_device": plan.bytes_per_device,
+        "layout": _layout(run, sizes, axes),
+        "bytes": held,
+        "bytes_per_device": sum(held.values()),
         "memory_bytes": plan.device.memory_bytes,
-        "flops": found["flops"],
-        "mfu": found["mfu"],
+        "flops": plan.flops,
+        "mfu": plan.mfu.central,
         "tokens_per_second": plan.tokens_per_second_per_device * plan.devices,
-        "seconds": days * 86400,
-        "seconds_range": [one * 86400 for one in found["days_range"]],
-        "device_hours": found["gpu_hours"],
+        "seconds": days.central * 86400,
+        "seconds_range": [days.low * 86400, days.high * 86400],
+        "device_hours": plan.gpu_hours.central,
         "usd": found["usd"],
         "usd_range": found["usd_range"],
-        "notes": list(map(_as_keys, (f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions))),
+        "notes": list(map(_as_keys, notes)),
     }
+
+
+def _layout(run: RunFile, sizes: Sizes, axes: Mapping[Axis, int]) -> str:
+    shared = " × ".join(f"{axis} {size:,}" for axis, size in axes.items() if size > 1) or "one device"
+    rows = math.ceil(sizes.batch / (axes["data"] * axes["shard"] * axes["expert"]))
+    micro = f"micro-batch {min(rows, sizes.micro):,} of a rank's {rows:,} rows"
+    return f"{shared}, {micro}, recompute {run.recompute}"
 
 
 def _as_keys(note: str) -> str:

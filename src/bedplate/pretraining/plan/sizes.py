@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bedplate.core.errors import ConfigError
@@ -11,6 +12,7 @@ from bedplate.models.specs import TextSpec
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.objectives import Corrupting
+from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
 """Of a base that is trained further, where the file says nothing: what the ladder's rung takes."""
@@ -61,3 +63,13 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))
     return Sizes(total, body, tokens, steps, length, batch, micro, rate)
+
+
+def check_shares(sizes: Sizes, axes: Mapping[Axis, int]) -> None:
+    """ConfigError where a step has fewer rows than there are ranks with data of their own."""
+    shares = axes["data"] * axes["shard"] * axes["expert"]
+    if sizes.batch < shares:
+        raise ConfigError(
+            f"batch.tokens gives steps of {sizes.batch:,} rows, and {shares:,} ranks have data of their own: raise it, "
+            "take shorter rows (batch.sequence), or let ranks share products (parallel.tensor)"
+        )

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from bedplate.core.progress import console
-from bedplate.pretraining.run.seen import SEEN
+from bedplate.pretraining.page.page import SEEN
 from bedplate.pretraining.runfile.counts import shown
 
 if TYPE_CHECKING:
@@ -23,13 +23,10 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class LiveView:
-    """As a context: a panel that is drawn anew once a second, where stderr is a terminal; nothing elsewhere.
+    """As a context: a panel that is drawn anew once a second, where stderr is a terminal; nothing elsewhere."""
 
-    share: of the device's peak that one token a second is.
-    """
-
-    def __init__(self, title: str, steps: int, share: float = 0.0, *, shown_here: bool | None = None) -> None:
-        self._title, self._steps, self._share = title, steps, share
+    def __init__(self, title: str, steps: int, *, shown_here: bool | None = None) -> None:
+        self._title, self._steps = title, steps
         self._shown = sys.stderr.isatty() if shown_here is None else shown_here
         self._live: Live | None = None
         self._last: Mapping[str, Any] = {}
@@ -99,7 +96,7 @@ class LiveView:
             ("step", f"{row['step']:,} of {self._steps:,} ({row['step'] / self._steps:.0%})"),
             ("loss", f"{self._losses[-1]:.4f}  {sparkline(self._losses)}" if self._losses else "not finite"),
             ("learning rate", f"{row['learning_rate']:.3g}   gradient norm {_shown(row['gradient_norm'])}"),
-            ("tokens a second", f"{speed:,.0f}" + (f"   MFU {speed * self._share:.1%}" if self._share else "")),
+            ("tokens a second", f"{speed:,.0f}" + (f"   MFU {row['mfu']:.1%}" if row.get("mfu") else "")),
             ("time left", "" if left is None else f"{clock(left)}, until {_at(left)}"),
         ]
         if self._seen:

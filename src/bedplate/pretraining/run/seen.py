@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bedplate.pretraining.page.page import SEEN
 from bedplate.training.batch import PackedBatch
 from bedplate.training.sources import BatchSource
-
-SEEN = "tokens/"
-"""What the names of these counts begin with."""
 
 
 @dataclass(frozen=True)

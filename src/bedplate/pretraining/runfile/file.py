@@ -16,6 +16,7 @@ from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
 from bedplate.training.arithmetic import Asked
 from bedplate.training.config import Fraction, RouterConfig
+from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.schedules import ScheduleName
 
 if TYPE_CHECKING:
@@ -202,8 +203,8 @@ class HardwarePart(Strict):
 class RunFile(Strict):
     """One run. base: the base that training goes on from, with its tokenizer, instead of `model`. objective: a row of
     OBJECTIVES; objective_settings: its own. tokens: that are trained on; None: 20 a parameter, or the texts once from
-    a base. dtype: what it computes in; recompute: what is made again to save memory; router: of models with
-    experts."""
+    a base. parallel: how the processes of the run share it. dtype: what it computes in; recompute: what is made again
+    to save memory; router: of models with experts."""
 
     run: Name
     data: DataPart
@@ -218,6 +219,7 @@ class RunFile(Strict):
     checkpoints: CheckpointsPart = CheckpointsPart()
     evaluation: EvaluationPart = EvaluationPart()
     hardware: HardwarePart = HardwarePart()
+    parallel: ParallelConfig = ParallelConfig()
     router: RouterConfig = RouterConfig()
     dtype: Asked = "auto"
     recompute: Recompute = "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from bedplate.serving.call.call import ApiCall
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.models.served import Answer, finite
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
+from bedplate.serving.wire.strict_json import dump_json
 from bedplate.serving.wire.tools import Spoken
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
+FULL_LENGTH = 256
+"""Bytes that a padded event's content is brought to, or to a multiple of it."""
 
 A = TypeVar("A", ChatRequest, CompletionRequest)
 
@@ -64,7 +68,8 @@ class ChoicesReply(ABC, Generic[A]):
 
     def chunk(self, choice: Json) -> Json:
         usage = {"usage": None} if self.asked.reports_usage else {}
-        return {**self._head, "object": self.chunk_object, "choices": [choice], **usage}
+        padding = {"obfuscation": padding_of(choice)} if self.asked.obfuscates else {}
+        return {**self._head, "object": self.chunk_object, "choices": [choice], **usage, **padding}
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Json:
         head = {**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage(answers)}
@@ -109,6 +114,13 @@ class ChoicesReply(ABC, Generic[A]):
 
     def _token(self, index: int) -> str:
         return token_text(self._tokenizer, index)
+
+
+def padding_of(content: Json) -> str:
+    """Random letters that bring what a stream's event says to the next full length, so that whoever sees only the sizes
+    of an encrypted stream's packets learns little of the words in it."""
+    letters = -len(dump_json(content)) % FULL_LENGTH
+    return secrets.token_hex(FULL_LENGTH // 2)[:letters]
 
 
 def _extension(answer: Answer) -> Json:

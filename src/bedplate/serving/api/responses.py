@@ -14,7 +14,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
+from bedplate.inference.engine.requests import Terms
+from bedplate.serving.api.files import Page
+from bedplate.serving.api.input_items import input_items
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
+from bedplate.serving.api.truncation import fitting_plan
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
 from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
 from bedplate.serving.call.events import Event, EventStream
@@ -34,9 +38,18 @@ async def create_response(call: ApiCall) -> Response:
     keeps = _keeps(call, asked)
     chat, messages = asked.chat(_earlier(call, asked))
     served = await call.choose(asked.model)
-    plan = await call.prepare(lambda terms: served.chat(chat, terms), "input")
+    left_out = 0
+
+    def make(terms: Terms) -> AnswerPlan:
+        nonlocal left_out
+        if asked.truncation != "auto":
+            return served.chat(chat, terms)
+        plan, left_out = fitting_plan(served, chat, terms)
+        return plan
+
+    plan = await call.prepare(make, "input")
     run = call.submit(plan, "input", "max_output_tokens")
-    reply = ResponseReply(call, asked, keeps)
+    reply = ResponseReply(call, asked, keeps, left_out)
     if asked.stream:
         return EventStream(_events(call, chat, messages, reply, plan, run), done=False, error_name="error")
     turn = await take_turn(call, chat, plan, run)
@@ -55,6 +68,27 @@ async def get_response(call: ApiCall) -> Response:
     return json_response(kept.response)
 
 
+@router.get("/{name}/input_items")
+@answers("responses")
+async def list_input_items(call: ApiCall) -> Response:
+    page = Page(call.request, 100, "order", "include")
+    order, name = page.given.get("order", "desc"), call.request.path_params["name"]
+    if order not in ("asc", "desc"):
+        raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
+    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
+    if kept is None:
+        raise _not_found(name)
+    items = input_items(name, kept.messages[:-1])
+    if order == "desc":
+        items.reverse()
+    if page.after is not None:
+        place = next((i for i, one in enumerate(items) if one["id"] == page.after), None)
+        if place is None:
+            raise RequestError(f"after is {page.after[:80]!r}, which is no item of this list", param="after")
+        items = items[place + 1 :]
+    return json_response(page.reply(items))
+
+
 @router.delete("/{name}")
 @answers("responses")
 async def delete_response(call: ApiCall) -> Response:
@@ -69,11 +103,9 @@ def _not_found(name: str) -> StatusError:
 
 
 def _keeps(call: ApiCall, asked: ResponsesRequest) -> bool:
-    """Whether the reply is kept; by default it is where the server keeps any."""
+    """Whether the reply is kept: where the server keeps any, unless it is not to be. The reply's own `store` says."""
     able = call.server.part(ResponseStore).config.keeps
-    if asked.store and not able:
-        raise RequestError("this server keeps no replies; set store to false", param="store")
-    return able if asked.store is None else asked.store
+    return able and asked.store is not False
 
 
 def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:

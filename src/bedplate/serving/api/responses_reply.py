@@ -9,10 +9,11 @@ from itertools import count
 from typing import Any
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.api.replies import reasoning_tokens, steps_of, token_entries
+from bedplate.serving.api.replies import padding_of, reasoning_tokens, steps_of, token_entries
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
 from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
+from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.responses_fields import ResponsesRequest
 
 Json = dict[str, Any]
@@ -21,8 +22,9 @@ Json = dict[str, Any]
 class ResponseReply:
     """One reply in the making. Items have ids from the start, so that events and the whole agree."""
 
-    def __init__(self, call: ApiCall, asked: ResponsesRequest, keeps: bool) -> None:
-        self._call, self._asked, self.keeps = call, asked, keeps
+    def __init__(self, call: ApiCall, asked: ResponsesRequest, keeps: bool, left_out: int = 0) -> None:
+        """left_out: messages that had no place in the context, where the request allowed that."""
+        self._call, self._asked, self.keeps, self._left_out = call, asked, keeps, left_out
         self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._created = int(time.time())
 
@@ -40,8 +42,14 @@ class ResponseReply:
                 "output_tokens_details": {"reasoning_tokens": reasoned},
                 "total_tokens": answer.usage.prompt_tokens + answer.usage.completion_tokens,
             },
-            **extension_of(self._call, answer),
+            **self._extension(answer),
         }
+
+    def _extension(self, answer: Answer) -> Json:
+        said = extension_of(self._call, answer)
+        if not self._left_out:
+            return said
+        return {"bedplate": {**said.get("bedplate", {}), "messages_left_out": self._left_out}}
 
     def base(self, status: str) -> Json:
         """The reply without what it says."""
@@ -62,7 +70,7 @@ class ResponseReply:
             "output": [],
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": None if asked.reasoning is None else asked.reasoning.effort, "summary": None},
             "store": self.keeps,
             "temperature": asked.temperature,
             "text": {"format": form or {"type": "text"}},
@@ -70,9 +78,13 @@ class ResponseReply:
             "tools": asked.tools or [],
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": asked.top_p,
-            "truncation": "disabled",
+            "truncation": asked.truncation or "disabled",
             "usage": None,
         }
+
+    @property
+    def obfuscates(self) -> bool:
+        return self._asked.obfuscates
 
     def status(self, turn: AssistantTurn, block: TurnBlock) -> str:
         """Of a block that has ended: the last one of a turn that was cut off is not whole."""
@@ -179,4 +191,7 @@ class ResponseEvents:
         return place if content is None else {**place, "content_index": content}
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        return Event({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
+        said = {"type": kind, "sequence_number": next(self._numbers), **fields}
+        if kind.endswith(".delta") and self._reply.obfuscates:
+            said["obfuscation"] = padding_of(said)
+        return Event(said, kind)

@@ -32,7 +32,7 @@ from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
-from bedplate.text.reply_form import reply_form
+from bedplate.text.reply_form import begun_tokens, reply_form
 
 COMPLETION_MAX_TOKENS = 16
 """The API's own default for /v1/completions; a chat goes on to the context's end by default."""
@@ -125,24 +125,35 @@ class ServedBase:
 
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         messages = [message.plain() for message in asked.messages]
+        begun = str(messages.pop()["content"]) if asked.continue_final_message and len(messages) > 1 else ""
+        effort, tools = asked.reasoning_effort, asked.usable_tools
         if self._tokenizer.chat is None and self._tokenizer.answers_apart:
-            tokens = self._tokenizer.encode_prompt(self._only_text(messages, bool(asked.usable_tools)))
+            tokens = self._tokenizer.encode_prompt(self._only_text(asked))
         elif self._tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         else:
-            tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
+            tokens = conversation_tokens(self._tokenizer, messages, tools, effort=effort)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
         # An answer that is held to a form of its own is that form from its first token on.
         reasons = bool(asked.usable_tools) or asked.grammar is None
-        form = reply_form(self._tokenizer, tokens, asked.usable_tools, reasons=reasons)
+        form = reply_form(self._tokenizer, tokens, tools, reasons=reasons)
+        if begun and (form.opened or form.channels):
+            tokens = begun_tokens(self._tokenizer, tokens, form, begun)
+        elif begun:
+            tokens = conversation_tokens(self._tokenizer, messages, tools, begun=begun, effort=effort)
+        if begun:
+            if form.channels and tools:
+                message = "this model calls tools in channels, and its answer is begun in one; leave tools out"
+                raise RequestError(message, param="tools", code="unsupported_parameter")
+            form = replace(form, thinking=None, opened=False)
         grammar = compiled(self.engine, asked.grammar_in(form))
         request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
         return AnswerPlan(self.engine, choices(request, asked.choices), form=form)
 
-    def _only_text(self, messages: Sequence[Mapping[str, Any]], tools: bool) -> str:
+    def _only_text(self, asked: ChatRequest) -> str:
         """What an encoder–decoder without a template reads of a conversation: its only message."""
-        if len(messages) == 1 and not tools and messages[0]["role"] == "user":
-            return str(messages[0]["content"])
+        if len(asked.messages) == 1 and not asked.usable_tools and asked.messages[0].role == "user":
+            return asked.messages[0].content
         raise RequestError(
             f"the model {self.name!r} reads one text and has no chat template: give one user message, and no tools",
             param="messages",

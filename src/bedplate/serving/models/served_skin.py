@@ -153,6 +153,9 @@ class ServedSkin:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
         if last is None:
             raise RequestError("there is no user message; a skin's input is the last one", param="messages")
+        if asked.continue_final_message:
+            message = f"{self.name!r} is a skin and begins its answers itself; end with the user's message"
+            raise RequestError(message, param="messages")
         return self._plan([last.content], asked, terms)
 
     def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:

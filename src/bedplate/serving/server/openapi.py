@@ -65,6 +65,11 @@ _FORMS: dict[tuple[str, str], Json] = {
 _QUERIES: dict[tuple[str, str], dict[str, Json]] = {
     ("GET", "/tokenizer_info"): {"model": _TEXT},
     ("GET", "/v1/responses/{name}"): {"stream": {"enum": ["false"]}},
+    ("GET", "/v1/responses/{name}/input_items"): {
+        "limit": {"type": "integer"},
+        "after": _TEXT,
+        "order": {"enum": ["asc", "desc"]},
+    },
     ("GET", "/v1/files"): {
         "limit": {"type": "integer"},
         "after": _TEXT,

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
-from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, TopK, TopP
+from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
 
 # Names of chat fields in this API.
 _NAMES = {
@@ -26,7 +26,7 @@ _NAMES = {
 }
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 # Fields of a block that change nothing here: a prompt's beginning is always cached.
-_HINTS = frozenset({"cache_control", "citations"})
+_HINTS = frozenset({"cache_control", "citations", "eager_input_streaming"})
 
 _SYSTEM = either(str, list, said="it must be a text or a list of text blocks")
 
@@ -34,7 +34,11 @@ ChatMessage = dict[str, Any]
 
 
 class Thinking(RequestFields):
-    type: Literal["disabled"]
+    """How long a model reasons is its own matter: a budget is a wish. Whether it does, a template may ask."""
+
+    type: Literal["disabled", "enabled", "adaptive"]
+    budget_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    display: Literal["summarized"] | None = None
 
 
 class RequestMetadata(RequestFields):
@@ -42,9 +46,10 @@ class RequestMetadata(RequestFields):
 
 
 class OutputConfig(RequestFields):
-    """`format`: {"type": "json_schema", "schema": …}."""
+    """`format`: {"type": "json_schema", "schema": …}. effort: how much is to be reasoned."""
 
     format: dict[str, Any] | None = None
+    effort: Effort | None = None
 
 
 class _Asked(RequestFields):
@@ -68,8 +73,9 @@ class _Asked(RequestFields):
             found = _messages_of(message, f"messages[{index}]")
             messages += found
             places += [f"messages[{index}]"] * len(found)
-        if messages[-1]["role"] == "assistant":
-            message = "the last message must be the user's: going on with an assistant's text is not supported"
+        begun = messages[-1]["role"] == "assistant"
+        if begun and messages[-1].get("tool_calls"):
+            message = f"{places[-1]}: calls of tools are answered by their results, in a message of the user"
             raise RequestError(message, param=places[-1])
         body = {
             "model": self.model,
@@ -77,13 +83,26 @@ class _Asked(RequestFields):
             "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
             **_choice_of(self.tool_choice),
             **_format_of(self.output_config),
+            "reasoning_effort": self._effort,
+            "continue_final_message": begun or None,
             **self._settings(),
         }
         try:
             return as_chat(body, _NAMES)
         except RequestError as error:
+            if error.param == "continue_final_message":
+                message = f"{places[-1]}: {error.message.partition(': ')[2]}"
+                raise RequestError(message, param=places[-1], code=error.code) from None
             error.param = _place(error.param, places)
             raise
+
+    @property
+    def _effort(self) -> str | None:
+        if self.thinking is not None and self.thinking.type == "disabled":
+            return "none"
+        if self.output_config is not None and self.output_config.effort is not None:
+            return self.output_config.effort
+        return None if self.thinking is None else "medium"
 
     def _settings(self) -> dict[str, Any]:
         return {}
@@ -127,7 +146,7 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
     if unknown is not None:
         raise RequestError(f"unknown field '{where}.{unknown}'", param=f"{where}.{unknown}", code="unknown_parameter")
     role, content = message.get("role"), message.get("content")
-    if role not in {"user", "assistant"}:
+    if role not in ("user", "assistant"):  # it may be of any kind, also of those that no set holds
         raise _wrong(f"{where}.role", "the roles are user and assistant; a system prompt is the field system")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
@@ -215,7 +234,7 @@ def _tool_of(tool: Any, index: int) -> dict[str, Any]:
     where = f"tools[{index}]"
     if not isinstance(tool, dict):
         raise _wrong(where, "a tool is an object with name and input_schema")
-    if tool.get("type") not in {None, "custom"}:
+    if tool.get("type") not in (None, "custom"):
         raise _wrong(f"{where}.type", f"tools of type {str(tool['type'])[:60]!r} are not supported; only your own are")
     function = {name: value for name, value in tool.items() if name not in {"type", "input_schema", *_HINTS}}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
@@ -230,7 +249,7 @@ def _choice_of(choice: dict[str, Any] | None) -> dict[str, Any]:
     if kind == "tool":
         named = {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
         return {"tool_choice": named, **parallel}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise _wrong("tool_choice.type", f"it must be {', '.join(_CHOICES)} or tool")
     return {"tool_choice": _CHOICES[kind], **parallel}
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.serving.wire.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
+from bedplate.serving.wire.messages import Message
 from bedplate.serving.wire.sampling_fields import (
     TOKEN_LIMIT,
     Biases,
+    Effort,
     MinP,
     Penalty,
     RepetitionPenalty,
@@ -33,8 +35,8 @@ from bedplate.serving.wire.sampling_fields import (
 from bedplate.serving.wire.strict_fields import RequestFields, either, first_mistake
 from bedplate.serving.wire.tools import (
     PLAIN_REPLY,
+    AllowedChoice,
     NamedChoice,
-    ToolCall,
     ToolField,
     calls_grammar,
     check_results,
@@ -44,12 +46,17 @@ from bedplate.serving.wire.tools import (
 from bedplate.text.reply_form import ReplyForm
 from bedplate.text.tool_calls import MAX_TOOLS, Tool
 
-MAX_CHOICES = 8
+MAX_CHOICES = 128
 MAX_PROMPTS = 1024
+MAX_ANSWERS = 8192
+"""Prompts times choices of one request; how many may be queued at once is the server's limit."""
 
-# Fields that change nothing about the answer.
-_HOUSEKEEPING = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"))
-# Fields of the API that are not served, and the values of them that ask for nothing.
+# Fields that change nothing about the answer. (No tools run here whose calls could be too many.)
+_HOUSEKEEPING = frozenset(
+    ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "max_tool_calls")
+)
+# Fields of the API that are not served, and the values of them that change nothing here: there is one tier, chats are
+# not kept, and how long an answer is is the model's own matter.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -59,41 +66,15 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
+    "service_tier": ("auto", "default", "flex", "priority", "scale"),
+    "store": (False, True),
     "suffix": ("",),
-    "verbosity": (),
+    "verbosity": ("low", "medium", "high"),
     "web_search_options": (),
 }
 _INSTEAD = {"functions": "use tools", "function_call": "use tool_choice"}
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 M = TypeVar("M", bound=BaseModel)
-
-
-def _text_of(content: Any) -> Any:
-    """A message's content as one text: a string, or the joined parts of type text."""
-    if not isinstance(content, list):
-        return content
-    texts: list[str] = []
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise ValueError('a content part must be an object such as {"type": "text", "text": "…"}')
-        if part["type"] != "text":
-            raise ValueError(f"content parts of type {part['type']!r} are not supported; only text is")
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError("a text part has exactly the fields type and text, and text is a string")
-        texts.append(part["text"])
-    if not texts:
-        raise ValueError("the content has no parts; give a string or parts of type text")
-    return "".join(texts)
-
-
-def _role_of(role: Any) -> Any:
-    if isinstance(role, str) and role not in _ROLES:
-        raise ValueError(f"there is no role {role!r} here; the roles are {', '.join(_ROLES)}")
-    return role
 
 
 def prompts_of(prompt: Any) -> Any:
@@ -123,62 +104,15 @@ def _cut_of(limit: Any) -> Any:
 
 CUT = Annotated[bool | int, BeforeValidator(_cut_of, json_schema_input_type=int | None)]
 
-# What may be sent where validators make one shape of several.
+# What may be sent where a validator makes one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
-CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])
 
-
-_CHOICE = either(str, dict, said="it must be a word or an object")
-
-
-class Message(RequestFields):
-    """One turn of a conversation."""
-
-    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
-    content: Annotated[str, CONTENT]
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    # Clients send replies back as they got them: with the fields that said nothing.
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _calls_need_no_content(cls, message: Any) -> Any:
-        if isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None:
-            return {**message, "content": ""}
-        return message
-
-    @model_validator(mode="after")
-    def _fields_of_the_role(self) -> Self:
-        if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError("only an assistant's message has tool_calls")
-        if self.reasoning_content is not None and self.role != "assistant":
-            raise ValueError("only an assistant's message has reasoning_content")
-        if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("a message of role tool has a tool_call_id, and no other has")
-        return self
-
-    def plain(self) -> dict[str, Any]:
-        """As chat templates see it."""
-        more: dict[str, Any] = {name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")}
-        if self.tool_calls is not None:
-            more["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        role = "system" if self.role == "developer" else self.role
-        return {
-            "role": role,
-            "content": self.content,
-            **{key: value for key, value in more.items() if value is not None},
-        }
+_CHOICE = either(str, NamedChoice, AllowedChoice, said="it must be a word or an object")
 
 
 class StreamOptions(RequestFields):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = None
 
 
 class _Asked(RequestFields, ABC):
@@ -247,6 +181,11 @@ class _Asked(RequestFields, ABC):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
+    def obfuscates(self) -> bool:
+        """Whether a stream's events are to be padded, so that their sizes tell less of what is in them."""
+        return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
+
+    @property
     def token_limit(self) -> int | None:
         return self.max_tokens
 
@@ -275,13 +214,16 @@ class ChatRequest(_Asked):
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     tools: Annotated[list[ToolField], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
-        str | NamedChoice | None,
+        str | NamedChoice | AllowedChoice | None,
         _CHOICE,
         BeforeValidator(choice_of, json_schema_input_type=str | dict[str, Any] | None),
     ] = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: Effort | None = None
+    continue_final_message: bool | None = None
+    """vLLM's: the answer goes on with the last message, which is the assistant's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -291,10 +233,31 @@ class ChatRequest(_Asked):
         if len(both) > 1:
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         check_results(self.messages)
-        if self.usable_tools and self._forms():
-            field = next(iter(self._forms()))
-            raise ValueError(f"{field}: not together with tools that may be called; set tool_choice to none")
+        if self.continue_final_message:
+            self._check_begun()
+        for field, form in self._forms().items() if self.usable_tools else ():
+            if form.kind not in {"json_schema", "json_object"}:
+                raise ValueError(
+                    f"{field}: of the forms of an answer, only JSON goes together with tools that may be called; set "
+                    "tool_choice to none"
+                )
         return self
+
+    def _check_begun(self) -> None:
+        last = self.messages[-1]
+        if last.role != "assistant" or last.tool_calls or not last.content or len(self.messages) < 2:
+            raise ValueError(
+                "continue_final_message: the last message must be a text of the assistant's to go on with, after others"
+            )
+        if last.content != last.content.rstrip():
+            raise ValueError(
+                "messages: the assistant's text to go on with ends in white space, which models seldom continue well; "
+                "cut it off"
+            )
+        if self._forms():
+            raise ValueError(
+                "continue_final_message: an answer that is held to a form begins with it; leave one of them out"
+            )
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:
@@ -309,8 +272,9 @@ class ChatRequest(_Asked):
         """What the answer is held to, where replies have this form."""
         if not self.usable_tools:
             return super().grammar
-        parallel = self.parallel_tool_calls is not False
-        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form)
+        parallel, answer = self.parallel_tool_calls is not False, super().grammar
+        held = None if answer is None else answer[1]
+        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form, held)
 
     @property
     def token_limit(self) -> int | None:
@@ -341,6 +305,10 @@ class CompletionRequest(_Asked):
     def _consistent(self) -> Self:
         if self.echo and self.stream and self.logprobs is not None:
             raise ValueError("logprobs: not together with both echo and stream")
+        if len(self.prompt) * self.choices > MAX_ANSWERS:
+            raise ValueError(
+                f"n: {len(self.prompt):,} prompts of {self.n} answers are over {MAX_ANSWERS:,}; send fewer"
+            )
         return self
 
     @property
@@ -363,7 +331,7 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
                 allowed = " or ".join(map(repr, _NOT_SERVED[name])) or "null"
                 instead = _INSTEAD.get(name, "leave it out")
                 raise RequestError(
-                    f"{name} is not supported here (only {allowed}, which asks for nothing); {instead}",
+                    f"{name} is not supported here (only {allowed}, which changes nothing); {instead}",
                     param=name,
                     code="unsupported_parameter",
                 )

@@ -10,14 +10,25 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Grammar
-from bedplate.serving.wire.strict_fields import RequestFields, either
+from bedplate.serving.wire.schema_dialects import as_held
+from bedplate.serving.wire.strict_fields import RequestFields
 
-SCHEMA = either(dict, str, said="it must be a JSON schema: an object, or its JSON text")
+
+def _schema_of(value: Any) -> Any:
+    """A schema or its JSON text; what is no JSON is refused where it is compiled."""
+    if isinstance(value, dict):
+        return as_held(value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError("it must be a JSON schema: an object, or its JSON text")
+    return value
+
+
+SCHEMA = BeforeValidator(_schema_of)
 
 
 class NamedSchema(RequestFields):
@@ -27,6 +38,16 @@ class NamedSchema(RequestFields):
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """In the words that are enforced."""
+        return as_held(self.schema_, strict=bool(self.strict))
+
+    @model_validator(mode="after")
+    def _words(self) -> Self:
+        as_held(self.schema_)
+        return self
 
 
 class ResponseFormat(RequestFields):
@@ -44,7 +65,7 @@ class ResponseFormat(RequestFields):
     @property
     def grammar(self) -> Grammar | None:
         if self.json_schema is not None:
-            return Grammar("json_schema", json.dumps(self.json_schema.schema_, ensure_ascii=False))
+            return Grammar("json_schema", json.dumps(self.json_schema.held, ensure_ascii=False))
         return None if self.type == "text" else Grammar("json_object")
 
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
-from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Temperature, TopP
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Effort, Temperature, TopP
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
@@ -40,11 +40,19 @@ class TextOptions(RequestFields):
     """`format`: {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name", "schema", …}."""
 
     format: dict[str, Any] | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(RequestFields):
+    """effort: for models whose template asks. Reasoning is given as it is, so that there is nothing to sum up."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ResponseStreamOptions(RequestFields):
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = None
 
 
 def _input_of(value: Any) -> Any:
@@ -90,7 +98,8 @@ class ResponsesRequest(RequestFields):
     previous_response_id: str | None = None
     include: Annotated[list[str], BeforeValidator(_include_of)] | None = None
     metadata: Annotated[dict[str, str], BeforeValidator(_metadata_of)] | None = None
-    truncation: Literal["disabled"] | None = None
+    reasoning: ReasoningOptions | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     background: Literal[False] | None = None
 
     @model_validator(mode="after")
@@ -100,6 +109,11 @@ class ResponsesRequest(RequestFields):
         if self.includes_logprobs and self.tools:
             raise ValueError(f"include: {_LOGPROBS} is not for requests with tools")
         return self
+
+    @property
+    def obfuscates(self) -> bool:
+        """Whether a stream's deltas are to be padded, so that their sizes tell less of what is in them."""
+        return self.stream_options is not None and bool(self.stream_options.include_obfuscation)
 
     @property
     def includes_logprobs(self) -> bool:
@@ -117,6 +131,7 @@ class ResponsesRequest(RequestFields):
             "response_format": _format_of(self.text),
             "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
             "tool_choice": _choice_of(self.tool_choice),
+            "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
         }
         if self.includes_logprobs or self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
@@ -238,7 +253,11 @@ def _tool_of(tool: Any, index: int) -> dict[str, Any]:
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
-def _choice_of(choice: str | dict[str, Any] | None) -> Any:
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        return {"type": "function", "function": {name: value for name, value in choice.items() if name != "type"}}
-    return choice
+def _choice_of(choice: Any) -> Any:
+    """As chats have it, which nest what belongs to a type."""
+    if not isinstance(choice, dict) or choice.get("type") not in ("function", "allowed_tools"):
+        return choice
+    kind, rest = choice["type"], {name: value for name, value in choice.items() if name != "type"}
+    if kind == "allowed_tools" and isinstance(rest.get("tools"), list):
+        rest["tools"] = [_choice_of(one) for one in rest["tools"]]
+    return {"type": kind, kind: rest}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 MAX_STOPS = 16
 """The API itself takes 4; evaluation harnesses send more."""
@@ -50,7 +50,8 @@ def _ids_of(ids: Any) -> Any:
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[int, Field(ge=0, le=TOKEN_LIMIT)]
+TopK = Annotated[int, Field(ge=-1, le=TOKEN_LIMIT), AfterValidator(lambda count: max(count, 0))]
+"""0 is off, and so is −1, as vLLM has it."""
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -58,3 +59,5 @@ Seed = Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)]
 Stops = Annotated[tuple[str, ...], BeforeValidator(_stops_of, json_schema_input_type=str | list[str])]
 Biases = Annotated[tuple[tuple[int, float], ...], BeforeValidator(_biases_of, json_schema_input_type=dict[str, float])]
 TokenIds = Annotated[tuple[int, ...], BeforeValidator(_ids_of, json_schema_input_type=list[int])]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How much is to be reasoned before the answer; for models whose template asks for it."""

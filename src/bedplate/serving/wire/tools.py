@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
-from bedplate.serving.wire.strict_fields import RequestFields
+from bedplate.serving.wire.schema_dialects import as_held
+from bedplate.serving.wire.strict_fields import RequestFields, first_mistake
 from bedplate.text.call_formats import HERMES, format_of, shows_tools
 from bedplate.text.call_grammar import call_grammar_source
 from bedplate.text.call_reading import ReplyPiece
-from bedplate.text.reply_form import ReplyForm, with_reasoning
+from bedplate.text.reply_form import ReplyForm, effort_variables, with_reasoning
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import Tool, as_shown, with_tools
+from bedplate.text.tool_calls import MAX_TOOLS, Tool, as_shown, with_tools
 
 Json = dict[str, Any]
 PLAIN_REPLY = ReplyForm()
@@ -29,17 +30,25 @@ class Function(RequestFields):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
+    @model_validator(mode="after")
+    def _held(self) -> Self:
+        as_held(self.parameters)
+        return self
+
 
 class ToolField(RequestFields):
-    """One of `tools`. Arguments are held to the parameters' schema whether `strict` is set or not."""
+    """One of `tools`. Arguments are held to the parameters' schema whether `strict` is set or not, but for
+    `uniqueItems` that cannot be held: without `strict` they are a wish."""
 
     type: Literal["function"]
     function: Function
+    cache_control: dict[str, Any] | None = None  # a prompt's beginning is always cached
 
     @property
     def tool(self) -> Tool:
         function = self.function
-        return Tool(function.name, function.description or "", function.parameters)
+        parameters = as_held(function.parameters, strict=bool(function.strict))
+        return Tool(function.name, function.description or "", parameters)
 
 
 class NamedFunction(RequestFields):
@@ -53,29 +62,69 @@ class NamedChoice(RequestFields):
     function: NamedFunction
 
 
+class AllowedTools(RequestFields):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedChoice(RequestFields):
+    """A `tool_choice` that leaves some of the tools to choose from."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+Choice = str | NamedChoice | AllowedChoice | None
+
+
+def _arguments_of(arguments: Any) -> Any:
+    """A call without arguments: clients that put a stream together may have nothing there."""
+    nothing = arguments is None or (isinstance(arguments, str) and not arguments.strip())
+    return "{}" if nothing else arguments
+
+
 class CalledFunction(RequestFields):
     name: Name
-    arguments: str
+    arguments: Annotated[str, BeforeValidator(_arguments_of, json_schema_input_type=str | None)]
 
 
 class ToolCall(RequestFields):
-    """A call that an assistant's message made."""
+    """A call that an assistant's message made. index: its place in a stream, which clients leave in it."""
 
     id: str
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = None
+
+
+_CHOICES: dict[Any, type[NamedChoice | AllowedChoice]] = {"function": NamedChoice, "allowed_tools": AllowedChoice}
 
 
 def choice_of(value: Any) -> Any:
     """Validator of `tool_choice`."""
     if isinstance(value, str) and value not in {"none", "auto", "required"}:
         raise ValueError('it must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
-    if isinstance(value, dict) and value.get("type") != "function":
-        raise ValueError(f"a choice of type {value.get('type')!r} is not supported; only function is")
-    return value
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type")
+    if not isinstance(kind, str) or kind not in _CHOICES:
+        raise ValueError(f"a choice of type {str(kind)[:60]!r} is not supported; the types are {', '.join(_CHOICES)}")
+    try:
+        return _CHOICES[kind].model_validate(value)
+    except ValidationError as error:
+        raise ValueError(first_mistake(error, _CHOICES[kind]).message) from None
 
 
-def usable(tools: Sequence[ToolField], choice: str | NamedChoice | None) -> tuple[Tool, ...]:
+def is_required(choice: Choice) -> bool:
+    """Whether the answer has to be a call."""
+    return (
+        choice == "required"
+        or isinstance(choice, NamedChoice)
+        or (isinstance(choice, AllowedChoice) and choice.allowed_tools.mode == "required")
+    )
+
+
+def usable(tools: Sequence[ToolField], choice: Choice) -> tuple[Tool, ...]:
     """The tools that may be called. ValueError for names that are taken twice or that no tool has."""
     names = [one.function.name for one in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -83,22 +132,32 @@ def usable(tools: Sequence[ToolField], choice: str | NamedChoice | None) -> tupl
         raise ValueError(f"tools: two tools are called {twice!r}")
     if choice == "none":
         return ()
-    if not tools and (isinstance(choice, NamedChoice) or choice == "required"):
+    if not tools and (is_required(choice) or isinstance(choice, AllowedChoice)):
         raise ValueError("tool_choice: there are no tools to choose from")
-    if not isinstance(choice, NamedChoice):
+    if isinstance(choice, str | None):
         return tuple(one.tool for one in tools)
-    if choice.function.name not in names:
-        raise ValueError(f"tool_choice: no tool is called {choice.function.name!r}")
-    return tuple(one.tool for one in tools if one.function.name == choice.function.name)
+    named = [choice] if isinstance(choice, NamedChoice) else choice.allowed_tools.tools
+    chosen = {one.function.name for one in named}
+    missing = next((name for name in chosen if name not in names), None)
+    if missing is not None:
+        raise ValueError(f"tool_choice: no tool is called {missing!r}")
+    return tuple(one.tool for one in tools if one.function.name in chosen)
 
 
 def calls_grammar(
-    tools: Sequence[Tool], choice: str | NamedChoice | None, parallel: bool, form: ReplyForm = PLAIN_REPLY
+    tools: Sequence[Tool],
+    choice: Choice,
+    parallel: bool,
+    form: ReplyForm = PLAIN_REPLY,
+    answer: Grammar | None = None,
 ) -> Grammar:
-    """Free text or valid calls, in the form of the base's replies; calls only where one is required."""
+    """Free text or valid calls, in the form of the base's replies; calls only where one is required. answer: what the
+    text is held to where there is no call, which is JSON."""
+    schema = None if answer is None else {"type": "object"} if answer.kind == "json_object" else answer.source
     source = call_grammar_source(
         tools,
-        required=choice == "required" or isinstance(choice, NamedChoice),
+        required=is_required(choice),
+        answer=schema,
         parallel=parallel,
         written=form.calls or HERMES,
         thinking=form.thinking,
@@ -109,14 +168,24 @@ def calls_grammar(
 
 
 def conversation_tokens(
-    tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Tool], *, answer: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Json],
+    tools: Sequence[Tool],
+    *,
+    answer: bool = True,
+    begun: str = "",
+    effort: str | None = None,
 ) -> list[int]:
-    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins.
-    RequestError for tools where the template shows them, but calls in no format that is known."""
+    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins, or with
+    what it begins (begun). effort: how much is to be reasoned, where the template asks. RequestError for tools where
+    the template shows them, but calls in no format that is known."""
     template = None if tokenizer.chat is None else tokenizer.chat.source
     talk = with_reasoning(messages, template)
+    settings: Json = {"add_generation_prompt": answer, "begun": begun}
+    if effort is not None and tokenizer.chat is not None:
+        settings |= effort_variables(effort, tokenizer.chat.variables)
     if not shows_tools(template):
-        return tokenizer.encode_chat(with_tools(talk, tools), add_generation_prompt=answer)
+        return tokenizer.encode_chat(with_tools(talk, tools), **settings)
     written = format_of(template)
     if written is None and tools:
         raise RequestError(
@@ -126,7 +195,7 @@ def conversation_tokens(
             code="unsupported_parameter",
         )
     shown = [tool.plain() for tool in tools] or None
-    return tokenizer.encode_chat(as_shown(talk, written or HERMES), add_generation_prompt=answer, tools=shown)
+    return tokenizer.encode_chat(as_shown(talk, written or HERMES), tools=shown, **settings)
 
 
 class Spoken:

@@ -1,4 +1,5 @@
-"""What a run minimises. OBJECTIVES is the table of those that need nothing but tokens; `Classification` has a head."""
+"""What a run minimises. OBJECTIVES is the table of those that learn from texts as they are; `Sft` needs examples with a
+completion, `Classification` labels and a head, `Contrastive` texts that belong together."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError
 from bedplate.training.objectives.classification import Classification
+from bedplate.training.objectives.contrastive import Contrastive
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, Words
 from bedplate.training.objectives.language import Further, NextToken, Sft
 from bedplate.training.objectives.masked import Masked
 from bedplate.training.objectives.middle import FillInMiddle
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
+from bedplate.training.objectives.pairs import PairBatch, PairSource, TextPair, pack_pairs
 from bedplate.training.objectives.spans import MixtureOfDenoisers, SpanCorruption
 
 OBJECTIVES: dict[str, Callable[..., Objective[Any]]] = {
     "next_token": NextToken,
-    "sft": Sft,
     "masked": Masked,
     "span_corruption": SpanCorruption,
     "mixture_of_denoisers": MixtureOfDenoisers,
@@ -28,6 +30,11 @@ OBJECTIVES: dict[str, Callable[..., Objective[Any]]] = {
 def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Objective[Any]:
     """A row of the table with these settings. modules: of the model, that predict further tokens; next_token teaches
     them, with the weight `further` (0.3). ConfigError for what the objective does not have."""
+    if name == Sft.name:
+        raise ConfigError(
+            "the objective sft learns the completions of examples, and texts have none: use next_token, or tune a base "
+            "with `bedplate adapt`"
+        )
     if name not in OBJECTIVES:
         raise ConfigError(f"there is no objective {name!r}; use {', '.join(OBJECTIVES)}")
     settings = dict(settings)
@@ -46,6 +53,7 @@ __all__ = [
     "OBJECTIVES",
     "AnyModel",
     "Classification",
+    "Contrastive",
     "CorruptedSource",
     "Corrupting",
     "FillInMiddle",
@@ -55,10 +63,14 @@ __all__ = [
     "Models",
     "NextToken",
     "Objective",
+    "PairBatch",
+    "PairSource",
     "Scope",
     "Sft",
     "SpanCorruption",
     "Term",
+    "TextPair",
     "Words",
     "objective_of",
+    "pack_pairs",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -11,15 +11,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from bedplate.core.errors import UnsupportedModelError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import FeedForwards
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
-from bedplate.models.specs.split import Cut, expert_plan, tensor_plan
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.split import Cut, cuts_of
 from bedplate.training.arithmetic import Asked
-from bedplate.training.parallel.mesh import Mesh, ParallelConfig
+from bedplate.training.parallel.layout import ParallelConfig
+from bedplate.training.parallel.mesh import Mesh
 from bedplate.training.parallel.styles import Experts, Linears
 from bedplate.training.parallel.team import Team
 from bedplate.training.ranks import ALONE, Ranks
@@ -51,17 +51,9 @@ def parallelised(model: Model, config: ParallelConfig, dtype: Asked = "auto") ->
     return team
 
 
-def _cut(model: Model, mesh: Mesh) -> dict[str, Cut]:
+def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
     """Shares products and experts; what became of which module."""
-    cuts: dict[str, Cut] = {}
-    if mesh.sizes["tensor"] > 1 or mesh.sizes["expert"] > 1:
-        spec = model.spec
-        if not isinstance(spec, TransformerSpec):
-            raise UnsupportedModelError(f"a {spec.kind} cannot be cut (tensor, expert) yet; shard it")
-        if mesh.sizes["tensor"] > 1:
-            cuts |= tensor_plan(spec, mesh.sizes["tensor"])
-        if mesh.sizes["expert"] > 1:
-            cuts |= expert_plan(spec, mesh.sizes["expert"])
+    cuts = cuts_of(model.spec, mesh.sizes["tensor"], mesh.sizes["expert"])
     styles: dict[Cut, ParallelStyle] = {"columns": Linears(rows=False), "rows": Linears(rows=True)}
     along = {path: styles[cut] for path, cut in cuts.items() if cut in styles}
     if along:

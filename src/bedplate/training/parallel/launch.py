@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import RankError, UsageError
 
 PORT = 29_400
 """Of a Slurm job whose script names none (MASTER_PORT)."""
@@ -72,9 +72,10 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 
 @contextmanager
 def launched(timeout: float = 1800.0) -> Generator[torch.device]:
-    """The group of all processes while it is open, where there are several, and this one's device.
+    """The group of all processes while it is open, where there are several, and this one's device. A group that there
+    is already stays as it is.
 
-    timeout: seconds after which a rank gives up waiting for the others.
+    timeout: seconds after which a rank gives up waiting for the others. RankError where one of them has ended.
     """
     process = process_of(os.environ)
     device = torch.device("cpu")
@@ -82,7 +83,7 @@ def launched(timeout: float = 1800.0) -> Generator[torch.device]:
         # Slurm may show each process its own device alone, as number 0
         device = torch.device("cuda", process.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    if process.address is None or process.world == 1:
+    if process.address is None or process.world == 1 or dist.is_initialized():
         yield device
         return
     host, port = process.address
@@ -95,5 +96,10 @@ def launched(timeout: float = 1800.0) -> Generator[torch.device]:
     )
     try:
         yield device
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        lost = str(error).partition("\n")[0]
+        raise RankError(f"rank {process.rank} can no longer reach the others; one of them has ended: {lost}") from error
     finally:
         dist.destroy_process_group()

@@ -71,6 +71,11 @@ class Team(Ranks):
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found[0])
 
+    def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
+        counts: list[int] = list(self.every(len(own_ND)))
+        found: Any = _Joined.apply(own_ND, counts, self.shard[0], self._batch)
+        return found, sum(counts[: self.shard[0]])
+
     def together(self) -> None:
         dist.barrier()
 
@@ -147,6 +152,27 @@ class Team(Ranks):
         if isinstance(stored, DTensor):
             return stored.to_local()
         return _slice(parameter, stored) if isinstance(parameter, DTensor) else stored
+
+
+class _Joined(torch.autograd.Function):
+    """Rows of all ranks, each with another number of them."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, own_ND: Tensor, counts: list[int], at: int, group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.counts, ctx.at, ctx.group = counts, at, group
+        padded = own_ND.new_zeros(max(counts), own_ND.shape[1])
+        padded[: len(own_ND)] = own_ND
+        found = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(found, padded, group=group)
+        return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        summed = grad.contiguous().clone()
+        dist.all_reduce(summed, group=ctx.group)
+        return summed.split(ctx.counts)[ctx.at], None, None, None
 
 
 def _stands_alone(parameter: DTensor) -> bool:

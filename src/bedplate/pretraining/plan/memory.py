@@ -1,0 +1,165 @@
+"""What one device holds at the fullest moment of a step, in bytes by what it is, as our own training holds it.
+
+Weights, gradients and states by the optimizer's own tensors (`training.optimizers`), shared as the layout says (FSDP2,
+https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations by `economics`, which
+counts what is kept operation by operation; and what comes and goes: logits, blocks that are gathered, updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from bedplate.economics.model.parameters import total, weights
+from bedplate.economics.model.weight_list import Weight
+from bedplate.economics.training.kept import KeptBytes, kept_bytes
+from bedplate.models.precision import DTYPES
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
+from bedplate.models.specs.split import cuts_of
+from bedplate.pretraining.plan.sizes import Sizes
+from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.objectives.token_term import HEAD_ROWS
+from bedplate.training.parallel.layout import Axis
+
+MASTER = 4
+"""Bytes of what is added up and updated: float32."""
+_TURNED = 4
+"""Copies of the largest group of matrices while Muon makes them orthogonal."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Parameters of one device: all, the matrices of blocks (Muon's), and of those that are gathered before they
+    compute the largest block and what is outside of blocks. largest: the most values of matrices of one size."""
+
+    all: float
+    matrices: float
+    block: float
+    outside: float
+    largest: float
+
+
+def device_bytes(
+    run: RunFile, spec: TextSpec, sizes: Sizes, dtype: str, axes: Mapping[Axis, int], *, on_cpu: bool
+) -> dict[str, float]:
+    """dtype: what is computed in. axes: how many ranks share what. UnsupportedModelError for what they cannot share."""
+    value, several = DTYPES[dtype].itemsize, math.prod(axes.values()) > 1
+    cut = axes["shard"] * axes["expert"]
+    every = list(weights(spec))
+    held = _held(spec, every, axes)
+    # One process holds the weights in what it computes in, beside float32 masters and what it began with; several hold
+    # float32, and gather in what is computed in.
+    half = value < MASTER and not several
+    own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
+    rows = min(sizes.micro, own_rows)
+    kept = _kept(run, spec, rows * sizes.length, value, axes["tensor"])
+    logits, waiting = _logits(spec, rows * sizes.length, value)
+    again = rows * sizes.length * value * _between(spec.main) / axes["tensor"]
+    passing = {
+        # Logits are gone when the first block is made again; what they gave is not, and the block has gradients.
+        "activations": kept.held + (max(0.0, kept.again + again + waiting - logits) if kept.again else 0.0),
+        "logits": logits,
+        "gathered blocks": _gathered(held, value) if cut > 1 else 0.0,
+    }
+    gradients = held.all * MASTER
+    if own_rows <= rows:  # one pass makes them: they take the room that activations leave, piece by piece
+        gradients = max(0.0, gradients - sum(passing.values()))
+    elif half:  # each pass makes its own before they are added up
+        passing["activations"] = max(passing["activations"], held.all * value - passing["logits"])
+    muon, ema = run.optimizer.name == "muon", run.optimizer.settings.get("ema") is not None
+    states = 8.0 * held.all - (4.0 * held.matrices if muon else 0.0) + (2 * MASTER * held.all if half else 0.0)
+    found = {
+        "weights": held.all * (value if half else MASTER),
+        "gradients": gradients,
+        "optimizer": states,
+        "average": held.all * MASTER if ema else 0.0,
+        **passing,
+    }
+    # Activations are gone by then.
+    update = held.all * (MASTER * (2 if cut == 1 and axes["data"] > 1 else 1))  # whole gradients are added up in a copy
+    update = max(update, held.all * MASTER + _update(run, held, value, cut))
+    found["update"] = max(0.0, update - gradients - sum(passing.values()))
+    if several and on_cpu:  # a copy is written while training goes on
+        found["state being written"] = found["weights"] + states + found["average"]
+    return {name: size for name, size in found.items() if size}
+
+
+def _held(spec: TextSpec, every: list[Weight], axes: Mapping[Axis, int]) -> _Held:
+    tensor, experts, cut = axes["tensor"], axes["expert"], axes["shard"] * axes["expert"]
+    cuts_of(spec, tensor, experts)  # refuses what cannot be
+
+    def own(found: Iterable[Weight]) -> float:
+        """Values on one rank of those that share products, before they are sharded."""
+        return sum(one.stored / (tensor if _is_matrix(one) and one.copies == 1 else 1) for one in found)
+
+    matrices = [one for one in every if _is_matrix(one)]
+    blocks: dict[int, float] = {}
+    for one in every:
+        if one.layer is not None:
+            share = experts if one.copies > 1 else 1  # of the experts, those that are this rank's
+            blocks[one.layer] = blocks.get(one.layer, 0.0) + own([one]) / share
+    by_size: dict[int, float] = {}
+    for one in matrices:
+        by_size[one.size] = by_size.get(one.size, 0.0) + one.stored
+    return _Held(
+        own(every) / cut,
+        own(matrices) / cut,
+        max(blocks.values(), default=0.0),
+        float(total(one for one in every if one.layer is None)),
+        max(by_size.values(), default=0.0),
+    )
+
+
+def _is_matrix(one: Weight) -> bool:
+    """Of a linear inside of a block; a router is none to the optimizers."""
+    return one.role == "product" and one.layer is not None and one.name != "router"
+
+
+def _kept(run: RunFile, spec: TextSpec, tokens: int, value: int, tensor: int) -> KeptBytes:
+    if isinstance(spec, EncoderDecoderSpec):  # a text is read, and at most half as much written
+        written = max(1, tokens // 2)
+        return kept_bytes(spec, written, bytes_per_value=value, recompute=run.recompute, source_tokens=tokens)
+    if tensor > 1:  # each rank has some heads and features; experts are whole
+        part = spec.experts
+        spec = spec.with_(
+            heads=spec.heads // tensor,
+            kv_heads=spec.kv_heads // tensor,
+            feedforward_size=spec.feedforward_size // tensor,
+            experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
+        )
+    return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
+
+
+def _logits(spec: TextSpec, tokens: int, value: int) -> tuple[float, float]:
+    """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it. Of more
+    tokens than that the gradients of the head and of what it reads are made at once, and wait: how many bytes."""
+    rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
+    softmax = rows * size * float(MASTER)
+    if tokens == rows:
+        return 3 * softmax, softmax
+    hidden = spec.main.hidden_size
+    head, states = float(size * hidden * value), float(tokens * hidden * value)
+    return max(3 * softmax + head, softmax + 2 * head) + states, head + states
+
+
+def _between(spec: TransformerSpec) -> int:
+    """Values a token that a feed-forward's backward pass makes at once: gradients of a product and of its factors."""
+    wide, part = spec.feedforward_size, spec.experts
+    if part is not None:
+        wide = max(wide if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
+    return (3 if spec.gated else 2) * wide
+
+
+def _gathered(held: _Held, value: int) -> float:
+    """Whole: two blocks, one being computed and the next; the gradients of one, with what is sent of them in float32;
+    and what is outside of blocks, which stays, with its gradients."""
+    return held.block * (3 * value + MASTER) + held.outside * 2 * value
+
+
+def _update(run: RunFile, held: _Held, value: int, cut: int) -> float:
+    """What an update needs beside gradients, once activations are gone."""
+    if run.optimizer.name == "muon":
+        whole = held.matrices * cut
+        return whole * value + _TURNED * held.largest * value
+    return held.matrices * MASTER if run.optimizer.settings.get("cautious_decay") else 0.0

@@ -1,0 +1,131 @@
+"""Texts that belong together, for an embedder to learn from: packed into one row, none seeing another.
+
+Shapes: T tokens, P pairs, C candidates.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import DataError
+from bedplate.models.device_memory import sent
+from bedplate.models.inputs import Inputs
+from bedplate.training.sources import ALONE, EpochSource, Shard
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """Token ids of a text, of one that is to be near it, and of any number that are hard to tell from that one and are
+    not to be. DataError for a text without tokens."""
+
+    anchor: Ids
+    positive: Ids
+    id: str
+    negatives: tuple[Ids, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all((self.anchor, self.positive, *self.negatives)):
+            raise DataError(f"pair {self.id!r} has a text without tokens, so nothing can be learned from it")
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """tokens, segments: int64 [1, T], the texts one after the other, numbered from 1: P anchors, then their P positives
+    in the same order, then all negatives."""
+
+    tokens: Tensor
+    segments: Tensor
+    texts: int
+    ids: tuple[str, ...]
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.tokens, segments=self.segments)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
+
+    def to(self, device: torch.device) -> Self:
+        tokens, segments = (sent(one, device) for one in (self.tokens, self.segments))
+        return replace(self, tokens=tokens, segments=segments)
+
+
+def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
+    """The pairs as one micro-batch. DataError when there are none."""
+    if not pairs:
+        raise DataError("a batch needs at least one pair")
+    anchors, positives = [one.anchor for one in pairs], [one.positive for one in pairs]
+    texts = [*anchors, *positives, *(negative for one in pairs for negative in one.negatives)]
+    lengths = torch.tensor([len(one) for one in texts])
+    return PairBatch(
+        torch.tensor([[token for one in texts for token in one]]),
+        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
+        len(texts),
+        tuple(one.id for one in pairs),
+    )
+
+
+class PairSource(EpochSource[PairBatch]):
+    """Batches of pairs, shuffled anew each epoch. A rank's share of a step is one micro-batch, since its texts are told
+    from each other; pairs that do not fill a step at the end of an epoch are left out of that epoch.
+
+    content: the sha256 of what the pairs were made from; by default their own. Raises DataError for fewer pairs than
+    one step or than ranks, two of one id, or a text longer than `context_length`.
+    """
+
+    made_of = "pairs"
+
+    def __init__(
+        self,
+        pairs: Sequence[TextPair],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        context_length: int | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE,
+    ) -> None:
+        if batch_size < max(2, shard[1]):
+            raise DataError(f"batch_size is {batch_size}: in a step there must be 2 pairs, and one for each rank")
+        if len(pairs) < batch_size:
+            raise DataError(f"{len(pairs)} pairs do not fill a step of {batch_size}")
+        _check(pairs, context_length)
+        self._pairs, self._seed = pairs, seed
+        settings = {"batch_size": batch_size, "epochs": epochs, "seed": seed}
+        super().__init__(len(pairs) // batch_size * batch_size, batch_size, epochs, shard, content, settings)
+
+    def _everything(self) -> Any:
+        return [[one.id, one.anchor, one.positive, *one.negatives] for one in self._pairs]
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        order = list(range(len(self._pairs)))
+        random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        size = self._step_size
+        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def _micro_batches(self, numbers: list[int]) -> Iterator[PairBatch]:
+        yield pack_pairs([self._pairs[number] for number in numbers])
+
+
+def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.id in seen:
+            raise DataError(f"two pairs have the id {pair.id!r}; ids must differ, so that errors can name one")
+        seen.add(pair.id)
+        longest = max(map(len, (pair.anchor, pair.positive, *pair.negatives)))
+        if context_length is not None and longest > context_length:
+            raise DataError(
+                f"pair {pair.id!r} has a text of {longest} tokens, but the context holds {context_length}; shorten it "
+                "or leave it out (nothing is cut silently)"
+            )

@@ -1,0 +1,48 @@
+"""How many ranks share what, as data: the `parallel` part of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import UsageError
+
+Axis = Literal["data", "shard", "expert", "tensor"]
+AXES: tuple[Axis, ...] = ("data", "shard", "expert", "tensor")
+Count = Annotated[int, Field(ge=1)]
+
+
+class ParallelConfig(Strict):
+    """How many ranks share what; their product is the number of processes.
+
+    data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments, and
+    gather a block's when it runs (FSDP2: https://arxiv.org/abs/2304.11277); None: all ranks that are left. tensor:
+    ranks that share each product. expert: ranks with data of their own that share the experts; they shard everything
+    else. context: ranks that share a row; torch offers that for plain attention alone, which packed rows are not, so
+    that there is one.
+    """
+
+    data: Count = 1
+    shard: Count | None = None
+    tensor: Count = 1
+    expert: Count = 1
+    context: Count = 1
+
+    def sizes(self, world: int) -> dict[Axis, int]:
+        """By axis, for so many processes. UsageError where they do not fit."""
+        if self.context > 1:
+            raise UsageError(
+                f"context is {self.context}: torch shares a row among ranks for plain attention only, which packed "
+                "documents are not; leave it at 1"
+            )
+        others = self.data * self.tensor * self.expert
+        shard = self.shard if self.shard is not None else max(1, world // others)
+        found: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}
+        if math.prod(found.values()) != world:
+            asked = " x ".join(f"{axis} {size}" for axis, size in found.items())
+            start = "; start them with torchrun or srun" if world == 1 else ""
+            raise UsageError(f"{asked} is for {math.prod(found.values())} processes, and there are {world}{start}")
+        return found

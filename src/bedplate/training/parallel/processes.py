@@ -1,0 +1,53 @@
+"""What is done once in a run of several processes: by the first of them, while the others wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from bedplate.core.errors import RankError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)
+"""How long the others wait: a corpus may be built meanwhile. A process that ends is noticed at once."""
+
+
+class Processes:
+    """All processes of the run, as `launched` has joined them; made by all of them together. main: whether this one is
+    the first."""
+
+    def __init__(self) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.world = dist.get_world_size() if several else 1
+        self.main = not several or dist.get_rank() == 0
+        group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
+        self._group = group if isinstance(group, dist.ProcessGroup) else None
+
+    def told(self, call: Callable[[], T]) -> T:
+        """What the first process's call gives, which can be pickled. Its error ends the others too, with RankError."""
+        if self._group is None:
+            return call()
+        said: list[Any] = [None, None]
+        failure: BaseException | None = None
+        if self.main:
+            try:
+                said = [call(), None]
+            except BaseException as error:
+                failure = error
+                said = [None, f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if failure is not None:
+            raise failure
+        if said[1] is not None:
+            raise RankError(f"the first process has ended: {said[1]}", said=True)
+        return cast(T, said[0])
+
+    def in_turn(self, call: Callable[[], T]) -> T:
+        """What each process's own call gives; the others begin theirs when the first has made it, and find what that
+        one has written."""
+        own: list[T] = []
+        self.told(lambda: own.append(call()))
+        return own[0] if self.main else call()

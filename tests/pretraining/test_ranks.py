@@ -1,0 +1,89 @@
+"""`torchrun -m bedplate pretrain`: two processes that share a run, from the command line, killed and gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from tests.pretraining.test_killed import STEPS, learned, made, steps_of
+
+from bedplate.core.files import read_jsonl
+from bedplate.models.checkpoints.base import load_base
+from bedplate.pretraining.run.pretrain import pretrain
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def torchrun(directory: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    """All of its processes, of which none is left afterwards."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bedplate"]
+    command = [sys.executable, *launcher, "pretrain", str(directory / "run.yaml"), *arguments]
+    with (directory / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def finished(directory: Path, out: Path) -> str:
+    with torchrun(directory, "--out", str(out)) as process:
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, (directory / "errors.txt").read_text()
+    return said
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    said = finished(tmp_path, tmp_path / "two")
+    assert said.count("base: ") == 1
+    one = pretrain(run, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(learned(one)[1], rel=1e-6)
+
+
+def test_a_mistake_is_told_once_and_ends_all(tmp_path: Path) -> None:
+    made(tmp_path)
+    with torchrun(tmp_path, "batch.tokens=32", "tokens=320", "--out", str(tmp_path / "out")) as process:
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+    assert (tmp_path / "errors.txt").read_text().count("error: batch.tokens gives steps of 1 rows") == 1
+
+
+def test_twenty_kills_of_two_processes_change_nothing(tmp_path: Path) -> None:
+    made(tmp_path)
+    finished(tmp_path, tmp_path / "whole")
+    out, draw, hit = tmp_path / "out", random.Random(0), 0
+    for _ in range(20):
+        before = steps_of(out / "metrics.jsonl")
+        if before >= STEPS - 2:
+            break
+        with torchrun(tmp_path, "--out", str(out)) as process:
+            wanted, until = draw.randrange(before, min(before + 3, STEPS - 1)), time.monotonic() + 120
+            while steps_of(out / "metrics.jsonl") < wanted and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.002)
+            time.sleep(draw.random() * 0.2)
+            hit += process.poll() is None
+    finished(tmp_path, out)
+    assert hit >= 5
+    assert losses(out) == losses(tmp_path / "whole")
+    found, wanted = (load_base(one / "base").identity.weights_id for one in (out, tmp_path / "whole"))
+    assert found == wanted

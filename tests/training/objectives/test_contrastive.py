@@ -1,0 +1,95 @@
+"""InfoNCE with negatives of the batch and hard ones: sentence-transformers' loss and gradients, and a run of it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tests.encoders import ENCODERS, converted
+from torch import Tensor, nn
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import evaluate_loss, train
+from bedplate.training.objectives import Contrastive, PairSource, TextPair, pack_pairs
+
+
+def pairs(count: int, negatives: int = 0, seed: int = 0) -> list[TextPair]:
+    draw = random.Random(seed)
+
+    def text() -> tuple[int, ...]:
+        return tuple(draw.randrange(5, 97) for _ in range(draw.randint(1, 12)))
+
+    return [TextPair(text(), text(), f"p{n}", tuple(text() for _ in range(negatives))) for n in range(count)]
+
+
+def vectors(theirs: nn.Module, texts: list[tuple[int, ...]], pooling: str) -> Tensor:
+    """With transformers' own padding."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[*one, *[0] * (width - len(one))] for one in texts])
+    mask = torch.tensor([[*[1] * len(one), *[0] * (width - len(one))] for one in texts])
+    states = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) if pooling == "mean" else states[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "negatives", "scale"),
+    [("bert", "mean", 0, 20.0), ("bert", "first", 2, 20.0), ("modernbert", "mean", 1, 7.5)],
+)
+def test_it_is_that_of_sentence_transformers(name: str, pooling: str, negatives: int, scale: float) -> None:
+    theirs = ENCODERS[name].make(1, torch.float64)
+    ours, _ = converted(theirs, torch.float64)
+    some = pairs(6, negatives)
+    columns = [[one.anchor for one in some], [one.positive for one in some]]
+    columns += [[one.negatives[n] for one in some] for n in range(negatives)]
+    oracle = MultipleNegativesRankingLoss(model=None, scale=scale)  # type: ignore[arg-type]
+    wanted = oracle.compute_loss_from_embeddings([vectors(theirs, one, pooling) for one in columns], torch.empty(0))
+    wanted.backward()
+    ours.requires_grad_(True)
+    batch, objective = pack_pairs(some), Contrastive(scale, pooling)
+    term = objective({"policy": ours}, batch)["contrastive"]
+    assert objective.weights(batch) == {"contrastive": 6.0} == {"contrastive": term.weight}
+    (term.total / term.weight).backward()
+    torch.testing.assert_close(term.total / term.weight, wanted)
+    tables = (ours.embedding.weight, theirs.get_input_embeddings().weight)
+    torch.testing.assert_close(tables[0].grad, tables[1].grad)
+
+
+def test_pairs_are_told_apart_after_a_run(tmp_path: Path) -> None:
+    model, _ = converted(ENCODERS["bert"].make(0, torch.float32), torch.float32)
+    some, objective = pairs(22, 1), Contrastive()
+    before = evaluate_loss(model, [pack_pairs(some)], objective)["contrastive"]
+    source = PairSource(some, 8, epochs=8)
+    assert source.steps == 16  # six pairs do not fill a step, and are others in each epoch
+    config = TrainConfig(learning_rate=3e-3, save_seconds=None, dtype="float32")
+    train(model, source, objective, config, tmp_path, model.named_parameters())
+    assert evaluate_loss(model, [pack_pairs(some)], objective)["contrastive"] < 0.6 * before
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["targets"] == 8 for row in rows)
+    assert rows[-1]["contrastive/accuracy"] > rows[0]["contrastive/accuracy"]
+
+
+LONG = TextPair((1,) * 9, (1,), "long")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "what"),
+    [
+        (lambda: TextPair((1,), (), "a"), DataError, "'a' has a text without tokens"),
+        (lambda: PairSource(pairs(4), 1), DataError, "there must be 2 pairs"),
+        (lambda: PairSource(pairs(4), 2, shard=(0, 3)), DataError, "one for each rank"),
+        (lambda: PairSource(pairs(4), 5), DataError, "4 pairs do not fill a step of 5"),
+        (lambda: PairSource(pairs(2) * 2, 2), DataError, "two pairs have the id 'p0'"),
+        (lambda: PairSource([LONG, *pairs(2)], 2, context_length=8), DataError, "'long' has a text of 9 tokens"),
+        (lambda: Contrastive(scale=0), ConfigError, "scale is 0"),
+        (lambda: Contrastive(pooling="last"), ConfigError, "it is mean or first"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, error: type[Exception], what: str) -> None:
+    with pytest.raises(error, match=what):
+        make()
