@@ -369,7 +369,8 @@ async def honest(url: str, tenants: Mapping[str, str], *, clients: int, pause: f
     """Tenants (name to secret) that ask while `going()` says so: `clients` of each, with a pause of about so long
     between one's calls."""
     found = [Tenant(name) for name in tenants]
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # The server closes what is idle for five seconds: nothing is sent on a connection that it may be closing.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
     async with httpx.AsyncClient(base_url=url, timeout=90, trust_env=False, limits=limits, verify=False) as client:
 
         async def ask(tenant: Tenant, number: int) -> None:

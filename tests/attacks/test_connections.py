@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import queue
 import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ import uvicorn
 from bedplate.serving.server import connections
 
 LARGE = 32 * 1024 * 1024
+UNREAD, TAKE = 7001.0, 7002.0
+"""In no other timer's delay, and longer than any test."""
 
 
 async def answering_unread(scope: Any, receive: Any, send: Any) -> None:
@@ -26,44 +30,97 @@ async def answering_unread(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+@dataclass
+class Timers:
+    """A server whose connections' timers run out when a test says so."""
+
+    port: int = 0
+    set: queue.SimpleQueue[tuple[float, Callable[[], Any], Any]] = field(default_factory=queue.SimpleQueue)
+
+    def run_out(self, delay: float) -> bool:
+        """The next timer that was set has run out, unless it was stopped; whether it had not been."""
+        found, callback, handle = self.set.get(timeout=20)
+        assert found == delay
+        ran, done = [False], threading.Event()
+
+        def run() -> None:
+            if not handle.cancelled():
+                ran[0] = True
+                callback()
+            done.set()
+
+        handle._loop.call_soon_threadsafe(run)
+        assert done.wait(20)
+        return ran[0]
+
+
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.3)
-    monkeypatch.setattr(connections, "TAKE_SECONDS", 0.3)
+def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
+    timers = Timers()
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", UNREAD)
+    monkeypatch.setattr(connections, "TAKE_SECONDS", TAKE)
+    original = asyncio.BaseEventLoop.call_later
+
+    def call_later(loop: Any, delay: float, callback: Callable[[], Any], *rest: Any, **more: Any) -> Any:
+        handle = original(loop, delay, callback, *rest, **more)
+        if delay in (UNREAD, TAKE):
+            timers.set.put((delay, callback, handle))
+        return handle
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", call_later)
     settings: Any = {"http": connections.TimedConnection, "log_config": None, "lifespan": "off", "interface": "asgi3"}
-    server = uvicorn.Server(uvicorn.Config(answering_unread, **settings))
+    server = uvicorn.Server(uvicorn.Config(answering_unread, loop="asyncio", **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        timers.port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield listener.getsockname()[1]
+        yield timers
         server.should_exit = server.force_exit = True
         thread.join()
 
 
-def test_a_body_that_was_answered_unread_cannot_be_sent_for_ever(port):
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
-        connection.settimeout(0.05)
-        began, cut = time.monotonic(), False
+def connect(timers: Timers) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", timers.port))
+    connection.settimeout(20)
+    return connection
+
+
+def test_a_body_that_was_answered_unread_cannot_be_sent_for_ever(timers):
+    with connect(timers) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nx")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
+        connection.sendall(b"x")
+        assert timers.run_out(UNREAD)
         with contextlib.suppress(ConnectionError):
-            while not cut and time.monotonic() - began < 5:
-                connection.sendall(b"x")
-                with contextlib.suppress(TimeoutError):
-                    cut = connection.recv(4096) == b""
-        assert time.monotonic() - began < 5
+            while connection.recv(4096):
+                pass
 
 
-def test_a_reply_that_nobody_takes_is_dropped_and_one_taken_slowly_is_not(port):
-    for slow in (False, True):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-            connection.settimeout(5)
-            if not slow:
-                time.sleep(1.0)
-            got = 0
-            with contextlib.suppress(ConnectionError):
-                while part := connection.recv(1 << 20):
-                    got += len(part)
-                    if slow:
-                        time.sleep(0.02)
-            assert (got >= LARGE) is slow
+def asking_for_much(timers: Timers) -> socket.socket:
+    connection = connect(timers)
+    connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    return connection
+
+
+def rest_of(connection: socket.socket) -> int:
+    got = 0
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(1 << 20):
+            got += len(part)
+    return got
+
+
+def test_a_reply_that_nobody_takes_is_dropped(timers):
+    with asking_for_much(timers) as connection:
+        assert timers.run_out(TAKE)
+        assert rest_of(connection) < LARGE
+
+
+def test_a_reply_that_is_taken_slowly_is_not_dropped(timers):
+    with asking_for_much(timers) as connection:
+        got = 0
+        for quarter in (1, 2):
+            while got < quarter * LARGE // 4:  # more than what lies between the two of them
+                got += len(connection.recv(1 << 20))
+            assert timers.run_out(TAKE)
+        assert got + rest_of(connection) > LARGE

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from bedplate.core.errors import BedplateError
-from bedplate.inference.engine.grammar import _check_rules
+from bedplate.inference.engine.grammar_rules import _check_rules
 from bedplate.text.json_schema import check_pattern, parse_schema
 from bedplate.text.marks import ControlTokens
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.serving.conftest import Server
 
 from bedplate.serving.call.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
+from bedplate.serving.wire import strict_json
 from bedplate.serving.wire.errors import LimitError
 from bedplate.serving.wire.strict_json import dump_in_pieces, dump_json
 
@@ -141,9 +142,17 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, st.integers(0, 3))
-def test_json_in_pieces_is_the_same_json(value, levels):
-    assert b"".join(dump_in_pieces(value, levels)) == dump_json(value)
+@given(JSON, st.integers(0, 3), st.integers(1, 4))
+def test_json_in_pieces_is_the_same_json(value, levels, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_json, "PIECE", piece)
+        assert b"".join(dump_in_pieces(value, levels)) == dump_json(value)
+
+
+def test_no_piece_of_a_long_list_is_long():
+    for levels in (1, 5):
+        pieces = dump_in_pieces({"tokens": list(range(100_000))}, levels)
+        assert max(map(len, pieces)) < 7 * strict_json.PIECE
 
 
 def test_large_bodies_of_one_tenant_are_worked_on_a_few_at_a_time(files, tmp_path, monkeypatch):

@@ -17,3 +17,18 @@ def test_a_caller_of_earlier_has_the_rights_of_now(tmp_path):
     assert (now.tenant, now.admin, now.models) == ("us", False, frozenset({"small"}))
     assert not now.may_use("large")
     assert CallerGuard().with_rights_of_now(earlier) == earlier
+
+
+def test_what_is_settled_after_a_call_has_ended_counts_for_its_minute(tmp_path):
+    id_, _, hash_ = new_secret()
+    limits = {"tokens_per_minute": 100, "concurrent": 1}
+    key = Key.model_validate({"id": id_, "name": "k", "hash": hash_, "created": "2026-01-01", "limits": limits})
+    change_keys(tmp_path / "keys.yaml", lambda _: KeysFile(keys=(key,)))
+    guard = CallerGuard(KeyStore(tmp_path / "keys.yaml"))
+    call = guard.admit(Caller(id_, "us"))
+    call.take_tokens(10)
+    call.end()
+    call.end()
+    call.settle(60, 0.0)
+    again = guard.admit(Caller(id_, "us"))
+    assert again.headers()["x-ratelimit-remaining-tokens"] == "40"

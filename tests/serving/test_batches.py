@@ -24,7 +24,8 @@ from bedplate.core.errors import UsageError
 from bedplate.serving.api.files import clean_name
 from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
-from bedplate.serving.durable.batch_store import BatchStore, DoneRow
+from bedplate.serving.durable.batch_records import DoneRow
+from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import BatchesConfig
@@ -539,7 +540,7 @@ def test_servers_without_a_state_of_their_own_share_the_default_until_one_needs_
 
 def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path):
     store = BatchStore(tmp_path)
-    file = store.add_file("t", "rows", "batch", BytesIO(b"x"), 100)
+    file = store.add_file("t", "rows", "batch", BytesIO(b"x"))
     batch = store.add_batch(Caller("k", "t", False, frozenset({"a"})), CHAT, file.id, 60, None)
     assert batch.caller == Caller("k", "t", False, frozenset({"a"}))
     assert store.start(batch, [(1, "a", "{}"), (2, "b", "{}")])

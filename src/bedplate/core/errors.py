@@ -153,6 +153,16 @@ class EndpointError(BedplateError, code="endpoint_error"):
         self.status = status
 
 
+def need_failure(error: BaseException) -> None:
+    """Raises `error` again where it is a wish to end (Ctrl-C, an exit, a cancelled task) and no failure of the work.
+
+    A panic of a library written in Rust is a failure, although pyo3's PanicException is no Exception. Each such library
+    has a class of its own for it, in no module that could be imported.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C is behind `error`: pydantic, for one, turns a KeyboardInterrupt in what it calls into its own."""
     cause: BaseException | None = error

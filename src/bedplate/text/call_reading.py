@@ -13,6 +13,8 @@ from bedplate.text.tool_calls import Tool
 
 FRAME_CHARACTERS = 512
 """A head, tail or key longer than this is none."""
+CUT_REASONS = ("length", "cancelled")
+"""Why a text ends in the middle of what it says."""
 SLICE = 256
 """Text is taken in slices of so many characters, so that what is held stays short."""
 
@@ -41,8 +43,9 @@ class ReplyReader(Protocol):
         ...
 
     def push(self, text: str) -> list[ReplyPiece]: ...
-    def finish(self) -> list[ReplyPiece]:
-        """What is still held when the text ends."""
+    def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
+        """What is still held when the text ends. cut: it was cut off, so that what may be the beginning of a mark is
+        one, and no content."""
         ...
 
 
@@ -55,7 +58,7 @@ class PlainReader:
     def push(self, text: str) -> list[ReplyPiece]:
         return [ReplyPiece("content", text)] if text else []
 
-    def finish(self) -> list[ReplyPiece]:
+    def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
         return []
 
 
@@ -121,19 +124,19 @@ class CallReader:
                 pass
         return found
 
-    def finish(self) -> list[ReplyPiece]:
-        """A call without a name yet is given as the text that it is."""
+    def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
+        """A call without a name yet is given as the text that it is, unless it was cut off before it had one."""
         space, held, self._held = self._space.take(), self._held, ""
         if self._state == "value":  # as far as it was written
             found: list[ReplyPiece] = []
-            self._say(found, self._member("".join(self._value) + held)[:-1])
+            self._say(found, self._member("".join(self._value) + ("" if cut else held))[:-1])
             return found
-        if self._state == "head":
-            self._broken = self._broken or bool(self._opener or held)
-            held = self._opener + held
-        elif self._state != "content":
+        if self._state not in ("head", "content"):
             return []
-        text = space + held
+        if self._state == "head":
+            held = self._opener + held
+        self._broken = self._broken or (bool(held) and (cut or self._state == "head"))
+        text = "" if cut and held else space + held
         return [ReplyPiece("content", text)] if text and not (self.calls and not text.strip()) else []
 
     def _step(self, found: list[ReplyPiece]) -> bool:

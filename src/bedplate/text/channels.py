@@ -53,11 +53,11 @@ class ChannelReader:
                 pass
         return found
 
-    def finish(self) -> list[ReplyPiece]:
+    def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
         found: list[ReplyPiece] = []
-        held, self._held = self._held, ""
+        held, self._held = "" if cut else self._held, ""
         if self._state == "header":
-            if self._spoken:  # nothing was said under it
+            if self._spoken or cut:  # nothing was said under it
                 return []
             self._state = "content"
         self._say(found, held)

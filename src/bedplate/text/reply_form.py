@@ -131,14 +131,14 @@ class ThinkingReader:
             found += self._inner.push(text)
         return found
 
-    def finish(self) -> list[ReplyPiece]:
-        held, self._held = self._held, ""
+    def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
+        held, self._held = "" if cut else self._held, ""
         if self._state == "reasoning":
             text = self._space.push(held)
             return [ReplyPiece("reasoning", text)] if text else []
         if self._state == "start":
-            return [*self._inner.push(held), *self._inner.finish()]
-        return self._inner.finish()
+            return [*self._inner.push(held), *self._inner.finish(cut=cut)]
+        return self._inner.finish(cut=cut)
 
     def _start(self) -> None:
         text = self._held.lstrip()

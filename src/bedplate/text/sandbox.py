@@ -6,7 +6,8 @@ weighed: a watchdog thread cannot interrupt one long C call, signals work in the
 costs more than every honest rendering. So the budget is compiled into the template: each block of generated code
 (every loop body, macro body and branch) first calls `environment.tick()`, and every operator, literal container, call,
 filter and output passes through a check of how much text it could make *before* it is carried out. It works the same
-in every thread, costs about a microsecond per step, and no single step can make more than `AMPLIFIED` characters.
+in every thread, costs about a microsecond per step, and no single step can make more than `AMPLIFIED` characters. What
+all steps have made together is counted in bytes, whether it is still held or not, so that no template holds more.
 
 What the environment offers besides is what transformers' `apply_chat_template` offers: `trim_blocks`,
 `lstrip_blocks`, loop controls, `tojson` that does not escape HTML, `raise_exception`, `strftime_now`, and
@@ -18,8 +19,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -33,11 +35,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from bedplate.core.nested import nested_size
+
 OUTPUT_CHARACTERS = 4 * 1024 * 1024  # of one rendering, and of any value on the way
-AMPLIFIED = 16 * OUTPUT_CHARACTERS  # what one call such as replace, join or indent may make at most
+AMPLIFIED = 4 * OUTPUT_CHARACTERS  # what one call such as center or batch may make, where that is not known exactly
+MADE_BYTES = 128 * 1024 * 1024  # by all of one rendering: its output, the buffers of macros, and values on the way
 STEPS = 2_000_000
 INTEGER_BITS = 4096
-_CONTAINER = 8  # what an empty list weighs: about its share of memory, and a bound on how many are walked
 
 # fmt: off
 _AMPLIFIERS = frozenset((
@@ -61,7 +65,7 @@ class Budget:
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.steps = 0
-        self.written = 0
+        self.made = 0
 
     def step(self) -> None:
         self.steps += 1
@@ -70,44 +74,38 @@ class Budget:
         if self.steps % 16 == 0 and time.monotonic() > self.deadline:
             raise Overrun(f"it took more than {self.seconds:g} seconds")
 
+    def make(self, size: int) -> None:
+        self.made += size
+        if self.made > MADE_BYTES:
+            raise Overrun(f"it made more than {MADE_BYTES:,} bytes of text and lists on its way")
+
 
 BUDGET: ContextVar[Budget | None] = ContextVar("bedplate_template_budget", default=None)
 
 
 def tick(written: int = 0) -> None:
-    """Count one step of the rendering in progress, and the characters that it writes (into the output, or into the
-    buffer of a macro or a `set` block)."""
+    """Count one step of the rendering in progress, and the bytes that it writes (into the output, or into the buffer of
+    a macro or a `set` block)."""
     budget = BUDGET.get()
-    if budget is None:
-        return
-    budget.step()
-    budget.written += written
-    if budget.written > AMPLIFIED:
-        raise Overrun(f"it wrote more than {AMPLIFIED:,} characters")
+    if budget is not None:
+        budget.step()
+        budget.make(written)
 
 
-def weigh(value: Any, cap: int = OUTPUT_CHARACTERS) -> int:
-    """Characters and elements of a nested value, as if it were written out (a list that holds one string twice weighs
-    it twice). Stops as soon as it passes `cap`."""
-    total = 0
-    stack: list[Any] = [value]
-    while stack:
-        item = stack.pop()
-        total += 1
-        if isinstance(item, (str, bytes)):
-            total += len(item)
-        elif isinstance(item, int):
-            total += item.bit_length() // 3
-        elif isinstance(item, Mapping):
-            total += len(item) + _CONTAINER
-            stack.extend(item.keys())
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            total += _CONTAINER
-            stack.extend(item)
-        if total > cap or len(stack) > cap:
-            return cap + 1
-    return total
+def made(value: Any, *, of_text: bool = False) -> Any:
+    """The value itself, counted as one that was just made. of_text: the texts in it were made with it; otherwise it
+    only holds what was there."""
+    budget = BUDGET.get()
+    if budget is not None and isinstance(value, (str, bytes, list, tuple, dict)):
+        budget.make(sys.getsizeof(value))
+        if isinstance(value, (list, tuple)):
+            budget.make(sum(sys.getsizeof(one) for one in value if of_text or isinstance(one, (list, tuple))))
+    return value
+
+
+def weigh(value: Any) -> int:
+    """Characters and elements of a nested value; it stops soon after the most that a value may have."""
+    return nested_size(value, OUTPUT_CHARACTERS)
 
 
 def checked(value: Any) -> Any:
@@ -121,11 +119,12 @@ def checked(value: Any) -> Any:
 def written(value: Any) -> Any:
     """What each `{{ expression }}` goes through."""
     checked(value)
-    tick(weigh(value))
-    return value
+    text = value if isinstance(value, str) else str(value)
+    tick(sys.getsizeof(text))
+    return text
 
 
-def _check_call(name: str, arguments: Iterable[Any]) -> None:
+def _check_call(name: str, arguments: Sequence[Any]) -> None:
     tick()
     product = 1
     for position, argument in enumerate(arguments):
@@ -136,8 +135,30 @@ def _check_call(name: str, arguments: Iterable[Any]) -> None:
             weight = abs(argument)
         if name in _AMPLIFIERS:
             product *= weight + 1
-    if product > AMPLIFIED:
-        raise Overrun(f"{name}() could make more than {AMPLIFIED:,} characters")
+    size = _exactly(name, arguments)
+    if product > AMPLIFIED if size is None else size > OUTPUT_CHARACTERS:
+        raise Overrun(f"{name}() could make more than {AMPLIFIED if size is None else OUTPUT_CHARACTERS:,} characters")
+
+
+def _exactly(name: str, arguments: Sequence[Any]) -> int | None:
+    """How many characters a call makes at most, where honest ones of large texts would look dear by their product."""
+    match name, *arguments:
+        case "replace", str(text), str(old), str(new), *_:
+            count = text.count(old) if old else len(text) + 1
+            return len(text) + count * max(len(new) - len(old), 0)
+        case ("join", str(between), list(parts) | tuple(parts), *_) | (
+            "join",
+            list(parts) | tuple(parts),
+            str(between),
+            *_,
+        ):
+            return weigh(parts) + len(between) * len(parts)
+        case "indent", str(text), int(width), *_:
+            return len(text) + (text.count("\n") + 1) * abs(width)
+        case "center" | "ljust" | "rjust" | "zfill", str(text), int(width), *_:
+            return max(len(text), width)
+        case _:
+            return None
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,7 +172,8 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "format" and _WIDE_PERCENT.search(str(args[skip])):
             raise Overrun("a format with a very wide field")
         _check_call(name, (*args[skip:], *kwargs.values()))
-        return function(*args, **kwargs)
+        found = function(*args, **kwargs)
+        return found if found is args[skip] else made(found, of_text=isinstance(args[skip], str))
 
     return guarded
 
@@ -171,9 +193,10 @@ def _finite(value: Any) -> Any:
     return items
 
 
-def _literal_characters(block: Iterable[nodes.Node]) -> int:
+def _literal_bytes(block: Iterable[nodes.Node]) -> int:
     outputs = (node for node in block if isinstance(node, nodes.Output))
-    return sum(len(part.data) for node in outputs for part in node.nodes if isinstance(part, nodes.TemplateData))
+    texts = (part.data for node in outputs for part in node.nodes if isinstance(part, nodes.TemplateData))
+    return sum(len(text) * (1 if text.isascii() else 4) for text in texts)
 
 
 class BudgetedCode(CodeGenerator):
@@ -181,7 +204,7 @@ class BudgetedCode(CodeGenerator):
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         block = list(nodes)
-        self.writeline(f"environment.tick({_literal_characters(block)})")
+        self.writeline(f"environment.tick({_literal_bytes(block)})")
         super().blockvisit(block, frame)
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
@@ -203,8 +226,16 @@ class BudgetedCode(CodeGenerator):
             self.write(", ")
         self.write("))")
 
-    def _checked(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
-        self.write("environment.checked(")
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if isinstance(node.arg, nodes.Slice):
+            self._checked(super().visit_Getitem, node, frame, by="made")
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _checked(
+        self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame, by: str = "checked"
+    ) -> None:
+        self.write(f"environment.{by}(")
         visit(node, frame)
         self.write(")")
 
@@ -278,15 +309,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise_exception=raise_exception, strftime_now=strftime_now, dict=_DictType(), namespace=_Namespace
         )
 
-    def tick(self, written: int) -> None:
-        tick(written)
-
-    def checked(self, value: Any) -> Any:
-        return checked(value)
+    tick, checked, made = staticmethod(tick), staticmethod(checked), staticmethod(made)
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
         checked(parts)
-        return runtime.str_join(parts)
+        return made(runtime.str_join(parts))
 
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
         tick()
@@ -306,7 +333,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise Overrun("a format with a very wide field")
         if size > OUTPUT_CHARACTERS:
             raise Overrun(f"`{operator}` would make more than {OUTPUT_CHARACTERS:,} characters")
-        return checked(super().call_binop(context, operator, left, right))
+        return made(checked(super().call_binop(context, operator, left, right)))
 
     def call(self, _context: runtime.Context, _function: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template. A method's receiver counts as its first argument. (Named as jinja's callers pass
@@ -316,9 +343,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if args and _function.__name__ == "join":
                 args = (_finite(args[0]), *args[1:])
             _check_call(str(_function.__name__), (receiver, *args, *kwargs.values()))
-            return checked(super().call(_context, _function, *args, **kwargs))
+            found = checked(super().call(_context, _function, *args, **kwargs))
+            return found if found is receiver else made(found, of_text=isinstance(receiver, (str, bytes)))
         _check_call("call", (*args, *kwargs.values()))
-        return super().call(_context, _function, *args, **kwargs)
+        found = super().call(_context, _function, *args, **kwargs)
+        return found if isinstance(found, str) else made(found)  # a macro's text was counted as it was written
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
@@ -350,13 +379,19 @@ def tojson(
 ) -> str:
     """JSON as transformers' `tojson` writes it: not escaped for HTML. A mark of `bedplate.text.marks` in the value
     stays a mark when `ensure_ascii` would spell it as an escape."""
-    if isinstance(indent, int) and indent > 64:
+    if isinstance(indent, int) and (indent > 64 or (indent > 0 and _indented(value, indent) > OUTPUT_CHARACTERS)):
         raise Overrun("tojson with a very wide indent")
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     mark = context.get(MARK_VARIABLE)
     if ensure_ascii and mark:
         text = text.replace(json.dumps(mark)[1:-1], mark)
     return checked(text)
+
+
+def _indented(value: Any, indent: int, depth: int = 1) -> int:
+    """Characters of the white space that indents a nested value."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sum(indent * depth + 1 + _indented(one, indent, depth + 1) for one in inner)
 
 
 MARK_VARIABLE = "_bedplate_mark"

@@ -306,7 +306,7 @@ def test_a_grammar_that_was_let_go_is_not_compiled_by_the_engines_thread(
     with Engine(base) as engine, engine.exclusive():
         said = Sampling(max_tokens=20, ignore_eos=True)
         streams = [engine.submit(Generate((5, 6), said, Grammar("choice", f'["{word}"]'))) for word in ("ab", "cd")]
-        monkeypatch.setattr(grammar, "_compiled", broken)
+        monkeypatch.setattr(grammar, "compiled", broken)
         while not all(stream.done for stream in streams):
             engine._steps.step()
         assert [cast(Generation, stream.result(0)).text for stream in streams] == ["ab", "cd"]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.forward.radix import Key, Node, RadixTree, salted
+from bedplate.inference.forward.prefix_keys import Key, salted
+from bedplate.inference.forward.radix import Node, RadixTree
 
 SIZE = 10
 
@@ -127,7 +128,7 @@ def test_under_a_bound_it_stays_below_it_and_keeps_what_is_pinned(
         assert tree.used - tree.pinned <= tree.capacity
         for ns, beginning in held:
             assert found(tree, ns, beginning) == beginning
-            assert tree.public_length(ns, beginning) <= len(beginning)
+            assert tree.pinned_length(ns, beginning) <= len(beginning)
     tree.clear()
     assert tree.used == tree.pinned
 
@@ -179,15 +180,15 @@ def test_salted_keys_meet_exactly_in_what_is_shared(tokens: Key, one: int, two: 
     assert common == min(one, two, len(tokens))
 
 
-def test_public_length_knows_pinned_keys_only() -> None:
+def test_pinned_length_knows_pinned_keys_only() -> None:
     tree, live = RadixTree(10**6), Live()
     put(tree, "base", (1, 2, 3, 4, 5), live)
-    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 0
+    assert tree.pinned_length("base", (1, 2, 3, 4, 5)) == 0
     pinned(tree, "base", (1, 2, 3), live)
-    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 3
-    assert tree.public_length("base", (1, 2)) == 0
+    assert tree.pinned_length("base", (1, 2, 3, 4, 5)) == 3
+    assert tree.pinned_length("base", (1, 2)) == 0
     assert tree.unpin("base", (1, 2, 3))
-    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 0
+    assert tree.pinned_length("base", (1, 2, 3, 4, 5)) == 0
     assert not tree.unpin("base", (1, 2, 3))
 
 

@@ -137,7 +137,7 @@ def test_events_are_padded_where_that_is_asked_for(wide: Server) -> None:
     assert all(("obfuscation" in event) is event["type"].endswith(".delta") for event in events)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("form", ["json_schema", "json_object"])
 def test_an_answer_beside_tools_follows_its_schema(wide: Server, form: str, seed: int) -> None:
     schema = {
@@ -148,21 +148,21 @@ def test_an_answer_beside_tools_follows_its_schema(wide: Server, form: str, seed
     }
     named = {"type": form, "json_schema": {"name": "answer", "schema": schema}}
     asked = {"response_format": named if form == "json_schema" else {"type": form}, "seed": seed, "temperature": 1}
-    message = content_of(wide, tools=[TOOL], **asked, max_tokens=200)
+    message = content_of(wide, tools=[TOOL], parallel_tool_calls=False, **asked, max_tokens=120)
     if "tool_calls" in message:
         jsonschema.validate(json.loads(message["tool_calls"][0]["function"]["arguments"]), WEATHER)
     elif form == "json_schema":
         jsonschema.validate(json.loads(message["content"]), schema)
     else:
         assert message["content"].startswith("{")
-    calls = content_of(wide, tools=[TOOL], tool_choice="required", **asked, max_tokens=200)["tool_calls"]
+    calls = content_of(wide, tools=[TOOL], tool_choice="required", **asked, max_tokens=80)["tool_calls"]
     assert {call["function"]["name"] for call in calls} == {"weather"}
 
 
 def test_some_of_the_tools_are_allowed(wide: Server) -> None:
     some = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
     asked = {"tools": [TOOL, NOW], "parallel_tool_calls": False, "max_tokens": 100}
-    for seed in range(3):
+    for seed in range(2):
         choice = {"type": "allowed_tools", "allowed_tools": some}
         [call] = content_of(wide, **asked, tool_choice=choice, seed=seed, temperature=1)["tool_calls"]
         assert call["function"]["name"] == "now"
@@ -201,7 +201,7 @@ def test_words_of_other_dialects_mean_what_they_say(wide: Server, name: str) -> 
     schema, good, bad = DIALECTS[name]
     held = jsonschema.Draft202012Validator(as_held(schema))
     assert [held.is_valid(value) for value in (*good, *bad)] == [True] * len(good) + [False] * len(bad)
-    for seed in range(3):
+    for seed in range(2):
         whole = content_of(wide, guided_json=schema, seed=seed, temperature=1, max_tokens=60)["content"]
         try:
             value = json.loads(whole)

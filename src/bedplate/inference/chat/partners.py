@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.values import Values
-from bedplate.text.call_reading import PlainReader, ReplyPiece
+from bedplate.text.call_reading import CUT_REASONS, PlainReader, ReplyPiece
 from bedplate.text.reply_form import ReplyForm, reply_form
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ class LocalReply:
         reader = PlainReader() if self._form is None else self._form.reader()
         for step in self._stream:
             yield from reader.push(step.text)
-        self._stream.result()
-        yield from reader.finish()
+        yield from reader.finish(cut=self._read(self._stream).finish_reason in CUT_REASONS)
 
     def stop(self) -> None:
         self._stream.cancel()
@@ -110,7 +109,7 @@ class LocalReply:
         if self._form is None:
             return turn
         reader = self._form.reader()
-        pieces = [*reader.push(turn.text), *reader.finish()]
+        pieces = [*reader.push(turn.text), *reader.finish(cut=turn.finish_reason in CUT_REASONS)]
         told: dict[str, str] = {"content": "", "reasoning": ""}
         for piece in pieces:
             told[piece.kind] = told.get(piece.kind, "") + piece.text

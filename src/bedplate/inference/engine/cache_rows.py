@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from bedplate.inference.engine.job import Job
 from bedplate.inference.forward.kv_cache import KVCache
-from bedplate.inference.forward.radix import Key, Match
+from bedplate.inference.forward.prefix_keys import Key
+from bedplate.inference.forward.radix import Match
 
 
 class CacheRows:

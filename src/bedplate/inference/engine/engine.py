@@ -19,7 +19,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.fairness import may_queue
-from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.grammar import Grammars, Trial
 from bedplate.inference.engine.job import Equipment, Job
 from bedplate.inference.engine.kinds.request import Request, Result
 from bedplate.inference.engine.kinds.sampling import Grammar
@@ -151,6 +151,10 @@ class Engine(Closing):
         """Makes a grammar ready, so that submitting a request with it takes no time. RequestError for one that cannot
         be used. Callable from any thread."""
         self._grammars.compile(grammar)
+
+    def try_grammars_in(self, trial: Trial) -> None:
+        """From now on new grammars are compiled there first, and here only when that went well."""
+        self._grammars.trial = trial
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
         """Whether the whole text is one that the grammar lets a model write. RequestError as `compile`."""
@@ -318,10 +322,11 @@ class Engine(Closing):
             self._forward.forget(loaded.slot)
             self.bank.remove(loaded.slot)
 
-    def pin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
+    def pin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
         """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes.
 
-        What is pinned is everybody's: requests of any tenant that begin so use it.
+        public: it is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose
+        `shared_tokens` hold all of it: the time and the cached tokens of others do not tell whether they guessed it.
         """
         if not tokens or "generate" not in self.base.can or "encode" in self.base.can:
             return
@@ -330,18 +335,18 @@ class Engine(Closing):
             self._check_open()
             loaded = self._adapters.get(adapter)
             key = (*loaded.virtual_tokens, *tokens)
-            if not self._tree.is_pinned(loaded, key):
-                self._runner.compute_prefix(loaded, key)
+            if not self._tree.is_pinned(loaded, key, public=public):
+                self._runner.compute_prefix(loaded, key, public=public)
 
-    def unpin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
-        """Forgets a pinned beginning; nothing happens where there is none."""
+    def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
+        """Forgets a beginning that was pinned so; nothing happens where there is none."""
         if self._closed:
             return
         self._check_open()
         with self._compute:
             if tokens and (adapter is None or adapter in self._adapters):
                 loaded = self._adapters.get(adapter)
-                self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens))
+                self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens), public=public)
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:

@@ -1,29 +1,23 @@
 """Grammars that generated text is held to: compiled once, then a matcher for each row.
 
-The automata are llguidance's; what it may be asked, and how much a grammar may cost, is decided here. A matcher follows
-one row's tokens and says at each step which tokens may come next. Text is matched as the bytes of the base's tokens, so
-the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece's vocabularies). Where tokens begin with
-a space that their text does not have, the grammar begins with one as well.
+A matcher follows one row's tokens and says at each step which tokens may come next. Text is matched as the bytes of the
+base's tokens, so the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece's vocabularies).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.errors import RequestError, UsageError
+from bedplate.inference.engine.grammar_rules import Vocabulary, compiled, first_line, refused
 from bedplate.inference.engine.kinds.sampling import Grammar
-from bedplate.text.call_grammar import call_grammar
-from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,24 +25,23 @@ if TYPE_CHECKING:
 
 CACHED = 128
 """Compiled grammars that are kept."""
-CHOICES = 10_000
-RULES = 200
-"""The library follows references between the rules of a grammar recursively, on the thread's own stack."""
-TRIAL_STEPS = 4
-TRIAL_SECONDS = 0.5
 ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 """Processor time that one row's masks may take: so much, and so much more for each token."""
 
-# One pass in which no place is looked at twice: repetitions give nothing back, and what has no end ends the search.
-_RULE_PARTS = re.compile(
-    r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\\n])*+" | /(?:\\.|[^/\\])++/ | (?P<open>["/]) | %\s*+(?P<directive>\w++)
-    | (?P<double>::) | (?P<rule>:)""",
-    re.VERBOSE,
-)
+
+class Trial(Protocol):
+    """Somewhere else, where a grammar is compiled first: one that takes too much of anything takes it there."""
+
+    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
+        """RequestError where it could not be compiled."""
+        ...
 
 
 class Grammars:
     """Compiles grammars for one tokenizer, and keeps the latest `CACHED`. Safe to share between threads."""
+
+    trial: Trial | None = None
+    """Where new ones are compiled first, if anywhere."""
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
         """vocab_size: of the model's logits, which may be more than the tokenizer's. eos_ids: what ends a text."""
@@ -56,7 +49,7 @@ class Grammars:
         self._eos_ids = sorted(index for index in eos_ids if 0 <= index < vocab_size)
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, llguidance.LLMatcher] = OrderedDict()
-        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._vocabulary: tuple[Vocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
         """What gives matchers at the start of a text, however many other grammars are compiled meanwhile. Raises
@@ -85,33 +78,25 @@ class Grammars:
             if found is not None:
                 self._known.move_to_end(key)
                 return found
-            vocabulary = self._open()
-        behind = self._tokenizer is not None and self._tokenizer.drops_space
-        try:
-            source = _source(grammar)
-        except ValueError as error:  # what the library's own JSON reader does not take
-            raise _error(f"the grammar cannot be used: {_first_line(str(error))}") from None
-        source = _behind_a_space(source) if behind else source
-        made = _compiled(vocabulary, source, self._vocab_size, behind)
+            vocabulary, opened = self._open()
+        if self.trial is not None:
+            self.trial.check(vocabulary, grammar)
+        made = compiled(vocabulary, opened, grammar)
         with self._lock:
             self._known[key] = made
             while len(self._known) > CACHED:
                 self._known.popitem(last=False)
         return made
 
-    def _open(self) -> llguidance.LLTokenizer:
+    def _open(self) -> tuple[Vocabulary, llguidance.LLTokenizer]:
         """The vocabulary as the library wants it, made when it is first needed."""
         if self._vocabulary is None:
             if self._tokenizer is None or not self._tokenizer.exact_bytes:
-                raise _error("this base's tokenizer has no exact bytes for its tokens, so its output cannot be held to")
+                raise refused("this base's tokenizer has no exact bytes for its tokens, to which output could be held")
             if not self._eos_ids:
-                raise _error("this base has no end token, so its output cannot be held to a grammar")
-            try:
-                import llguidance
-            except ImportError:
-                raise UsageError('grammars need llguidance; install it with: pip install "bedplate[serve]"') from None
-            wrapped = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids[0]))
-            self._vocabulary = llguidance.LLTokenizer(wrapped, n_vocab=self._vocab_size, eos_token=self._eos_ids)
+                raise refused("this base has no end token, so its output cannot be held to a grammar")
+            vocabulary = Vocabulary.of(self._tokenizer, self._vocab_size, self._eos_ids)
+            self._vocabulary = vocabulary, vocabulary.opened(self._tokenizer)
         return self._vocabulary
 
 
@@ -170,7 +155,7 @@ class Matcher:
         """Why the row cannot go on."""
         if self._left < 0:
             return "it takes too long"
-        return _first_line(self._inner.get_error()) if self._inner.is_error() else None
+        return first_line(self._inner.get_error()) if self._inner.is_error() else None
 
     def forced(self) -> list[int]:
         """The tokens that must come next, so that no model needs to be asked for them."""
@@ -206,154 +191,3 @@ def unpack(allowed_CW: NDArray[np.int32], vocab_size: int) -> NDArray[np.bool_]:
     """Masks as booleans [C, V]."""
     bits = np.unpackbits(allowed_CW.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
     return bits.view(np.bool_)
-
-
-class _Vocabulary:
-    """The base's tokenizer in the shape that the library asks for."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
-        self._tokenizer = tokenizer
-        known = tokenizer.vocab_size
-        self.tokens = [tokenizer.token_bytes(index) if index < known else b"" for index in range(vocab_size)]
-        if tokenizer.drops_space:  # the first token of a text may lose all that it begins with
-            self.tokens = [b"" if token.startswith(b"  ") else token for token in self.tokens]
-        self.special_token_ids = sorted(index for index in tokenizer.special_ids if index < vocab_size)
-        self._special = frozenset(self.special_token_ids)
-        self.eos_token_id, self.bos_token_id = eos_id, None
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of text whose tokens are forced. (Asked with bytes, it says that it takes strings.)"""
-        if isinstance(text, bytes):
-            raise TypeError("text, not bytes")
-        return self._tokenizer.spelled(text) or self._longest(text.encode())
-
-    def _longest(self, rest: bytes) -> list[int]:
-        """The text by the longest token at each place, as far as that goes."""
-        ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
-        longest, found = max(map(len, ids)), list[int]()
-        while rest:
-            part = next((rest[:n] for n in range(min(longest, len(rest)), 0, -1) if rest[:n] in ids), None)
-            if part is None:
-                break
-            found.append(ids[part])
-            rest = rest[len(part) :]
-        return found
-
-
-def _behind_a_space(source: str) -> str:
-    """A grammar in the library's form, of the same texts with a space before each."""
-    inner: dict[str, Any] = {"lark_grammar": source}
-    if source.startswith('{"grammars"'):
-        [inner] = json.loads(source)["grammars"]
-    return json.dumps({"grammars": [{"lark_grammar": 'start: " " @text'}, {**inner, "name": "text"}]})
-
-
-def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, behind: bool) -> llguidance.LLMatcher:
-    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks. behind: the
-    text stands behind a space."""
-    import llguidance
-
-    limits = llguidance.LLParserLimits(
-        initial_lexer_fuel=500_000, step_lexer_fuel=50_000, max_lexer_states=50_000, verbose_errors=False
-    )
-    begin = time.thread_time()
-    matcher = llguidance.LLMatcher(vocabulary, source, log_level=0, limits=limits)
-    allowed_W = np.zeros(mask_words(vocab_size), dtype=np.int32)
-    for step in range(TRIAL_STEPS):
-        if not matcher.is_error():
-            matcher.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
-        if matcher.is_error():
-            raise _error(_explained(matcher.get_error(), first=step <= behind))
-        if matcher.is_stopped():
-            break
-        words = np.flatnonzero(allowed_W)
-        word = int(allowed_W[words[-1]]) & 0xFFFFFFFF
-        matcher.consume_token(int(words[-1]) * 32 + word.bit_length() - 1)
-    if time.thread_time() - begin > TRIAL_SECONDS:
-        raise _error("the grammar takes too long to compile; make it smaller, or its counts and alternatives fewer")
-    matcher.reset()
-    return matcher
-
-
-def _source(grammar: Grammar) -> str:
-    """The grammar in the library's own form."""
-    import llguidance
-
-    size = len(_text(grammar.source).encode())
-    if size > SOURCE_BYTES:
-        raise _error(f"the grammar has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
-    options: Any = {"whitespace_flexible": False}
-    match grammar.kind:
-        case "json_schema":
-            schema = parse_schema(grammar.source)
-            if schema is False:
-                raise _error("no value satisfies the JSON schema false")
-            text = "{}" if schema is True else grammar.source
-            return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
-        case "json_object":
-            return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
-        case "regex":
-            check_pattern(grammar.source, "the regular expression")
-            return llguidance.LLMatcher.grammar_from_regex(grammar.source)
-        case "choice":
-            return llguidance.LLMatcher.grammar_from_lark(_text(_choice_rules(grammar.source)))
-        case "ebnf":
-            _check_rules(grammar.source)
-            return llguidance.LLMatcher.grammar_from_lark(grammar.source)
-        case "tool_calls":
-            return llguidance.LLMatcher.grammar_from_lark(_text(call_grammar(grammar.source)))
-
-
-def _text(source: str) -> str:
-    """What the library can take: it knows no lone surrogates."""
-    try:
-        source.encode()
-    except UnicodeEncodeError as error:
-        what = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
-        raise _error(f"the grammar holds {what}, which is not valid text") from None
-    return source
-
-
-def _choice_rules(source: str) -> str:
-    texts: Any = json.loads(source)
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise _error("the choices must be a list of at least one text, none of them empty")
-    if len(texts) > CHOICES:
-        raise _error(f"there are {len(texts):,} choices; at most {CHOICES:,} are accepted")
-    # One terminal: the library follows alternatives inside it at no cost each, but the rules' one by one.
-    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-
-
-def _check_rules(source: str) -> None:
-    rules = 0
-    for part in _RULE_PARTS.finditer(source):
-        directive = part["directive"]
-        if directive is not None and directive not in {"import", "ignore"}:
-            raise _error(f"the grammar uses %{directive[:80]}; only %import and %ignore are supported")
-        if part["open"] is not None:
-            what = "text" if part["open"] == '"' else "regular expression"
-            raise _error(
-                f"a {what} of the grammar, begun in line {source.count(chr(10), 0, part.start()) + 1}, has no end"
-            )
-        rules += part["rule"] is not None
-    if rules > RULES:
-        raise _error(f"the grammar has {rules:,} rules; at most {RULES:,} are accepted")
-
-
-def _explained(error: str, first: bool) -> str:
-    if first and "NoExtension" in error:
-        return "no text matches the grammar, of those that this base's tokens can write"
-    if "oneOf constraints" in error:
-        return "oneOf is supported only where at most one branch can match, told apart by a const; use anyOf"
-    return f"the grammar cannot be used: {_first_line(error)}"
-
-
-def _first_line(error: str) -> str:
-    """What the library says, without its drawings of where."""
-    lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
-    reason = next((line for line in lines if line.startswith("error:")), None)
-    return (reason or (lines[0] if lines else "the grammar failed")).removeprefix("error: ")[:300]
-
-
-def _error(message: str) -> RequestError:
-    return RequestError(message, param="grammar", code=INVALID)

@@ -16,10 +16,18 @@ from bedplate.core.errors import BedplateError, RequestError
 from bedplate.inference.engine.checks import check_prompt, check_room, not_finite
 from bedplate.inference.engine.choosing import WritingRow
 from bedplate.inference.engine.grammar import Grammars
-from bedplate.inference.engine.kinds.request import FinishReason, LookedUp, Request, Result, Timing, Usage
+from bedplate.inference.engine.kinds.request import (
+    FinishReason,
+    LookedUp,
+    Request,
+    Result,
+    Spent,
+    Timing,
+    Usage,
+)
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.radix import Key
+from bedplate.inference.forward.prefix_keys import Key
 from bedplate.inference.forward.torch import PassOutput
 from bedplate.models.checkpoints.base import Base
 
@@ -126,6 +134,7 @@ class Job(ABC, Generic[R]):
         self.started: float | None = None
         self.first: float | None = None
         self.compute = 0.0
+        self._read = 0
         self.check()
         if request.deadline is not None and math.isnan(request.deadline):
             raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
@@ -205,7 +214,23 @@ class Job(ABC, Generic[R]):
 
     def restart(self) -> None:
         """Forgets what is computed, but not what has been said."""
+        self._read = self._prompt_read
         self.row, self.done = None, 0
+
+    @property
+    def said(self) -> int:
+        """Tokens of the answer so far."""
+        return 0
+
+    @property
+    def _prompt_read(self) -> int:
+        return max(self._read, min(max(self.done - self.adapter.virtual, 0), len(self.request.tokens)))
+
+    @property
+    def spent(self) -> Spent:
+        """What was computed for it so far."""
+        read = self._prompt_read
+        return Spent(Usage(read, self.said, min(self.cached or 0, read)), self.compute)
 
     def account(self, said: int = 0) -> tuple[Usage, Timing, LookedUp | None]:
         """What its result comes with; `said`: tokens of the answer."""
@@ -233,4 +258,4 @@ def give_error(job: Job) -> None:
     if not isinstance(error, BedplateError):
         cause, error = error, RuntimeError(f"the engine failed on a step: {error!r}")
         error.__cause__ = cause
-    job.stream.fail(error)
+    job.stream.fail(error, job.spent)

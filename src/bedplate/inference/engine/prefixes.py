@@ -10,7 +10,8 @@ import logging
 from bedplate.inference.engine.checks import check_room
 from bedplate.inference.engine.job import Job
 from bedplate.inference.forward.kv_cache import KVCache
-from bedplate.inference.forward.radix import Key, Match, RadixTree, Segment, read_whole, salted
+from bedplate.inference.forward.prefix_keys import Key, read_whole, salted
+from bedplate.inference.forward.radix import Match, RadixTree, Segment
 
 log = logging.getLogger("bedplate.inference")
 
@@ -30,11 +31,12 @@ class Prefixes:
         """Makes the job's key; the namespace with the longest match for it, of which its `marks` follow.
         ContextLengthExceeded where what is pinned leaves no room for it, however long it waits."""
         virtual = job.adapter.virtual
-        public = self.tree.public_length(job.adapter, job.tokens[: job.prompt_end])
-        job.shared = 0 if job.source else min(max(virtual + job.request.shared_tokens, public), job.prompt_end)
+        own = virtual + job.request.shared_tokens
+        known = self.tree.pinned_length(job.adapter, job.tokens[: job.prompt_end], own)
+        job.shared = 0 if job.source else min(max(own, known), job.prompt_end)
         if job.cached is None and self._cache.longest is not None:
             pinned = self.tree.pinned // self._cache.token_bytes
-            check_room(self._cache.longest, job.prompt_end, job.more, pinned, public)
+            check_room(self._cache.longest, job.prompt_end, job.more, pinned, known)
         job.key = _key(job, len(job.tokens))
         namespace, match = self.match(job, virtual if job.reusable is None else job.reusable)
         job.marks = self._marks(job, match)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import NotFiniteError, UsageError
+from bedplate.core.errors import NotFiniteError, UsageError, need_failure
 from bedplate.inference.engine.cache_rows import CacheRows
 from bedplate.inference.engine.choosing import WritingRow, choose
 from bedplate.inference.engine.job import Job, Seen, Wants, give_error
@@ -71,7 +71,8 @@ class Runner:
         takes no other along."""
         try:
             return self._admit(job)
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             job.failed = error
             self._leave_row(job)
             self._enter(job)
@@ -91,7 +92,8 @@ class Runner:
             return Admission.LATER
         try:
             self._rows.give(job, where, match)
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             if not self.active or not is_out_of_memory(error):
                 raise
             return Admission.FULL  # it waits for those that have memory
@@ -138,7 +140,8 @@ class Runner:
         for (depth, _), part in together([one for one in work if one.job.failed is None]).items():
             try:
                 fitting = self._make_room(part)
-            except Exception as error:
+            except BaseException as error:
+                need_failure(error)
                 _fail(part, error)
             else:
                 self._attempt(fitting, depth, computed)
@@ -155,7 +158,8 @@ class Runner:
             return
         try:
             asked, out = self._pass(work, depth)
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             if len(work) == 1 or is_out_of_memory(error):
                 _fail(work, error)
                 return
@@ -205,7 +209,8 @@ class Runner:
             job = one.job
             try:
                 row = self._progress(job, seen)
-            except Exception as error:
+            except BaseException as error:
+                need_failure(error)
                 job.failed = error
             else:
                 rows += [] if row is None else [(job, row)]
@@ -243,7 +248,8 @@ class Runner:
     def _choose(self, rows: list[tuple[Job, WritingRow]], out: PassOutput) -> None:
         try:
             choose([row for _, row in rows], out.logits_WV, out.greedy, sample)
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             # One row's settings must not end its neighbours: those that got nothing are tried alone.
             for job, row in rows:
                 if job.ended is None and job.failed is None and not row.said:
@@ -305,7 +311,8 @@ class Runner:
             try:
                 if job.failed is None:
                     job.stream.finish(job.result())
-            except Exception as error:
+            except BaseException as error:
+                need_failure(error)
                 job.failed = error
             if isinstance(job.failed, NotFiniteError) and self._prefixes is not None:
                 self._prefixes.forget(job)
@@ -327,8 +334,11 @@ class Runner:
     # Beginnings for everybody
 
     @torch.inference_mode()
-    def compute_prefix(self, adapter: Loaded, tokens: Sequence[int], vectors_PD: Tensor | None = None) -> None:
-        """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids)."""
+    def compute_prefix(
+        self, adapter: Loaded, tokens: Sequence[int], vectors_PD: Tensor | None = None, *, public: bool = True
+    ) -> None:
+        """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids).
+        public: it is everybody's."""
         assert self._rows is not None
         cache, key = self._rows.cache, tuple(tokens)
         match = self.tree.match(adapter, key, len(key))
@@ -342,13 +352,19 @@ class Runner:
                 elif span.length:
                     self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
                 # Each piece is kept as soon as it is there; the next one holds it.
-                self.tree.pin(adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+                self.tree.pin(
+                    adapter,
+                    key[:end],
+                    lambda begin, end: cache.save(row, begin, end),
+                    cache.token_bytes,
+                    public=public,
+                )
                 if at > match.length:
-                    self.tree.unpin(adapter, key[:at])
+                    self.tree.unpin(adapter, key[:at], public=public)
                 at = end
         except BaseException:
             if at > match.length:
-                self.tree.unpin(adapter, key[:at])
+                self.tree.unpin(adapter, key[:at], public=public)
             raise
         finally:
             cache.free(row)
@@ -368,7 +384,8 @@ class Runner:
 def _drafted(job: Job, most: int) -> Sequence[int]:
     try:
         return job.draft(most)
-    except Exception as error:
+    except BaseException as error:
+        need_failure(error)
         job.failed = error
         return ()
 

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 
-from bedplate.core.errors import DeadlineError, UsageError
+from bedplate.core.errors import DeadlineError, UsageError, need_failure
 from bedplate.inference.engine.fairness import fair_shares
 from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.runner import Runner
@@ -81,7 +81,8 @@ class Steps:
             self._arrive()
             self._expire()
             self._compute(began)
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
             self._fail(list(self._runner.active), error)
         try:
@@ -195,7 +196,8 @@ class Steps:
 def _cancel(job: Job) -> None:
     try:
         job.cancel()
-    except Exception as error:
+    except BaseException as error:
+        need_failure(error)
         job.failed = error
 
 

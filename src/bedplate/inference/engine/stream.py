@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine.kinds.request import Request, Result, Step
+from bedplate.inference.engine.kinds.request import Request, Result, Spent, Step
 
 log = logging.getLogger("bedplate.inference")
 
@@ -26,6 +26,8 @@ class Stream:
         self._listener: Callable[[], None] | None = None
         self._process = os.getpid()
         self.cancelled = False
+        self.spent = Spent()
+        """What was computed for the request; known once it has ended."""
         self.on_cancel: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Step]:
@@ -81,6 +83,11 @@ class Stream:
     def done(self) -> bool:
         return self._done.is_set()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What the request failed with."""
+        return self._error
+
     def push(self, step: Step) -> None:
         """Adds a step; `notify` tells the listener."""
         self._steps.put(step)
@@ -97,11 +104,13 @@ class Stream:
 
     def finish(self, result: Result) -> None:
         self._result = result
+        self.spent = Spent(result.usage, result.timing.compute)
         self._end()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, spent: Spent | None = None) -> None:
         if not self._done.is_set():
             self._error = error
+            self.spent = spent or self.spent
             self._end()
 
     def _end(self) -> None:

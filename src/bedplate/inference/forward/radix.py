@@ -8,15 +8,12 @@ of tensors: a segment is whatever the cache underneath saves (a copy, or counted
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol
 
-Key = tuple[int, ...]
-_SALT_SHIFT = 64
+from bedplate.inference.forward.prefix_keys import Key
 
 
 class Segment(Protocol):
@@ -39,33 +36,10 @@ class Segment(Protocol):
         ...
 
 
-@lru_cache(maxsize=4096)
-def _salt(tenant: str) -> int:
-    digest = hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return (int.from_bytes(digest, "big") | 1) << _SALT_SHIFT
-
-
-def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
-    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone.
-
-    The tenant enters into one element, from which on paths of different tenants are apart.
-    """
-    if shared >= len(tokens):
-        return tuple(tokens)
-    return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
-
-
-def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
-    """The key of tokens of which an encoder reads the first `source` as one text: what it makes of each depends on all
-    of them, so that only the same text of the same tenant begins alike."""
-    digest = hashlib.blake2b(repr((tenant, list(tokens[:source]))).encode("utf-8", "surrogatepass"), digest_size=16)
-    return (tokens[0] + (int.from_bytes(digest.digest(), "big") << _SALT_SHIFT), *tokens[1:])
-
-
 @dataclass(eq=False)
 class Node:
     """An edge and its end; children by their first block. `pins` counts the pinned keys that run through it, `ends`
-    those that end here."""
+    those that end here, and `public` those of them that are everybody's."""
 
     key: Key
     segment: Segment | None
@@ -73,6 +47,7 @@ class Node:
     children: dict[Key, Node] = field(default_factory=dict[Key, "Node"])
     pins: int = 0
     ends: int = 0
+    public: int = 0
     used: int = 0
     attached: bool = True
 
@@ -131,15 +106,16 @@ class RadixTree:
             node = child
         return Match(tuple(parts[:good]), at)
 
-    def public_length(self, namespace: Hashable, tokens: Sequence[int]) -> int:
-        """How many first tokens are a pinned key: what the operator made known to everybody."""
+    def pinned_length(self, namespace: Hashable, tokens: Sequence[int], own: int = 0) -> int:
+        """How many first tokens are a pinned key that the request may know of: one that is everybody's, or one within
+        its `own` first tokens. What is pinned for others must not be told from what is not there."""
         node, at, found = self._roots.get(namespace), 0, 0
         while node is not None and at < len(tokens):
             child = node.children.get(tuple(tokens[at : at + self.block]))
             if child is None or child.pins == 0 or child.key != tuple(tokens[at : at + len(child.key)]):
                 break
             at += len(child.key)
-            if child.ends:
+            if child.public or (child.ends and at <= own):
                 found = at
             node = child
         return found
@@ -160,10 +136,19 @@ class RadixTree:
         """
         return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
-    def pin(self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment | None], size: int) -> None:
-        """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice."""
+    def pin(
+        self,
+        namespace: Hashable,
+        key: Key,
+        save: Callable[[int, int], Segment | None],
+        size: int,
+        *,
+        public: bool = True,
+    ) -> None:
+        """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice. public: it is everybody's."""
         node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
+        node.public += public
         walk: Node | None = node
         while walk is not None and walk.segment is not None:
             if walk.pins == 0:
@@ -171,12 +156,13 @@ class RadixTree:
             walk.pins += 1
             walk = walk.parent
 
-    def unpin(self, namespace: Hashable, key: Key) -> bool:
-        """Lets go of a pinned key, which stays cached until it is evicted; whether it was pinned."""
+    def unpin(self, namespace: Hashable, key: Key, *, public: bool = True) -> bool:
+        """Lets go of a key that was pinned so, which stays cached until it is evicted; whether it was."""
         node = self._end_of(namespace, key[: len(key) // self.block * self.block])
-        if node is None or node.ends == 0:
+        if node is None or not _pinned_so(node, public):
             return False
         node.ends -= 1
+        node.public -= public
         walk: Node | None = node
         while walk is not None and walk.segment is not None:
             walk.pins -= 1
@@ -187,9 +173,9 @@ class RadixTree:
         self._evict(0, None)
         return True
 
-    def is_pinned(self, namespace: Hashable, key: Key) -> bool:
+    def is_pinned(self, namespace: Hashable, key: Key, *, public: bool = True) -> bool:
         node = self._end_of(namespace, key[: len(key) // self.block * self.block])
-        return node is not None and node.ends > 0
+        return node is not None and _pinned_so(node, public)
 
     def drop(self, namespace: Hashable) -> None:
         """Forgets a namespace, pinned keys included."""
@@ -318,7 +304,7 @@ class RadixTree:
         self.used += change
         self.pinned += change if node.pins else 0
         lower = {node.key[at : at + self.block]: node}
-        upper = Node(node.key[:at], first, node.parent, lower, node.pins, 0, node.used)
+        upper = Node(node.key[:at], first, node.parent, lower, node.pins, used=node.used)
         node.parent.children[node.key[: self.block]] = upper
         node.key, node.segment, node.parent = node.key[at:], rest, upper
         return upper
@@ -379,6 +365,10 @@ class RadixTree:
             self.pinned -= node.segment.nbytes
         node.attached = False
         node.segment.release()
+
+
+def _pinned_so(node: Node, public: bool) -> bool:
+    return (node.public if public else node.ends - node.public) > 0
 
 
 def _common(edge: Key, key: Key, at: int, end: int) -> int:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.files import Page
 from bedplate.serving.call.call import ApiCall, answers, json_response
-from bedplate.serving.durable.batch_store import StoredBatch
+from bedplate.serving.durable.batch_records import StoredBatch
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.fields import RequestFields, read_fields
 

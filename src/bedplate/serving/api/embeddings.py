@@ -20,13 +20,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, answers, json_response
+from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, answers, large_json_response
 from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Reading
 from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
+NUMBER_BYTES = 20
+"""About what one number takes in a reply."""
 
 
 class EmbeddingRequest(RequestFields):
@@ -52,11 +54,17 @@ async def embeddings(call: ApiCall) -> Response:
     plan = await call.prepare(lambda _: served.embed(asked.input, reading), "input")
     found = await call.in_turns(plan, "input")
     call.account(asked, found, ())
-    data = [
-        {"object": "embedding", "index": index, "embedding": _written(served.vector(result, asked.dimensions), asked)}
-        for index, result in enumerate(found)
-    ]
-    return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})
+
+    def reply() -> Response:
+        data = [
+            {"object": "embedding", "index": index, "embedding": _written(served.vector(one, asked.dimensions), asked)}
+            for index, one in enumerate(found)
+        ]
+        whole = {"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)}
+        return large_json_response(whole, levels=3)
+
+    size = NUMBER_BYTES * len(found) * (asked.dimensions or served.dimensions)
+    return await call.written(reply, size) if size > READ_AT_ONCE else reply()
 
 
 def prompt_usage(found: Sequence[PlanResult]) -> dict[str, Any]:

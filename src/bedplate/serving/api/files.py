@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import ApiCall, answers, json_response
-from bedplate.serving.durable.batch_store import StoredFile
+from bedplate.serving.durable.batch_records import StoredFile
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.errors import ClientGone, StatusError
 
@@ -22,6 +22,7 @@ router = APIRouter(prefix="/v1")
 
 UPLOAD_SECONDS = 600.0
 MAX_NAME = 255
+_SPOOLED_BYTES = MultiPartParser.spool_max_size
 _FORM_BYTES = 64 * 1024
 """What a form may hold beside the file: boundaries, headers, the purpose."""
 
@@ -29,18 +30,18 @@ _FORM_BYTES = 64 * 1024
 @router.post("/files")
 @answers("files")
 async def upload(call: ApiCall) -> Response:
-    limits = call.server.config.batches
-    form = await _form(call.request, limits.file_bytes)
-    try:
-        file = _batch_file(form)
-        if (file.size or 0) > limits.file_bytes:
-            raise _too_large(limits.file_bytes)
-        name = clean_name(file.filename or "")
-        store = call.server.part(Batches).store
-        quota = limits.tenant_bytes
-        stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file, quota)
-    finally:
-        await form.close()
+    limits, store = call.server.config.batches, call.server.part(Batches).store
+    call.held.take(min(_SPOOLED_BYTES, call.server.config.limits.body_bytes))
+    with await asyncio.to_thread(store.arriving, call.caller.tenant) as arriving:
+        form = await _form(call.request, limits.file_bytes, arriving.add)
+        try:
+            file = _batch_file(form)
+            if (file.size or 0) > limits.file_bytes:
+                raise _too_large(limits.file_bytes)
+            name = clean_name(file.filename or "")
+            stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file)
+        finally:
+            await form.close()
     return json_response(describe(stored))
 
 
@@ -126,14 +127,15 @@ def clean_name(name: str) -> str:
     return printable[:MAX_NAME] if printable.strip(".") else "file"
 
 
-async def _form(request: Request, limit: int) -> FormData:
-    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow."""
+async def _form(request: Request, limit: int, take: Callable[[int], None]) -> FormData:
+    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow. take: told of its bytes
+    as they come."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         message = "send multipart/form-data with the fields purpose and file"
         raise StatusError(415, message, "unsupported_media_type")
     parser = MultiPartParser(
-        request.headers, _limited(request, limit), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
+        request.headers, _limited(request, limit, take), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
     )
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
@@ -146,12 +148,13 @@ async def _form(request: Request, limit: int) -> FormData:
         raise RequestError(f"the form cannot be read: {error.message}", code="invalid_form") from None
 
 
-async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes]:
+async def _limited(request: Request, limit: int, take: Callable[[int], None]) -> AsyncGenerator[bytes]:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit + _FORM_BYTES:
             raise _too_large(limit)
+        take(max(size - _FORM_BYTES, 0) - max(size - len(chunk) - _FORM_BYTES, 0))
         yield chunk
 
 

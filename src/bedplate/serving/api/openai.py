@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
-from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response, large_json_response
+from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, UnderWay, answers, json_response, large_json_response
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
@@ -20,6 +20,8 @@ from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 router = APIRouter(prefix="/v1")
 TOKEN_BYTES = 1000
 """About what one token's log-probabilities and its alternatives' take in a reply."""
+TEXT_BYTES = 8
+"""About what one token's text takes."""
 
 
 @router.get("/models")
@@ -66,12 +68,14 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
     def read() -> list[Answer]:
         return [call.noted(reply.asked, call.lease.served.answer(result)) for result in found]
 
-    if reply.asked.alternatives is None and reply.asked.prompt_logprobs is None:
+    prompt, said = sum(one.usage.prompt_tokens for one in found), sum(one.usage.completion_tokens for one in found)
+    plain = reply.asked.alternatives is None and reply.asked.prompt_logprobs is None
+    # Log-probabilities of every token are a thousand times the text.
+    size = TEXT_BYTES * said if plain else TOKEN_BYTES * (prompt + said)
+    if size <= READ_AT_ONCE:
         answers = read()
         call.account(reply.asked, found, answers)
         return json_response(reply.whole(answers))
-    # Log-probabilities of every token are a thousand times the text.
-    size = TOKEN_BYTES * sum(one.usage.prompt_tokens + one.usage.completion_tokens for one in found)
     answers = await call.written(read, size)
     call.account(reply.asked, found, answers)
     return await call.written(lambda: large_json_response(reply.whole(answers)), size)

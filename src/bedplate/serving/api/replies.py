@@ -150,7 +150,7 @@ class ChatReply(ChoicesReply[ChatRequest]):
         spoken = self._spoken[index]
         return {
             "index": index,
-            "message": spoken.message(answer.text),
+            "message": spoken.message(answer.text, answer.finish_reason),
             "logprobs": self._logprobs(steps),
             "finish_reason": spoken.finish_reason(answer.finish_reason),
             **_extension(answer),
@@ -178,7 +178,7 @@ class ChatReply(ChoicesReply[ChatRequest]):
 
     def ending(self, index: int, answer: Answer) -> Json:
         spoken = self._spoken[index]
-        rest, reason = spoken.delta(spoken.finish()), spoken.finish_reason(answer.finish_reason)
+        rest, reason = spoken.delta(spoken.finish(answer.finish_reason)), spoken.finish_reason(answer.finish_reason)
         return {**self._delta(index, rest), "finish_reason": reason, **_extension(answer)}
 
     def _delta(self, index: int, delta: Json, logprobs: Json | None = None) -> Json:

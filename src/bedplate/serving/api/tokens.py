@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import Terms
-from bedplate.serving.call.call import ApiCall, answers, json_response
+from bedplate.serving.call.call import ApiCall, answers, json_response, large_json_response
 from bedplate.serving.models.served import Served
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
@@ -68,7 +68,8 @@ async def tokenize(call: ApiCall) -> Response:
         tokens = _tokens(served, tokenizer, asked, terms)
         strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
         context = base.spec.context_length
-        return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
+        found = {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings}
+        return large_json_response(found)
 
     return await call.apart(reply)
 
@@ -79,12 +80,12 @@ async def detokenize(call: ApiCall) -> Response:
     asked = await call.read(DetokenizeRequest)
     served = await choose(call, asked.model)
     tokenizer = served.engine.base.need_tokenizer()
-    bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
-    if bad is not None:
-        message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
-        raise RequestError(message, param="tokens")
 
     def reply(_: Terms) -> Response:
+        bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
+        if bad is not None:
+            message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
+            raise RequestError(message, param="tokens")
         return json_response({"prompt": tokenizer.reading.decode(asked.tokens, skip_special_tokens=False)})
 
     return await call.apart(reply)

@@ -64,7 +64,7 @@ class AssistantTurn:
     def end(self, answer: Answer) -> list[BlockGrowth]:
         """What was held back. A turn that says nothing is an empty text."""
         self.answer = answer
-        held = self.spoken.finish()
+        held = self.spoken.finish(answer.finish_reason)
         if not held and all(block.kind == "reasoning" for block in self.blocks):
             held = [ReplyPiece("content", "")]
         return [self._grow(piece) for piece in held]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
@@ -14,21 +13,23 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine.requests import Step, Terms
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.call.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.call.events import EventStream
-from bedplate.serving.call.observers import FinishedCall
+from bedplate.serving.call.observers import FinishedCall, UnansweredCall
+from bedplate.serving.call.sending import Sending
 from bedplate.serving.call.state import ServerState
+from bedplate.serving.call.unanswered import spent_on, when_over
 from bedplate.serving.callers.guard import AdmittedCall, Caller
 from bedplate.serving.models.plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.wire.bodies import parse_object, read_bytes
-from bedplate.serving.wire.errors import StoppingError
+from bedplate.serving.wire.errors import StoppingError, name_source
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
 from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
 from bedplate.serving.wire.strict_fields import RequestFields
@@ -80,6 +81,7 @@ class ApiCall:
         self._size = 0
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
+        self.held = self.server.preparation.held(caller.tenant)
         self._deadline = time.monotonic() + self._seconds()
 
     def _seconds(self) -> float:
@@ -98,7 +100,7 @@ class ApiCall:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        content = await read_bytes(self.request, self.server.config.limits.body_bytes)
+        content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.held.take)
         self._size = len(content)
         if self._size <= READ_AT_ONCE:
             return self._read(parse_object(content))
@@ -293,37 +295,43 @@ class ApiCall:
         for observer in self.server.observers:
             observer.finished(finished)
 
-    def close(self) -> None:
-        """Ends what still runs for the call, and gives its model back."""
+    def sending(self, reply: Response) -> Response:
+        """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
+        at once."""
+        self.held.add(0 if isinstance(reply, FileResponse) else len(reply.body))
+        return Sending(reply, self.close)
+
+    def let_go(self) -> None:
+        """Ends what still runs for the call, and gives its model back; its reply may still be on its way."""
         cancel_all(self._streams)
-        if self.admission is not None:
-            if not self._accounted:
-                self._charge_the_rest(self.admission)
-            self.admission.end()
+        if not self._accounted:
+            self._accounted = True
+            self._charge_the_rest()
         if self._lease is not None:
             self._lease.release()
 
-    def _charge_the_rest(self, admission: AdmittedCall) -> None:
+    def close(self) -> None:
+        """The call is over."""
+        self.let_go()
+        if self.admission is not None:
+            self.admission.end()
+        self.held.close()
+
+    def _charge_the_rest(self) -> None:
         """What was computed for a client that left is charged once the engine has let go of it."""
-        loop, open_streams = asyncio.get_running_loop(), set(self._streams)
+        lease, streams, price = self._lease, list(self._streams), self.server.config.price
 
-        def charge(stream: Stream) -> None:
-            if stream not in open_streams:
+        def charge() -> None:
+            prompt, said, seconds = spent_on(streams)
+            if lease is None or not (prompt or said):
                 return
-            open_streams.discard(stream)
-            with contextlib.suppress(Exception):  # a request that failed has nothing to charge
-                result = stream.result(0)
-                price = self.server.config.price
-                usd = 0.0 if price is None else compute_of([PlanResult((result,))]) * price.usd_per_hour / 3600
-                admission.settle(result.usage.prompt_tokens + result.usage.completion_tokens, usd)
+            usd = None if price is None else seconds * price.usd_per_hour / 3600
+            if self.admission is not None:
+                self.admission.settle(prompt + said, usd or 0.0)
+            for told in self.server.unanswered:
+                told(UnansweredCall(lease.served.name, self.caller, prompt, said, usd))
 
-        def ended(stream: Stream) -> None:
-            if stream.done:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                    loop.call_soon_threadsafe(charge, stream)
-
-        for stream in self._streams:
-            stream.listen(partial(ended, stream))
+        when_over(streams, charge)
 
 
 Work = Callable[[ApiCall], Awaitable[Response]]
@@ -350,9 +358,9 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     headers.update(call.admission.headers())
     if isinstance(response, EventStream):
         response.at_end(call.close)
-    else:
-        call.close()
-    return response
+        return response
+    call.let_go()
+    return call.sending(response)
 
 
 def answers(
@@ -375,23 +383,15 @@ def answers(
     return made
 
 
-def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
-    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
-    if error.param in {"prompt", "input"}:
-        error.param = source
-    elif error.param == "max_tokens":
-        error.param = limit
-
-
 def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)
 
 
-def large_json_response(content: Any) -> Response:
-    """A JSON reply of any size, for a thread beside the loop."""
-    return Response(b"".join(dump_in_pieces(content)), media_type="application/json")
+def large_json_response(content: Any, levels: int = 5) -> Response:
+    """A JSON reply of any size, for a thread beside the loop. levels: as in `dump_in_pieces`."""
+    return Response(b"".join(dump_in_pieces(content, levels)), media_type="application/json")
 
 
 def json_response(content: Any, status: int = 200) -> Response:

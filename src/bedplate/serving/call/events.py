@@ -12,6 +12,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bedplate.core.errors import need_failure
 from bedplate.serving.call.bridge import until_disconnect
 from bedplate.serving.wire.errors import ClientGone, ErrorShape, StoppingError, error_object, log_failure
 from bedplate.serving.wire.scope import note_error
@@ -83,7 +84,8 @@ class EventStream(Response):
                     await self._event(send, stopped, self._error_name)
                     await send(_END)
             raise
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             if not self._started:
                 raise
             log_failure(error)

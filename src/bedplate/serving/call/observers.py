@@ -55,5 +55,17 @@ class Exchange:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class UnansweredCall:
+    """What was computed for a call that was not answered: its client left, or its time was over. cost_usd: None where
+    no price is configured."""
+
+    model: str
+    caller: Caller
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+
+
 Watcher = Callable[[Exchange], None]
 """Hears of every request. It is called in the event loop, so it must be quick, and not raise."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
+import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from bedplate.inference.engine.fairness import may_queue
 from bedplate.serving.wire.errors import LimitError
 
 T = TypeVar("T")
@@ -26,11 +30,82 @@ WAITING_BODIES, WAITING = 16, 1024
 """What of one tenant may wait: bodies of the largest size, and calls."""
 
 
+HELD_BODIES = 16
+"""Bodies of the largest size that are in memory at once, from their first byte to the last of their reply: all of them
+for one tenant, its part where others have some."""
+
+
+class Held:
+    """The bytes of one call, of its body and its reply, that are in memory. Close it when they are not any more."""
+
+    def __init__(self, most: int, sizes: Counter[str], tenant: str) -> None:
+        """most: bytes of all calls; sizes: those that are held, by tenant."""
+        self._most, self._sizes, self._tenant = most, sizes, tenant
+        self._mine = 0
+
+    def take(self, size: int) -> None:
+        """Holds so many more bytes. LimitError where the tenant has its part already."""
+        crowded = self._sizes.total() + size > self._most
+        if crowded and not may_queue(self._most, self._sizes, self._tenant, size):
+            raise LimitError("too many bytes of your requests are waiting here; wait for some to be answered", 1.0)
+        self.add(size)
+
+    def add(self, size: int) -> None:
+        """Holds so many more bytes, whoever has how many: they are there already."""
+        self._mine += size
+        self._sizes[self._tenant] += size
+
+    def close(self) -> None:
+        """A second time does nothing."""
+        self._sizes[self._tenant] -= self._mine
+        self._mine = 0
+        if self._sizes[self._tenant] <= 0:
+            del self._sizes[self._tenant]
+
+
 @dataclass(eq=False)
 class _Turn:
     tenant: str
     size: int
     begun: asyncio.Future[None]
+
+
+_Work = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
+
+
+class _Threads:
+    """A pool that nobody waits for when the process is to end: what its threads then work on is for clients that have
+    gone. They end with the pool."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name, self._begun = most, name, 0
+        self._work: _Work = queue.SimpleQueue()
+        weakref.finalize(self, self._work.put, None).atexit = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        result: Future[T] = Future()
+        self._work.put((work, result))
+        if self._begun < self._most:
+            self._begun += 1
+            name = f"{self._name}_{self._begun}"
+            threading.Thread(target=_work_on, args=(self._work,), name=name, daemon=True).start()
+        return result
+
+
+def _work_on(waiting: _Work) -> None:
+    while (one := waiting.get()) is not None:
+        work, result = one
+        if not result.set_running_or_notify_cancel():
+            continue
+        try:
+            found = work()
+        except BaseException as error:  # the caller's to judge
+            result.set_exception(error)
+        else:
+            result.set_result(found)
+            del found
+        del one, work, result  # an idle thread keeps nobody's request
+    waiting.put(None)
 
 
 class Preparation:
@@ -39,10 +114,15 @@ class Preparation:
     def __init__(self, body_bytes: int) -> None:
         """body_bytes: of the largest request."""
         self._body_bytes = body_bytes
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="bedplate-preparing")
+        self._threads = _Threads(THREADS, "bedplate-preparing")
         self._waiting: dict[str, deque[_Turn]] = {}
         self._calls: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
+
+    def held(self, tenant: str) -> Held:
+        """For one call of the tenant."""
+        return Held(HELD_BODIES * self._body_bytes, self._held, tenant)
 
     @property
     def under_way(self) -> int:
@@ -75,7 +155,7 @@ class Preparation:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(self._end, turn)
 
-        running = self._pool.submit(work)
+        running = self._threads.submit(work)
         running.add_done_callback(over)
         return await asyncio.wrap_future(running)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.observers import Observer, Watcher
+from bedplate.serving.call.observers import Observer, UnansweredCall, Watcher
 from bedplate.serving.call.preparation import Preparation
 from bedplate.serving.callers.guard import CallerGuard
 from bedplate.serving.models.registry import Lease, ModelWanted, Registry
@@ -31,13 +32,14 @@ class Leases(Protocol):
 
 @dataclass
 class ServerState:
-    """The state behind the routes. `observers` hear of every call that was answered, `watchers` of every request;
-    `services` run while the server does."""
+    """The state behind the routes. `observers` hear of every call that was answered, `unanswered` of those for
+    which something was computed all the same, `watchers` of every request; `services` run while the server does."""
 
     config: ServerConfig
     registry: Registry
     guard: CallerGuard = field(default_factory=CallerGuard)
     observers: list[Observer] = field(default_factory=list[Observer])
+    unanswered: list[Callable[[UnansweredCall], None]] = field(default_factory=list[Callable[[UnansweredCall], None]])
     watchers: list[Watcher] = field(default_factory=list[Watcher])
     services: list[BackgroundService] = field(default_factory=list[BackgroundService])
     stopping: bool = False

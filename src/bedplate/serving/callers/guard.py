@@ -44,6 +44,7 @@ class AdmittedCall:
 
     def __init__(self, guard: CallerGuard, key: Key | None, counted: bool) -> None:
         self._guard, self._key, self._counted = guard, key, counted
+        self._running = key is not None and counted
         self._prompt_tokens = 0
 
     def ask_tokens(self, count: int) -> None:
@@ -72,10 +73,10 @@ class AdmittedCall:
         return self._guard.windows.headers(self._key) if self._key is not None and self._counted else {}
 
     def end(self) -> None:
-        """The call is over; a second time does nothing."""
-        if self._key is not None and self._counted:
+        """The call is over; a second time does nothing. What was computed may still be settled."""
+        if self._key is not None and self._running:
             self._guard.windows.end(self._key.id)
-            self._counted = False
+            self._running = False
 
 
 class CallerGuard:
@@ -102,17 +103,13 @@ class CallerGuard:
             raise _refused("the API key is not one of this server's")
         if (state := key.state(datetime.now(UTC))) != "active":
             raise _refused(f"the API key {key.id} is {state}")
-        models = None if key.models == "all" else frozenset(key.models)
-        return Caller(key.id, key.tenant or f"key:{key.id}", key.admin, models)
+        return _caller(key, key.tenant or f"key:{key.id}")
 
     def with_rights_of_now(self, caller: Caller) -> Caller:
         """The same caller, in whose name something was begun earlier, with what its key may do now. What becomes of a
         key that is gone is `admit`'s to say."""
         key = None if self._store is None else self._store.get(caller.key)
-        if key is None:
-            return caller
-        models = None if key.models == "all" else frozenset(key.models)
-        return Caller(caller.key, caller.tenant, key.admin, models)
+        return caller if key is None else _caller(key, caller.tenant)
 
     def admit(self, caller: Caller, counted: bool = True) -> AdmittedCall:
         """Lets a call in, or raises LimitError. counted: False for a call that the server makes in the caller's name,
@@ -132,6 +129,11 @@ class CallerGuard:
         """Writes what was spent."""
         if self.ledger is not None:
             self.ledger.close()
+
+
+def _caller(key: Key, tenant: str) -> Caller:
+    """Who a key stands for, with what it may do."""
+    return Caller(key.id, tenant, key.admin, None if key.models == "all" else frozenset(key.models))
 
 
 def _refused(message: str) -> StatusError:

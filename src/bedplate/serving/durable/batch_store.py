@@ -3,6 +3,9 @@
 SQLite (write-ahead log, synchronous=FULL) rather than JSON lines, because a row's output, its being done and the
 batch's counts must become true together or not at all, and because what a client deletes must be gone. A row is done
 when its output is committed; what a killed server had not committed is computed again, and never stands twice.
+
+All that a tenant's files, uploads and batches take counts against its part of the disk. For a moment more is there: an
+upload beside what is kept of it, the rows of a batch that ends beside its output files.
 """
 
 from __future__ import annotations
@@ -13,81 +16,41 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.durable.arriving import Arriving, full
+from bedplate.serving.durable.batch_records import (
+    ROW_BYTES,
+    UNFINISHED,
+    DoneRow,
+    StoredBatch,
+    StoredFile,
+    batch_of,
+    dump_caller,
+    file_of,
+    open_tables,
+)
+from bedplate.serving.settings.config import BatchesConfig
+from bedplate.serving.wire.errors import LimitError, StatusError
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL,
-    purpose TEXT NOT NULL, bytes INTEGER NOT NULL, created INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, tenant TEXT NOT NULL, caller TEXT NOT NULL,
-    endpoint TEXT NOT NULL, input_file TEXT NOT NULL, status TEXT NOT NULL, expires INTEGER NOT NULL,
-    times TEXT NOT NULL, metadata TEXT, errors TEXT, output_file TEXT, error_file TEXT,
-    total INTEGER NOT NULL DEFAULT 0, completed INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS rows (
-    batch INTEGER NOT NULL, number INTEGER NOT NULL, custom_id TEXT NOT NULL, body TEXT NOT NULL,
-    ok INTEGER, output TEXT, PRIMARY KEY (batch, number));
-"""
 _READ_AT_ONCE = 500
-UNFINISHED = ("validating", "in_progress", "cancelling", "finalizing")
+MOST_ENDED = 1_000
+"""Batches of a tenant that are remembered after their end; the oldest are forgotten, but not their files."""
 BATCH_OUTPUT = "batch_output"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of one tenant."""
-
-    id: str
-    tenant: str
-    name: str
-    purpose: str
-    bytes: int
-    created: int
-
-
-@dataclass(frozen=True)
-class StoredBatch:
-    """One batch as it stands. times: when it came into each status; expires: Unix seconds."""
-
-    seq: int
-    id: str
-    tenant: str
-    caller: Caller
-    endpoint: str
-    input_file: str
-    status: str
-    expires: int
-    times: dict[str, int]
-    metadata: dict[str, str] | None
-    errors: list[dict[str, Any]] | None
-    output_file: str | None
-    error_file: str | None
-    total: int
-    completed: int
-    failed: int
-
-
-@dataclass(frozen=True)
-class DoneRow:
-    """A row's output, to be committed."""
-
-    batch: int
-    number: int
-    ok: bool
-    output: str
 
 
 class BatchStore:
     """Used from several threads; every method is one transaction."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, limits: BatchesConfig | None = None) -> None:
+        self._limits = limits or BatchesConfig()
+        self._arriving: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._contents = directory / "files"
         self._contents.mkdir(mode=0o700, exist_ok=True)
         path = directory / "batches.sqlite"
@@ -97,7 +60,7 @@ class BatchStore:
         self._db.row_factory = sqlite3.Row
         for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             self._db.execute(f"PRAGMA {setting}").fetchall()
-        self._db.executescript(_SCHEMA)
+        open_tables(self._db)
         self._remove_orphans()
 
     def close(self) -> None:
@@ -128,20 +91,45 @@ class BatchStore:
 
     # --- files
 
-    def add_file(self, tenant: str, name: str, purpose: str, source: BinaryIO, quota: int) -> StoredFile:
-        """Keeps the content of `source`. StatusError 413 where the tenant would keep more than `quota` bytes."""
-        used = self._all("SELECT coalesce(sum(bytes), 0) AS n FROM files WHERE tenant = ?", (tenant,))[0]["n"]
+    def arriving(self, tenant: str) -> Arriving:
+        """For an upload that begins."""
+        return Arriving(tenant, self._kept(tenant), self._limits.tenant_bytes, self._arriving, self._counting)
+
+    def is_full(self, tenant: str) -> bool:
+        """Whether the tenant's part of the disk is taken."""
+        return self._kept(tenant) >= self._limits.tenant_bytes
+
+    def _kept(self, tenant: str) -> int:
+        with self._lock:
+            return _used(self._db, tenant)
+
+    def add_file(self, tenant: str, name: str, purpose: str, source: BinaryIO) -> StoredFile:
+        """Keeps the content of `source`. StatusError 413 where the tenant would keep more bytes or files than it may;
+        then nothing of it is kept."""
+        kept = self._kept(tenant)
         with self._writing() as (id_, file):
             while chunk := source.read(1 << 20):
                 file.write(chunk)
-                if used + file.tell() > quota:
-                    message = f"your files would take more than {quota:,} bytes here; delete some"
-                    raise StatusError(413, message, "storage_full")
+                if kept + file.tell() > self._limits.tenant_bytes:
+                    raise full(self._limits.tenant_bytes)
             size = file.tell()
         stored = StoredFile(id_, tenant, name, purpose, size, int(time.time()))
-        with self._transaction() as db:
-            _insert_file(db, stored)
+        try:
+            with self._transaction() as db:
+                self._need_room(db, tenant, size)
+                count = db.execute("SELECT count(*) FROM files WHERE tenant = ?", (tenant,)).fetchone()[0]
+                if count >= self._limits.files:
+                    raise StatusError(413, f"you keep {count:,} files here, which is all; delete some", "storage_full")
+                _insert_file(db, stored)
+        except BaseException:
+            self.content(stored).unlink()
+            raise
         return stored
+
+    def _need_room(self, db: sqlite3.Connection, tenant: str, size: int) -> None:
+        """StatusError 413 where so many bytes more are too many."""
+        if _used(db, tenant) + size > self._limits.tenant_bytes:
+            raise full(self._limits.tenant_bytes)
 
     @contextmanager
     def _writing(self) -> Generator[tuple[str, BinaryIO]]:
@@ -167,7 +155,7 @@ class BatchStore:
         found = self._all("SELECT * FROM files WHERE id = ? AND tenant = ?", (id_, tenant))
         if not found:
             raise StatusError(404, f"there is no file {id_[:80]!r}", "file_not_found", "file_id")
-        return _file(found[0])
+        return file_of(found[0])
 
     def content(self, file: StoredFile) -> Path:
         """Where the file's bytes lie."""
@@ -175,7 +163,7 @@ class BatchStore:
 
     def files(self, tenant: str, purpose: str | None, after: str | None, limit: int, order: str) -> list[StoredFile]:
         where, values = ("AND purpose = ?", [purpose]) if purpose is not None else ("", [])
-        return [_file(row) for row in self._page("files", tenant, where, values, after, limit, order)]
+        return [file_of(row) for row in self._page("files", tenant, where, values, after, limit, order)]
 
     def delete_file(self, id_: str, tenant: str) -> None:
         """StatusError 404. The entry goes first: a kill between leaves bytes that the next start removes."""
@@ -189,9 +177,17 @@ class BatchStore:
     def add_batch(
         self, caller: Caller, endpoint: str, input_file: str, window: int, metadata: dict[str, str] | None
     ) -> StoredBatch:
+        """LimitError where too many of the tenant's have not ended."""
         now, id_ = int(time.time()), f"batch_{uuid.uuid4().hex}"
-        values = (id_, caller.tenant, _dump_caller(caller), endpoint, input_file, "validating", now + window)
+        values = (id_, caller.tenant, dump_caller(caller), endpoint, input_file, "validating", now + window)
         with self._transaction() as db:
+            mine, which = (caller.tenant, *UNFINISHED), f"IN ({', '.join('?' * len(UNFINISHED))})"
+            query = f"SELECT count(*) FROM batches WHERE tenant = ? AND status {which}"
+            pending = db.execute(query, mine).fetchone()[0]
+            if pending >= self._limits.pending:
+                raise LimitError(f"{pending} of your batches are waiting or under way; wait for one to end", 60.0)
+            ended = f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {which} ORDER BY seq DESC LIMIT -1"
+            db.execute(f"DELETE FROM batches WHERE seq IN ({ended} OFFSET ?)", (*mine, MOST_ENDED))
             db.execute(
                 "INSERT INTO batches (id, tenant, caller, endpoint, input_file, status, expires, times, metadata) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -204,35 +200,39 @@ class BatchStore:
         found = self._all("SELECT * FROM batches WHERE id = ? AND tenant = ?", (id_, tenant))
         if not found:
             raise StatusError(404, f"there is no batch {id_[:80]!r}", "batch_not_found", "batch_id")
-        return _batch(found[0])
+        return batch_of(found[0])
 
     def batches(self, tenant: str, after: str | None, limit: int) -> list[StoredBatch]:
-        return [_batch(row) for row in self._page("batches", tenant, "", [], after, limit, "desc")]
+        return [batch_of(row) for row in self._page("batches", tenant, "", [], after, limit, "desc")]
 
     def unfinished(self) -> list[StoredBatch]:
         """All tenants', oldest first."""
         marks = ", ".join("?" * len(UNFINISHED))
         return [
-            _batch(row)
+            batch_of(row)
             for row in self._all(f"SELECT * FROM batches WHERE status IN ({marks}) ORDER BY seq", UNFINISHED)
         ]
 
     def fail(self, batch: StoredBatch, errors: list[dict[str, Any]], stages: Sequence[str] = ("validating",)) -> None:
         """The input cannot be used; or, of a batch in other `stages`, it cannot be brought to its end."""
         with self._transaction() as db:
-            if _move(db, batch.seq, stages, "failed", errors=json.dumps(errors)):
+            if _move(db, batch.seq, stages, "failed", errors=json.dumps(errors), bytes=0):
                 db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
 
     def start(self, batch: StoredBatch, rows: Iterable[tuple[int, str, str]]) -> bool:
-        """Enters the checked rows (number, custom_id, body). False where the batch was cancelled meanwhile."""
+        """Enters the checked rows (number, custom_id, body). False where the batch was cancelled meanwhile. StatusError
+        413 where they would take more than is left of the tenant's part; then none is entered."""
+        rows = list(rows)
+        size = sum(len(custom_id.encode()) + len(body.encode()) + ROW_BYTES for _, custom_id, body in rows)
         with self._transaction() as db:
+            self._need_room(db, batch.tenant, size)
             db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
             db.executemany(
                 "INSERT INTO rows (batch, number, custom_id, body) VALUES (?, ?, ?, ?)",
                 ((batch.seq, *row) for row in rows),
             )
             total = db.execute("SELECT count(*) FROM rows WHERE batch = ?", (batch.seq,)).fetchone()[0]
-            moved = _move(db, batch.seq, ("validating",), "in_progress", total=total)
+            moved = _move(db, batch.seq, ("validating",), "in_progress", total=total, bytes=size)
             if not moved:
                 db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
             return moved
@@ -260,15 +260,23 @@ class BatchStore:
         return found["custom_id"], found["body"]
 
     def record(self, done: Sequence[DoneRow]) -> None:
-        """Commits outputs, what they say of their rows, and the counts, in one transaction."""
+        """Commits outputs, what they say of their rows, and the counts, in one transaction. An output takes the place
+        of the body that it answers."""
         with self._transaction() as db:
             for row in done:
-                changed = db.execute(
-                    "UPDATE rows SET ok = ?, output = ? WHERE batch = ? AND number = ? AND ok IS NULL",
-                    (row.ok, row.output, row.batch, row.number),
-                ).rowcount
-                counted = "completed" if row.ok else "failed"
-                db.execute(f"UPDATE batches SET {counted} = {counted} + ? WHERE seq = ?", (changed, row.batch))
+                where = (row.batch, row.number)
+                query = "SELECT length(CAST(body AS BLOB)) FROM rows WHERE batch = ? AND number = ? AND ok IS NULL"
+                body = db.execute(query, where).fetchone()
+                if body is None:
+                    continue
+                db.execute(
+                    "UPDATE rows SET ok = ?, output = ?, body = '' WHERE batch = ? AND number = ?",
+                    (row.ok, row.output, *where),
+                )
+                counted, more = "completed" if row.ok else "failed", len(row.output.encode()) - body[0]
+                db.execute(
+                    f"UPDATE batches SET {counted} = {counted} + 1, bytes = bytes + ? WHERE seq = ?", (more, row.batch)
+                )
 
     def finish(self, batch: StoredBatch, status: str, left: Callable[[str], str]) -> None:
         """Writes the output files and ends the batch; the rows are gone with it.
@@ -291,7 +299,14 @@ class BatchStore:
             output, error = (None if file is None else file.id for file in made)
             failed = db.execute("SELECT total - completed FROM batches WHERE seq = ?", (batch.seq,)).fetchone()[0]
             _move(
-                db, batch.seq, ("finalizing", "cancelling"), status, output_file=output, error_file=error, failed=failed
+                db,
+                batch.seq,
+                ("finalizing", "cancelling"),
+                status,
+                output_file=output,
+                error_file=error,
+                failed=failed,
+                bytes=0,
             )
             db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
 
@@ -333,6 +348,12 @@ class BatchStore:
         return self._all(query, (tenant, *values, seq, limit + 1))
 
 
+def _used(db: sqlite3.Connection, tenant: str) -> int:
+    """Bytes of a tenant's files and of its batches' rows."""
+    query = "SELECT (SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?) + (SELECT coalesce(sum(bytes), 0) "
+    return db.execute(query + "FROM batches WHERE tenant = ?)", (tenant, tenant)).fetchone()[0]
+
+
 def _insert_file(db: sqlite3.Connection, file: StoredFile) -> None:
     db.execute(
         "INSERT INTO files (id, tenant, name, purpose, bytes, created) VALUES (?, ?, ?, ?, ?, ?)",
@@ -351,26 +372,3 @@ def _move(db: sqlite3.Connection, seq: int, sources: Sequence[str], status: str,
     assigned = ", ".join(f"{name} = ?" for name in values)
     db.execute(f"UPDATE batches SET {assigned} WHERE seq = ?", (*values.values(), seq))
     return True
-
-
-def _file(row: sqlite3.Row) -> StoredFile:
-    return StoredFile(row["id"], row["tenant"], row["name"], row["purpose"], row["bytes"], row["created"])
-
-
-def _batch(row: sqlite3.Row) -> StoredBatch:
-    values: dict[str, Any] = dict(row)
-    for name in ("times", "metadata", "errors"):
-        values[name] = None if values[name] is None else json.loads(values[name])
-    values["caller"] = _read_caller(values["caller"])
-    return StoredBatch(**values)
-
-
-def _dump_caller(caller: Caller) -> str:
-    models = None if caller.models is None else sorted(caller.models)
-    return json.dumps({"key": caller.key, "tenant": caller.tenant, "admin": caller.admin, "models": models})
-
-
-def _read_caller(text: str) -> Caller:
-    fields = json.loads(text)
-    models = None if fields["models"] is None else frozenset(fields["models"])
-    return Caller(fields["key"], fields["tenant"], fields["admin"], models)

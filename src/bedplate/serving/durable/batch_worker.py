@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 
 from bedplate.serving.call.self_calls import SelfReply, self_call
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.durable.batch_store import UNFINISHED, BatchStore, DoneRow, StoredBatch
+from bedplate.serving.durable.batch_records import UNFINISHED, DoneRow, StoredBatch
+from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.wire.batch_lines import check_lines
 from bedplate.serving.wire.errors import StatusError
 
@@ -155,8 +156,12 @@ class BatchWorker:
                 return
             if checked.errors:
                 self._store.fail(batch, checked.errors)
-            else:
+                return
+            try:
                 self._store.start(batch, checked.rows)
+            except StatusError as error:
+                full = {"code": error.code, "line": None, "message": error.message, "param": "input_file_id"}
+                self._store.fail(batch, [full])
 
         await asyncio.to_thread(check)
         self._wake.set()
@@ -217,6 +222,9 @@ class BatchWorker:
         batch, custom_id = active.batch, ""
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
+            if await asyncio.to_thread(self._store.is_full, batch.tenant):
+                await self._done.put(DoneRow(batch.seq, number, False, _no_room(custom_id)))
+                return
             caller = self._state.guard.with_rights_of_now(batch.caller)
             reply = await self_call(self._app, batch.endpoint, body.encode(), caller, BatchOrigin(), self._gone)
             done = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
@@ -278,6 +286,13 @@ def _line(custom_id: str, reply: SelfReply) -> str:
 def _broken(custom_id: str) -> str:
     """The line of a row that cannot be answered."""
     error = {"code": _BROKEN["code"], "message": "this row could not be answered, because of an error in the server"}
+    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
+
+
+def _no_room(custom_id: str) -> str:
+    """The line of a row whose output could not be kept."""
+    message = "this row was not done: your files and batches take all of their part of the disk; delete some"
+    error = {"code": "storage_full", "message": message}
     return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
 
 

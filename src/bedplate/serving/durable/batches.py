@@ -56,7 +56,7 @@ class Batches:
         if self._app is None:
             raise StatusError(503, "batches are not running on this server", STATE_BUSY)
         if self._store is None or self._worker is None:
-            self._store = BatchStore(self._directory.hold())
+            self._store = BatchStore(self._directory.hold(), self._state.config.batches)
             self._worker = BatchWorker(self._state, self._store, self._app)
             self._running = asyncio.create_task(self._worker.run())
         return self._store, self._worker

@@ -16,6 +16,7 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
 from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
+from bedplate.serving.durable.latest import Latest
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
@@ -26,6 +27,10 @@ from bedplate.serving.wire.strict_json import parse_json
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")
 
+MOST_OWNERS = 500_000
+"""Replies, the latest ones, of which feedback is taken."""
+SAID_CHARACTERS = 64 * 1024 * 1024
+"""Of the corrections that are in memory, for the comparison of routes. All of them are in the files."""
 MAX_PENDING = 10_000
 """Replies that wait to be written; more are counted and not kept."""
 SWEEP_SECONDS = 3600.0
@@ -40,12 +45,12 @@ class Feedback:
         self._writer: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
         self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
-        self._owners: dict[str, Owner] = {}
-        self._since: dict[str, Owner] = {}
-        """Replies since the last reading of the files began."""
+        self._owners: Latest[Owner] = Latest(MOST_OWNERS)
+        self._since: Latest[Owner] | None = None
+        """Replies since the reading of the files began that is under way."""
         self._reading = asyncio.Lock()
         self._generation = ""
-        self.targets: dict[str, str | None] = {}
+        self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is."""
         self.counts: Counter[str] = Counter()
 
@@ -84,7 +89,10 @@ class Feedback:
         if len(self._pending) >= MAX_PENDING:
             self.counts["dropped"] += 1
             return
-        self._owners[call.id] = self._since[call.id] = Owner(call.caller.tenant, call.served.name)
+        owner = Owner(call.caller.tenant, call.served.name)
+        self._owners.note(call.id, owner)
+        if self._since is not None:
+            self._since.note(call.id, owner)
         self._pending.append((call, rule))
         if len(self._pending) == 1:
             self._writer.submit(self._write).add_done_callback(_log_failure)
@@ -166,35 +174,30 @@ class Feedback:
             raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
         row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **said, **cleaned}
         await self.apart(lambda: self.store.append([(model, row)]))
-        self._note(row)
+        _note(self.targets, row)
         self.counts["feedback"] += 1
 
     async def forget(self, id_: str) -> int:
         """Writes a reply out of the files. Returns how many lines are gone."""
         gone = await self.apart(lambda: self.store.purge(ids={id_}))
-        self._owners.pop(id_, None)
-        self.targets.pop(id_, None)
+        self._owners.forget(id_)
+        self.targets.forget(id_)
         return gone
-
-    def _note(self, row: Row) -> None:
-        if row["index"] == 0 and (row["correction"] is not None or row["rating"] == "good"):
-            self.targets[row["id"]] = row["correction"]
 
     async def _read(self) -> None:
         """Whose replies are kept, and what was said of them, from the files."""
         async with self._reading:
-            self._since = {}
+            self._since = Latest(MOST_OWNERS)
             self._generation = self.store.generation
             # What waits to be written comes before this in the writer's thread.
-            rows = await self.apart(lambda: [(model, _head(row)) for model, row in self.store.rows()])
-            self.targets.clear()
-            owners: dict[str, Owner] = {}
-            for model, row in rows:
-                if row["kind"] == "reply":
-                    owners[row["id"]] = Owner(row["tenant"], model)
-                else:
-                    self._note(row)
-            self._owners = owners | self._since
+            owners, targets = await self.apart(lambda: _remembered(self.store))
+            for id_, owner in self._since.items():
+                owners.note(id_, owner)
+            self._owners, self._since = owners, None
+            for id_ in list(self.targets):
+                self.targets.forget(id_)
+            for id_, target in targets.items():
+                self.targets.note(id_, target)
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:
@@ -243,9 +246,20 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
     return value
 
 
-def _head(row: Row) -> Row:
-    """A line without what was asked and answered."""
-    return {key: value for key, value in row.items() if key not in ("inputs", "request", "replies", "comment")}
+def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None]]:
+    """Whose the latest replies in the files are, and what they should have been."""
+    owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
+    for model, row in store.rows():
+        if row["kind"] == "reply":
+            owners.note(row["id"], Owner(row["tenant"], model))
+        else:
+            _note(targets, row)
+    return owners, targets
+
+
+def _note(targets: Latest[str | None], row: Row) -> None:
+    if row["index"] == 0 and (row["correction"] is not None or row["rating"] == "good"):
+        targets.note(row["id"], row["correction"])
 
 
 def _log_failure(written: Future[None]) -> None:

@@ -36,7 +36,7 @@ def plain_id(given: str) -> str | None:
     return None if match is None else match[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Owner:
     """Whose reply it is, and which model's."""
 
@@ -125,7 +125,7 @@ class FeedbackStore:
         return sorted({_model_name(path.parent.name) for path in self._paths(())})
 
     def rows(self, models: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
-        """Every line with its model, day after day."""
+        """Every line with its model, a day of all models after the other."""
         for path in self._paths(models):
             for row in read_jsonl(path, allow_torn_tail=True):
                 yield _model_name(path.parent.name), row
@@ -139,7 +139,7 @@ class FeedbackStore:
             counts["with_texts"] += row["kind"] == "reply" and ("inputs" in row or "replies" in row)
             counts["corrections"] += row.get("correction") is not None
         keys = ("replies", "with_texts", "feedback", "corrections")
-        return [{"model": model, **{key: counts[key] for key in keys}} for model, counts in found.items()]
+        return [{"model": model, **{key: counts[key] for key in keys}} for model, counts in sorted(found.items())]
 
     def export(
         self, model: str, columns: Mapping[str, str] | None = None, target: str = "target", group: str | None = None
@@ -181,7 +181,8 @@ class FeedbackStore:
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
         names = {_directory_name(model) for model in models}
         found = self._root.glob("*/*.jsonl")
-        return sorted(path for path in found if not names or path.parent.name in names)
+        mine = (path for path in found if not names or path.parent.name in names)
+        return sorted(mine, key=lambda path: (path.name, path.parent.name))
 
 
 def _example(reply: Row | None, index: int, feedback: Row) -> tuple[tuple[dict[str, str], str] | None, str]:

@@ -1,6 +1,7 @@
 """The beginnings that skins' prompts share, computed once and kept: those used last, up to a number of bytes.
 
-Two skins of one base that begin alike share one. Methods may be called from any thread.
+Two skins of one base that begin alike share one. Only requests of skins use what is kept here: a caller of the base who
+guesses a skin's prompt must not find it cached. Methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ class Prefixes:
                 known = self._kept.get(place)
                 leaving = [] if known is not None else self._make_room(size)
             for gone in leaving:
-                gone.engine.unpin(gone.tokens, gone.adapter)
+                gone.engine.unpin(gone.tokens, gone.adapter, public=False)
             if known is None:
-                engine.pin(tokens, adapter)
+                engine.pin(tokens, adapter, public=False)
             with self._lock:
                 kept = self._kept.setdefault(place, _Kept(size))
                 self.held += 0 if known is not None else size
@@ -99,7 +100,7 @@ class Prefixes:
                     return
                 del self._kept[place]
                 self.held -= kept.size
-            place.engine.unpin(place.tokens, place.adapter)
+            place.engine.unpin(place.tokens, place.adapter, public=False)
 
 
 def prefix_bytes(engine: Engine, tokens: int) -> int:

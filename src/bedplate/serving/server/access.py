@@ -15,6 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bedplate.core.errors import need_failure
 from bedplate.serving.call.observers import Exchange
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.settings.logs import FIELDS
@@ -81,7 +82,8 @@ class AccessLog:
             if not status:
                 await error_response(StoppingError("the server is shutting down"))(scope, receive, counted)
             # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
-        except Exception as error:
+        except BaseException as error:
+            need_failure(error)
             log_failure(error)
             note_error(scope, error_object(error)[1]["error"]["code"])
             if status:

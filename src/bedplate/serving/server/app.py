@@ -40,6 +40,7 @@ from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.server.metrics import Metrics
 from bedplate.serving.server.origins import EXPOSED, Origins
 from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.server.watchdog import Watchdog
 from bedplate.serving.settings.config import ServerConfig
 from bedplate.serving.wire.errors import add_error_handlers
 from bedplate.skins.skin import Skin
@@ -73,7 +74,11 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(router)
     metrics = state.add(Metrics(state))
     metrics.registry.register(state.part(Router))
+    watchdog = state.add(Watchdog())
+    metrics.registry.register(watchdog)
+    state.services.append(watchdog)
     state.observers.append(metrics)
+    state.unanswered.append(metrics.unanswered)
     state.watchers.append(metrics.watch)
     if state.config.telemetry is not None:
         telemetry = Telemetry(state.config.telemetry)
@@ -114,9 +119,9 @@ def serve(
 
     Loopback unless told otherwise; port 0 takes a free one. While it loads, /ready answers 503. Requests that run when
     it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where a thread is
-    left that cannot be ended: it still loads, or hangs in a step. on_ready is called with the URL and what is served
-    once connections are taken. `settings`: those of `server_config`, for one base (host, port, grace_seconds, name,
-    dtype, device, max_rows, …).
+    left that cannot be ended: it still loads, hangs in a step, or works on a request that nobody waits for any more.
+    on_ready is called with the URL and what is served once connections are taken. `settings`: those of `server_config`,
+    for one base (host, port, grace_seconds, name, dtype, device, max_rows, …).
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
     with _listening(config.host, config.port) as listener:

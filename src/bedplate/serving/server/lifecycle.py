@@ -89,7 +89,8 @@ class Server(uvicorn.Server):
 
     def serve_until_stopped(self, listener: socket.socket) -> bool:
         """Runs in this thread. False where a thread is left: it was stopped before all was loaded, and what is loaded
-        is dropped once it is there; or an engine's step hangs. Raises what loading raised."""
+        is dropped once it is there; or an engine's step hangs, or a request is still worked on for a client that has
+        been told. Raises what loading raised."""
         try:
             with _returning_on_sigterm():
                 self.run(sockets=[listener])
@@ -97,7 +98,7 @@ class Server(uvicorn.Server):
             loaded = self._loader.close()
         if self._failure is not None:
             raise self._failure
-        return loaded
+        return loaded and (self._state is None or not self._state.preparation.under_way)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

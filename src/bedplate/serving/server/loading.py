@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.grammar_trial import GrammarTrial
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import CallerGuard, guard_for
@@ -87,6 +88,9 @@ def loaded_server(
         guard = guard_for(config)
         stack.callback(guard.close)
         held = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+        trial = stack.enter_context(GrammarTrial())
+        for _, engine in held:
+            engine.try_grammars_in(trial)
         limits = config.limits
         registry = Registry(
             [engine for _, engine in held],

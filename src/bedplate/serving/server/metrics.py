@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from bedplate.core.version import __version__
 from bedplate.serving.call.call import tokens_of
-from bedplate.serving.call.observers import Exchange, FinishedCall
+from bedplate.serving.call.observers import Exchange, FinishedCall, UnansweredCall
 from bedplate.serving.call.state import ServerState
 
 router = APIRouter()
@@ -92,6 +92,12 @@ class Metrics(Collector):
         self._prompt = _Counter("prompt_tokens", "Prompt tokens of answered requests.", by_model)
         self._generated = _Counter("generation_tokens", "Tokens generated for answered requests.", by_model)
         self._cost = _Counter("request_cost_usd", "Dollars that answered requests cost, at the set price.", by_model)
+        self._unanswered_prompt = _Counter(
+            "unanswered_prompt_tokens", "Prompt tokens read for requests that were not answered.", by_model
+        )
+        self._unanswered_generated = _Counter(
+            "unanswered_generation_tokens", "Tokens generated for requests that were not answered.", by_model
+        )
         self._success = _Counter(
             "request_success", "Answered choices, by why they ended.", ("model_name", "finished_reason")
         )
@@ -104,7 +110,8 @@ class Metrics(Collector):
         self._whole = _Histogram("e2e_request_latency_seconds", "From the request to the end of its answer.", _WHOLE)
         self._queued = _Histogram("request_queue_time_seconds", "From queued to the first forward pass.", _FIRST)
         self._families = (
-            *(self._prompt, self._generated, self._cost, self._success, self._errors, self._http),
+            *(self._prompt, self._generated, self._cost, self._unanswered_prompt, self._unanswered_generated),
+            *(self._success, self._errors, self._http),
             *(self._first, self._token, self._whole, self._queued),
         )
         self.registry = CollectorRegistry(auto_describe=False)
@@ -132,6 +139,12 @@ class Metrics(Collector):
             if tokens > 1:
                 self._token.observe(model, (timing.total - timing.first) / (tokens - 1), tokens - 1)
         self._whole.observe(model, call.seconds)
+
+    def unanswered(self, call: UnansweredCall) -> None:
+        """Counts what was computed for a call that was not answered."""
+        model = self._label(call.model)
+        self._unanswered_prompt.add(model, amount=call.prompt_tokens)
+        self._unanswered_generated.add(model, amount=call.completion_tokens)
 
     def watch(self, exchange: Exchange) -> None:
         """Counts an HTTP request."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import threading
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 # What the conventions call the operations of our endpoints; others keep their name.
 _OPERATIONS = {"completions": "text_completion"}
 _NANO = 1_000_000_000
+CLOSE_SECONDS = 2.0
+"""How long the last spans may take to be sent. The library itself waits and tries again for much longer."""
+
+log = logging.getLogger("bedplate.serving")
 
 
 class Telemetry:
@@ -38,7 +45,10 @@ class Telemetry:
             ) from error
         sender = exporter or OTLPSpanExporter(endpoint=config.endpoint)
         # A provider of its own: nothing global is set, so that it can live beside an application's.
-        self._provider = TracerProvider(resource=Resource.create({"service.name": config.service_name}))
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": config.service_name}), shutdown_on_exit=False
+        )
+        self._endpoint = config.endpoint
         self._provider.add_span_processor(BatchSpanProcessor(sender))
         self._tracer = self._provider.get_tracer("bedplate.serving")
 
@@ -67,11 +77,28 @@ class Telemetry:
 
     @contextlib.asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
-        """Sends what is left when the server ends."""
+        """Sends what is left when the server ends, within `CLOSE_SECONDS`."""
         try:
             yield
         finally:
-            self._provider.shutdown()
+            await self._close()
+
+    async def _close(self) -> None:
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            try:
+                self._provider.shutdown()
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=close, name="bedplate-telemetry", daemon=True).start()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await closed.wait()
+        except TimeoutError:
+            log.warning("the last spans are lost: %s did not take them in %g s", self._endpoint, CLOSE_SECONDS)
 
 
 def _attributes(exchange: Exchange, operation: str) -> dict[str, Any]:

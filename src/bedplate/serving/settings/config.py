@@ -67,11 +67,14 @@ class LimitsConfig(Strict):
 
 
 class BatchesConfig(Strict):
-    """What files and batches may take: bytes of one file and of all files of a tenant, rows of one batch, and calls
-    that batches have under way at once."""
+    """What files and batches may take: bytes of one file, and of all files and batches of a tenant; how many files it
+    may keep, and how many of its batches may be pending, which have not ended; rows of one batch, and calls that
+    batches have under way at once."""
 
     file_bytes: Annotated[int, Field(ge=1)] = 100 * 1024 * 1024
     tenant_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    files: Annotated[int, Field(ge=1)] = 10_000
+    pending: Annotated[int, Field(ge=1)] = 100
     rows: Annotated[int, Field(ge=1)] = 50_000
     in_flight: Annotated[int, Field(ge=1)] = 4
 

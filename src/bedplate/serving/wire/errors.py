@@ -24,6 +24,8 @@ from bedplate.serving.wire.strict_json import dump_json
 log = logging.getLogger("bedplate.serving")
 
 RETRY_AFTER_SECONDS = 1
+MESSAGE_CHARACTERS, PARAM_CHARACTERS = 2000, 200
+"""Of one error object."""
 # Errors that speak about the request. All others may hold paths or other internals.
 _ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -65,6 +67,14 @@ class QuotaError(LimitError):
         super().__init__(message, seconds, "insufficient_quota")
 
 
+def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
+    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
+    if error.param in {"prompt", "input"}:
+        error.param = source
+    elif error.param == "max_tokens":
+        error.param = limit
+
+
 def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
     """HTTP status and error object of an exception."""
     if isinstance(error, (*_ABOUT_THE_REQUEST, StoppingError)):
@@ -76,8 +86,16 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
     else:
         status, code, param = 500, "internal_error", None
         message = "the server failed on this request; its log says why"
+    message, param = shortened(message), None if param is None else shortened(param, PARAM_CHARACTERS)
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def shortened(text: str, most: int = MESSAGE_CHARACTERS) -> str:
+    """The text without its middle where it is long: what it says of a request may hold much of that."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
 
 
 def is_full(error: BaseException) -> bool:

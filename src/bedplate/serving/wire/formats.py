@@ -8,6 +8,7 @@ vLLM's names; grammars are in Lark's notation.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -115,4 +116,4 @@ def compiled(engine: Engine, asked: tuple[str, Grammar] | None) -> Grammar | Non
         if error.param == "grammar":
             error.param = field
         raise
-    return grammar
+    return replace(grammar, named=field)

@@ -11,6 +11,8 @@ from bedplate.core.errors import RequestError
 from bedplate.core.json import JsonRuleError, load_json
 
 MAX_DEPTH = 64
+PIECE = 4096
+"""Elements of a long list that are written at once."""
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -47,6 +49,11 @@ def _need_text(value: Any) -> None:
 def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
     """`dump_json`, a list or object of the outer levels after the other. The encoder holds the interpreter until it is
     done, and every other thread waits for that."""
+    if isinstance(value, list) and len(value) > PIECE and (levels == 0 or not isinstance(value[0], dict | list)):
+        for start in range(0, len(value), PIECE):
+            yield (b"," if start else b"[") + dump_json(value[start : start + PIECE])[1:-1]
+        yield b"]"
+        return
     if levels == 0 or not isinstance(value, dict | list) or not value:
         yield dump_json(value)
         return

@@ -14,7 +14,7 @@ from bedplate.serving.wire.schema_dialects import as_held
 from bedplate.serving.wire.strict_fields import RequestFields, first_mistake
 from bedplate.text.call_formats import HERMES, format_of, shows_tools
 from bedplate.text.call_grammar import call_grammar_source
-from bedplate.text.call_reading import ReplyPiece
+from bedplate.text.call_reading import CUT_REASONS, ReplyPiece
 from bedplate.text.reply_form import ReplyForm, effort_variables, with_reasoning
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tool_calls import MAX_TOOLS, Tool, as_shown, with_tools
@@ -216,9 +216,9 @@ class Spoken:
     def push(self, text: str) -> list[ReplyPiece]:
         return self._noted(self._reader.push(text))
 
-    def finish(self) -> list[ReplyPiece]:
-        """What was held back, when the text has ended."""
-        return self._noted(self._reader.finish())
+    def finish(self, reason: str) -> list[ReplyPiece]:
+        """What was held back, when the text has ended for this reason."""
+        return self._noted(self._reader.finish(cut=reason in CUT_REASONS))
 
     def _noted(self, pieces: list[ReplyPiece]) -> list[ReplyPiece]:
         self._reasoned += [piece.text for piece in pieces if piece.kind == "reasoning"]
@@ -252,9 +252,9 @@ class Spoken:
         delta: Json = {name: text for name, text in texts.items() if text}
         return {**delta, "tool_calls": list(calls.values())} if calls else delta
 
-    def message(self, text: str) -> Json:
-        """The whole message: the deltas of its text put together."""
-        delta = self.delta([*self.push(text), *self.finish()])
+    def message(self, text: str, reason: str) -> Json:
+        """The whole message: the deltas of its text, which has ended for this reason, put together."""
+        delta = self.delta([*self.push(text), *self.finish(reason)])
         calls = [{key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ())]
         message: Json = {"role": "assistant", "content": delta.get("content", None if calls else ""), "refusal": None}
         message |= {name: delta[name] for name in ("reasoning_content",) if name in delta}

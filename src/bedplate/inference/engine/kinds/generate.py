@@ -112,6 +112,14 @@ class GenerateJob(Job[Generate]):
         return None if self._asks_prompt else super().reusable
 
     @property
+    def _grammar_name(self) -> str:
+        return "grammar" if self.request.grammar is None else self.request.grammar.named
+
+    @property
+    def said(self) -> int:
+        return len(self.state.output)
+
+    @property
     def more(self) -> int:
         return self.limit
 
@@ -178,7 +186,7 @@ class GenerateJob(Job[Generate]):
         # The token that was computed in this pass is in the cache now, whatever comes next.
         self.done = len(self.tokens)
         if state.failure is not None:
-            self.failed = RequestError(state.failure, param="grammar", code=INVALID)
+            self.failed = RequestError(state.failure, param=self._grammar_name, code=INVALID)
             return False
         if state.ends(token):
             self._end("stop")

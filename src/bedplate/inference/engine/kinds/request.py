@@ -72,6 +72,15 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What was computed for a request, however it ended. usage: the tokens of the prompt that were read.
+    compute: as in `Timing`."""
+
+    usage: Usage = Usage(0)
+    compute: float = 0.0
+
+
+@dataclass(frozen=True)
 class Timing:
     """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bedplate.core.errors import RequestError
@@ -79,8 +79,10 @@ class Grammar:
 
     json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
-    rule is `start`; tool_calls: what `text.call_grammar.call_grammar_source` gives.
+    rule is `start`; tool_calls: what `text.call_grammar.call_grammar_source` gives. named: what its caller calls it, in
+    messages about it.
     """
 
     kind: GrammarKind
     source: str = ""
+    named: str = field(default="grammar", compare=False)

@@ -1,0 +1,32 @@
+"""How large a nested value is, without walking all of one that is too large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_CONTAINER = 8  # what an empty list weighs: about its share of memory, and a bound on how many are walked
+
+
+def nested_size(value: Any, cap: int) -> int:
+    """Characters and elements of a nested value, as if it were written out (a list that holds one string twice weighs
+    it twice). Stops as soon as it passes `cap`."""
+    total = 0
+    stack: list[Any] = [value]
+    while stack:
+        item = stack.pop()
+        total += 1
+        if isinstance(item, (str, bytes)):
+            total += len(item)
+        elif isinstance(item, int):
+            total += item.bit_length() // 3
+        elif isinstance(item, Mapping):
+            total += len(item) + _CONTAINER
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            total += _CONTAINER
+            stack.extend(item)
+        if total > cap or len(stack) > cap:
+            return cap + 1
+    return total

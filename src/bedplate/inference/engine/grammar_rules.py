@@ -1,0 +1,226 @@
+"""What a grammar of a request may be, and what it may cost: checked before the library sees it, and tried when it has.
+
+The automata are llguidance's. Where tokens begin with a space that their text does not have, the grammar begins with
+one as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bedplate.core.errors import RequestError, UsageError
+from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.text.call_grammar import call_grammar
+from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
+from bedplate.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance
+
+CHOICES = 10_000
+RULES = 200
+"""The library follows references between the rules of a grammar recursively, on the thread's own stack."""
+TRIAL_STEPS = 4
+TRIAL_SECONDS = 0.5
+
+# One pass in which no place is looked at twice: repetitions give nothing back, and what has no end ends the search.
+_RULE_PARTS = re.compile(
+    r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\\n])*+" | /(?:\\.|[^/\\])++/ | (?P<open>["/]) | %\s*+(?P<directive>\w++)
+    | (?P<double>::) | (?P<rule>:)""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A base's tokens as bytes, and which of them end a text or are no part of any. behind_a_space: tokens begin with a
+    space that their text does not have."""
+
+    tokens: Sequence[bytes]
+    eos_ids: Sequence[int]
+    special_ids: Sequence[int]
+    behind_a_space: bool
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, size: int, eos_ids: Sequence[int]) -> Vocabulary:
+        """size: of the model's logits."""
+        known = tokenizer.vocab_size
+        tokens = [tokenizer.token_bytes(index) if index < known else b"" for index in range(size)]
+        if tokenizer.drops_space:  # the first token of a text may lose all that it begins with
+            tokens = [b"" if token.startswith(b"  ") else token for token in tokens]
+        special = sorted(index for index in tokenizer.special_ids if index < size)
+        return Vocabulary(tokens, eos_ids, special, tokenizer.drops_space)
+
+    def opened(self, tokenizer: Tokenizer | None = None) -> llguidance.LLTokenizer:
+        """As the library wants it. UsageError without the library."""
+        try:
+            import llguidance
+        except ImportError:
+            raise UsageError('grammars need llguidance; install it with: pip install "bedplate[serve]"') from None
+        wrapped = llguidance.TokenizerWrapper(_Wrapped(self, tokenizer))
+        return llguidance.LLTokenizer(wrapped, n_vocab=len(self.tokens), eos_token=list(self.eos_ids))
+
+
+class _Wrapped:
+    """A vocabulary in the shape that the library asks for."""
+
+    def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self.tokens, self.special_token_ids = list(vocabulary.tokens), list(vocabulary.special_ids)
+        self._special = frozenset(self.special_token_ids)
+        self.eos_token_id, self.bos_token_id = vocabulary.eos_ids[0], None
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of text whose tokens are forced. (Asked with bytes, it says that it takes strings.)"""
+        if isinstance(text, bytes):
+            raise TypeError("text, not bytes")
+        spelled = None if self._tokenizer is None else self._tokenizer.spelled(text)
+        return spelled or self._longest(text.encode())
+
+    def _longest(self, rest: bytes) -> list[int]:
+        """The text by the longest token at each place, as far as that goes."""
+        ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
+        longest, found = max(map(len, ids)), list[int]()
+        while rest:
+            part = next((rest[:n] for n in range(min(longest, len(rest)), 0, -1) if rest[:n] in ids), None)
+            if part is None:
+                break
+            found.append(ids[part])
+            rest = rest[len(part) :]
+        return found
+
+
+def _behind_a_space(source: str) -> str:
+    """A grammar in the library's form, of the same texts with a space before each."""
+    inner: dict[str, Any] = {"lark_grammar": source}
+    if source.startswith('{"grammars"'):
+        [inner] = json.loads(source)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": 'start: " " @text'}, {**inner, "name": "text"}]})
+
+
+def compiled(vocabulary: Vocabulary, opened: llguidance.LLTokenizer, grammar: Grammar) -> llguidance.LLMatcher:
+    """A matcher at its start. Raises as `Grammars.compile` does."""
+    try:
+        source = _source(grammar)
+    except ValueError as error:  # what the library's own JSON reader does not take
+        raise refused(f"the grammar cannot be used: {first_line(str(error))}") from None
+    source = _behind_a_space(source) if vocabulary.behind_a_space else source
+    return _tried(opened, source, len(vocabulary.tokens), vocabulary.behind_a_space)
+
+
+def _tried(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, behind: bool) -> llguidance.LLMatcher:
+    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks. behind: the
+    text stands behind a space."""
+    import llguidance
+
+    limits = llguidance.LLParserLimits(
+        initial_lexer_fuel=500_000, step_lexer_fuel=50_000, max_lexer_states=50_000, verbose_errors=False
+    )
+    begin = time.thread_time()
+    matcher = llguidance.LLMatcher(vocabulary, source, log_level=0, limits=limits)
+    allowed_W = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
+    for step in range(TRIAL_STEPS):
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
+        if matcher.is_error():
+            raise refused(_explained(matcher.get_error(), first=step <= behind))
+        if matcher.is_stopped():
+            break
+        words = np.flatnonzero(allowed_W)
+        word = int(allowed_W[words[-1]]) & 0xFFFFFFFF
+        matcher.consume_token(int(words[-1]) * 32 + word.bit_length() - 1)
+    if time.thread_time() - begin > TRIAL_SECONDS:
+        raise refused("the grammar takes too long to compile; make it smaller, or its counts and alternatives fewer")
+    matcher.reset()
+    return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in the library's own form."""
+    import llguidance
+
+    size = len(_text(grammar.source).encode())
+    if size > SOURCE_BYTES:
+        raise refused(f"the grammar has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
+    options: Any = {"whitespace_flexible": False}
+    match grammar.kind:
+        case "json_schema":
+            schema = parse_schema(grammar.source)
+            if schema is False:
+                raise refused("no value satisfies the JSON schema false")
+            text = "{}" if schema is True else grammar.source
+            return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
+        case "json_object":
+            return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
+        case "regex":
+            check_pattern(grammar.source, "the regular expression")
+            return llguidance.LLMatcher.grammar_from_regex(grammar.source)
+        case "choice":
+            return llguidance.LLMatcher.grammar_from_lark(_text(_choice_rules(grammar.source)))
+        case "ebnf":
+            _check_rules(grammar.source)
+            return llguidance.LLMatcher.grammar_from_lark(grammar.source)
+        case "tool_calls":
+            return llguidance.LLMatcher.grammar_from_lark(_text(call_grammar(grammar.source)))
+
+
+def _text(source: str) -> str:
+    """What the library can take: it knows no lone surrogates."""
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        what = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
+        raise refused(f"the grammar holds {what}, which is not valid text") from None
+    return source
+
+
+def _choice_rules(source: str) -> str:
+    texts: Any = json.loads(source)
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise refused("the choices must be a list of at least one text, none of them empty")
+    if len(texts) > CHOICES:
+        raise refused(f"there are {len(texts):,} choices; at most {CHOICES:,} are accepted")
+    # One terminal: the library follows alternatives inside it at no cost each, but the rules' one by one.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _check_rules(source: str) -> None:
+    rules = 0
+    for part in _RULE_PARTS.finditer(source):
+        directive = part["directive"]
+        if directive is not None and directive not in {"import", "ignore"}:
+            raise refused(f"the grammar uses %{directive[:80]}; only %import and %ignore are supported")
+        if part["open"] is not None:
+            what = "text" if part["open"] == '"' else "regular expression"
+            raise refused(
+                f"a {what} of the grammar, begun in line {source.count(chr(10), 0, part.start()) + 1}, has no end"
+            )
+        rules += part["rule"] is not None
+    if rules > RULES:
+        raise refused(f"the grammar has {rules:,} rules; at most {RULES:,} are accepted")
+
+
+def _explained(error: str, first: bool) -> str:
+    if first and "NoExtension" in error:
+        return "no text matches the grammar, of those that this base's tokens can write"
+    if "oneOf constraints" in error:
+        return "oneOf is supported only where at most one branch can match, told apart by a const; use anyOf"
+    return f"the grammar cannot be used: {first_line(error)}"
+
+
+def first_line(error: str) -> str:
+    """What the library says, without its drawings of where."""
+    lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
+    reason = next((line for line in lines if line.startswith("error:")), None)
+    return (reason or (lines[0] if lines else "the grammar failed")).removeprefix("error: ")[:300]
+
+
+def refused(message: str) -> RequestError:
+    return RequestError(message, param="grammar", code=INVALID)

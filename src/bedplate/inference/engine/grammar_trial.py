@@ -1,0 +1,186 @@
+"""A process in which grammars of strangers are compiled first, within limits: one that takes too much of them ends the
+process, and not the server.
+
+The bounds of `grammar_rules` are what keeps grammars cheap; this is for what nobody foresaw. The process is started
+when the first grammar comes, knows no model and no secret, and ends with its parent. What it has compiled is compiled
+again where it is used, since automata do not travel; by then it is known how little that takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from bedplate.core.closing import Closing
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.grammar_rules import Vocabulary, compiled, refused
+from bedplate.inference.engine.kinds.sampling import Grammar
+
+log = logging.getLogger("bedplate.inference")
+
+CPU_SECONDS = 2.0
+"""Of one grammar."""
+MEMORY_BYTES = 512 * 1024 * 1024
+"""Beside what the process has when it has read its vocabulary."""
+ANSWER_SECONDS = 30.0
+"""By the clock, so that a process that does nothing is given up as well."""
+COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
+TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
+
+
+class _Ended(Exception):
+    """The process has ended, or does not answer."""
+
+
+class GrammarTrial(Closing):
+    """Safe to share between threads and engines; grammars wait for each other. command: what is run."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: list[Vocabulary] = []
+        """Those that the process has read, by their numbers."""
+        self._closed = False
+        self.killed = 0
+        """How many grammars took too much."""
+
+    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
+        """RequestError where the grammar cannot be used, or takes too much."""
+        with self._lock:
+            try:
+                number = self._number(vocabulary)
+            except (_Ended, OSError) as error:
+                self._end()
+                if not self._closed:
+                    log.error("grammars are compiled without a process of their own, which did not start: %s", error)
+                return
+            try:
+                answer = self._ask(("grammar", number, grammar.kind, grammar.source))["error"]
+            except (_Ended, OSError):
+                self._end()
+                self.killed += 1
+                log.warning("a grammar of %d characters took too much to compile; it is refused", len(grammar.source))
+                answer = TOO_MUCH
+        if answer is not None:
+            raise refused(answer)
+
+    def _number(self, vocabulary: Vocabulary) -> int:
+        if self._process is None:
+            if self._closed:
+                raise _Ended("it is closed")
+            self._known = []
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is its parent's to act on
+                env=_environment(),
+            )
+        number = next((number for number, one in enumerate(self._known) if one is vocabulary), None)
+        if number is None:
+            self._ask(("vocabulary", vocabulary))
+            self._known.append(vocabulary)
+            number = len(self._known) - 1
+        return number
+
+    def _ask(self, message: tuple[Any, ...]) -> dict[str, Any]:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pickle.dump(message, process.stdin)
+        process.stdin.flush()
+        waiting = select.poll()
+        waiting.register(process.stdout, select.POLLIN | select.POLLHUP)
+        if not waiting.poll(1000 * ANSWER_SECONDS):
+            raise _Ended("it does not answer")
+        line = process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise _Ended("it has ended")
+        return json.loads(line)
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            process.wait()
+
+    def close(self) -> None:
+        """Ends the process. Grammars that come later are compiled where they are used."""
+        self._closed = True
+        with self._lock:
+            self._end()
+
+
+def _environment() -> dict[str, str]:
+    """What the process needs to find Python's libraries and this package, and nothing else of its parent's."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+# --- in the process
+
+
+def answer(asked: IO[bytes], told: IO[bytes]) -> None:
+    """Compiles what is asked for, until nothing more is."""
+    vocabularies: list[tuple[Vocabulary, Any]] = []
+    while True:
+        try:
+            message = pickle.load(asked)  # its parent's own; the grammars in it are texts
+        except EOFError:
+            return
+        error = None
+        if message[0] == "vocabulary":
+            _limit_memory(None)
+            vocabularies.append((message[1], message[1].opened()))
+            _limit_memory(MEMORY_BYTES)
+        else:
+            _, number, kind, source = message
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the signal ends the process
+            try:
+                compiled(*vocabularies[number], Grammar(kind, source))
+            except RequestError as refusal:
+                error = refusal.message
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        told.write(json.dumps({"error": error}).encode() + b"\n")
+        told.flush()
+
+
+def _limit_memory(more: int | None) -> None:
+    """So many bytes more than it has now; None: as much as there is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (hard if more is None else has + more, hard))
+    except (OSError, ValueError):
+        return  # a system that does not say how much a process has, or lets it not be limited
+
+
+def main() -> None:
+    """Of the process."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answer(sys.stdin.buffer, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How late the event loop is: what it waits for, every request and probe waits for as well.
+
+A beat in the loop says when it should have come and when it did; a thread beside it looks whether one is missing, and
+writes down what the loop is doing instead, while it is still doing it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncGenerator, Iterable
+
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp
+
+log = logging.getLogger("bedplate.serving")
+
+BEAT_SECONDS = 0.05
+LATE_SECONDS = 0.25
+"""A beat that is later than this is written to the log, once for each."""
+NAME = "bedplate_event_loop_lag_seconds"
+_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Watchdog(Collector):
+    """Measures one server's event loop while that runs, and gives what it measured to /metrics."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BOUNDS) + 1)
+        self._sum = 0.0
+        self._due = 0.0
+        self._told = 0.0
+        self._over = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+        """Watches the loop that this runs in."""
+        self._due = time.monotonic() + BEAT_SECONDS
+        beating = asyncio.create_task(self._beat())
+        watching = threading.Thread(
+            target=self._watch, args=(threading.get_ident(),), name="bedplate-watchdog", daemon=True
+        )
+        watching.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.0, self._due - time.monotonic()))
+            now = time.monotonic()
+            self.observe(max(0.0, now - self._due))
+            self._due = now + BEAT_SECONDS
+
+    def observe(self, lag: float) -> None:
+        """Counts one beat that came so many seconds late."""
+        self._counts[bisect.bisect_left(_BOUNDS, lag)] += 1
+        self._sum += lag
+
+    def _watch(self, loop_thread: int) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            due = self._due
+            late = time.monotonic() - due
+            if late > LATE_SECONDS and due != self._told:
+                self._told = due
+                log.warning("the event loop is %.2f s late; it is at:\n%s", late, _stack_of(loop_thread))
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(NAME, "How late the server's event loop came to what was due.")
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip((*map(str, _BOUNDS), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family.add_metric((), buckets, self._sum)
+        yield family
+
+
+def _stack_of(thread: int) -> str:
+    """Where a thread is now, outermost first, without the values that its variables have."""
+    frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage] (the documented way)
+    return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame)).rstrip()

@@ -1,0 +1,113 @@
+"""A grammar that takes more time or memory than any should, or ends the library, is refused; all else goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine import grammar_trial
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, Vocabulary
+from bedplate.inference.engine.grammar_trial import COMMAND, GrammarTrial
+from bedplate.inference.engine.kinds.sampling import Grammar
+
+from .conftest import head
+from .test_poison import CHAT, HI
+
+VOCABULARY = Vocabulary([b"<end>", *(bytes([index]) for index in range(256))], [0], [0], False)
+
+# The process as it is, with a library that does not keep within any bound on some grammars.
+UNBOUND = """
+import os, signal, threading
+from bedplate.inference.engine import grammar_trial
+original, grammar_trial.CPU_SECONDS, grammar_trial.MEMORY_BYTES = grammar_trial.compiled, 0.2, 200 * 2**20
+
+def compiled(vocabulary, opened, grammar):
+    if grammar.source == "time":
+        while True: pass
+    if grammar.source == "memory":
+        held = bytearray(400 * 2**20)
+    if grammar.source == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if grammar.source == "sleep":
+        threading.Event().wait()
+    return original(vocabulary, opened, grammar)
+
+grammar_trial.compiled = compiled
+grammar_trial.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def trial() -> Iterator[GrammarTrial]:
+    with GrammarTrial([sys.executable, "-P", "-c", UNBOUND]) as trial:
+        yield trial
+
+
+@pytest.mark.parametrize("source", ["time", "memory", "crash", "sleep"])
+def test_a_grammar_beyond_all_bounds_is_refused_and_the_next_is_not(trial, monkeypatch, source):
+    trial.check(VOCABULARY, Grammar("regex", "[a-z]*"))
+    if source == "sleep":
+        monkeypatch.setattr(grammar_trial, "ANSWER_SECONDS", 0.1)
+    killed = trial.killed
+    with pytest.raises(RequestError, match="too much time or memory"):
+        trial.check(VOCABULARY, Grammar("regex", source))
+    assert trial.killed == killed + 1
+    monkeypatch.undo()
+    trial.check(VOCABULARY, Grammar("regex", "[a-z]+"))
+
+
+REFUSED = [
+    Grammar("regex", "(["),
+    Grammar("json_schema", "false"),
+    Grammar("ebnf", "begin: 1"),
+    Grammar("choice", "[]"),
+]
+
+
+@pytest.mark.parametrize("grammar", REFUSED)
+def test_what_is_refused_is_refused_in_the_same_words(trial, grammar):
+    class Bytes:
+        vocab_size, exact_bytes, drops_space, special_ids = 257, True, False, frozenset({0})
+
+        def token_bytes(self, index: int) -> bytes:
+            return VOCABULARY.tokens[index]
+
+        def spelled(self, text: str) -> list[int]:
+            return [1 + byte for byte in text.encode()]
+
+    here, there = Grammars(Bytes(), 257, [0]), Grammars(Bytes(), 257, [0])  # type: ignore[arg-type]
+    there.trial = trial
+    with pytest.raises(RequestError) as ours:
+        here.compile(grammar)
+    with pytest.raises(RequestError) as theirs:
+        there.compile(grammar)
+    assert (theirs.value.message, theirs.value.code) == (ours.value.message, ours.value.code)
+    assert there.compile(Grammar("regex", "ab"))().takes([1 + ord("a"), 1 + ord("b")])
+
+
+def test_a_process_that_cannot_be_started_keeps_no_grammar_from_being_used(caplog):
+    with GrammarTrial(["/no/such/program"]) as trial:
+        trial.check(VOCABULARY, Grammar("regex", "time"))
+    assert "did not start" in caplog.text
+
+
+def test_the_process_is_given_nothing_of_its_parents_secrets(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "secret")
+    assert "SECRET_TOKEN" not in grammar_trial._environment()
+    assert COMMAND[0] == sys.executable
+    assert grammar_trial.CPU_SECONDS > TRIAL_SECONDS
+
+
+def test_a_live_server_tries_grammars_there(target):
+    trials = {engine._grammars.trial for engine in target.state.registry.engines}
+    [trial] = trials
+    body = {"model": "tiny", "messages": HI, "max_tokens": 4, "guided_regex": "[0-9]{1,3}"}
+    reply = target.post(CHAT, json=body, headers=head("us"))
+    assert reply.status_code == 200, json.dumps(reply.json())
+    assert trial._process.poll() is None
+    assert len(trial._known) == 1

@@ -1,0 +1,66 @@
+"""A loop that is late is measured, and what it does instead is written down while it does it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+
+import httpx
+import pytest
+
+from bedplate.serving.server import watchdog
+from bedplate.serving.server.watchdog import NAME, Watchdog
+
+
+def keeps_the_loop(until: threading.Event) -> None:
+    until.wait(20)
+
+
+def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
+    monkeypatch.setattr(watchdog, "LATE_SECONDS", 0.02)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.005)
+    told, dog = threading.Event(), Watchdog()
+
+    class Telling(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.set()
+
+    async def serve() -> None:
+        async with dog.running(lambda *_: asyncio.sleep(0)):
+            await asyncio.sleep(0.02)
+            keeps_the_loop(told)
+            time.sleep(0.05)  # later still, but told already
+            await asyncio.sleep(0.02)
+
+    handler = Telling()
+    watchdog.log.addHandler(handler)
+    try:
+        with caplog.at_level(logging.WARNING, watchdog.log.name):
+            asyncio.run(serve())
+    finally:
+        watchdog.log.removeHandler(handler)
+    assert told.is_set()
+    [record] = [one for one in caplog.records if "keeps_the_loop" in one.getMessage()]
+    assert "the event loop is" in record.getMessage()
+    assert dog._sum > 0.02
+
+
+def test_lags_are_counted_into_their_buckets():
+    dog = Watchdog()
+    for lag in (0.0005, 0.2, 99.0):
+        dog.observe(lag)
+    [family] = dog.collect()
+    found = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    assert (found["0.001"], found["0.1"], found["0.25"], found["10.0"], found["+Inf"]) == (1, 1, 2, 2, 3)
+
+
+@pytest.mark.parametrize("name", [f"{NAME}_count", f"{NAME}_sum"])
+def test_a_live_server_gives_the_metric(target, name):
+    with httpx.Client(trust_env=False) as client:
+        text = client.get(f"{target.url}/metrics").text
+    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    assert found is not None
+    assert name == f"{NAME}_sum" or float(found[1]) > 0
