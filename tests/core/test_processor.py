@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.core.processor import cpu_list, processor, processor_name, read_processor
+from bedplate.core.processor import cpu_list, processor, processor_kind, processor_name, read_processor
 
 CPU = "sys/devices/system/cpu"
 X86 = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz\n"
@@ -124,6 +124,19 @@ def test_names(tmp_path: Path) -> None:
     assert processor_name(tmp_path / "arm") == "ARM Neoverse-V1"
     assert processor_name(tmp_path / "new") == "ARM implementer 0x41, part 0xfff"
     assert processor_name(tmp_path / "none")
+
+
+def test_processors_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    said = "model name\t: AMD EPYC\ncpu MHz\t\t: 2595.1\ncpu family\t: 25\nmodel\t\t: 1\nflags\t\t: fpu avx2\n"
+    newer = said.replace("model\t\t: 1\n", "model\t\t: 17\n")
+    able = said.replace("avx2", "avx2 avx512_bf16")
+    for name, content in (("one", said), ("newer", newer), ("able", able), ("again", said.replace("2595", "3100"))):
+        put(tmp_path / name, "proc/cpuinfo", content)
+    one, newer, able, again = (processor_kind(tmp_path / name) for name in ("one", "newer", "able", "again"))
+    assert len({one, newer, able}) == 3
+    assert again == one  # a clock that goes up and down
+    assert one.startswith("AMD EPYC ")
+    assert processor_kind(tmp_path / "nothing")
 
 
 def test_load(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         main(["doctor"])
     said = capsys.readouterr().out
     assert not stop.value.code
-    assert "kernel     none: no C++ compiler (c++); torch computes" in said
+    assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in said
     assert "chosen: torch float32: the only way here" in said
 
 

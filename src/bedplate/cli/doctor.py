@@ -96,7 +96,7 @@ def _size(size: int) -> str:
 def _kernel(found: Findings) -> list[str]:
     kernel = found.kernel
     if kernel.reason is not None:
-        return [f"kernel     none: {kernel.reason}; torch computes, and weights of 4 or 8 bits cannot be used"]
+        return [f"kernel     none: {kernel.reason}; torch computes, and in 8 or 4 bits only if asked for"]
     others = [level for level in kernel.levels if level != kernel.level]
     also = f"; it also has {', '.join(others)}" if others else ""
     compiler = "no compiler" if kernel.compiler is None else f"compiler {kernel.compiler}"

@@ -18,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.control_groups import lines, own_groups, text
+from bedplate.core.files import sha256_json
 
 _CPUS = Path("sys/devices/system/cpu")
 _NODES = Path("sys/devices/system/node")
+_TELLS_APART = (
+    *("vendor_id", "cpu family", "model", "stepping", "flags"),
+    *("CPU implementer", "CPU variant", "CPU part", "CPU revision", "Features"),
+)
+"""Fields of /proc/cpuinfo, of x86 and of ARM."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 # (implementer, part) of /proc/cpuinfo → name, from Linux's arch/arm64/include/asm/cputype.h.
@@ -116,10 +122,7 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
 
 def processor_name(root: Path = Path("/")) -> str:
     """As the system gives it, such as "AMD EPYC 9654"; of an ARM core the name of its design."""
-    fields: dict[str, str] = {}
-    for line in lines(root / "proc/cpuinfo"):
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
+    fields = _first(root)
     for key in ("model name", "cpu model", "cpu"):
         if fields.get(key):
             return fields[key]
@@ -127,6 +130,23 @@ def processor_name(root: Path = Path("/")) -> str:
     if implementer is not None and part is not None:
         return _ARM.get((implementer, part), f"ARM implementer {implementer:#x}, part {part:#x}")
     return platform.processor() or platform.machine() or "unknown"
+
+
+@cache
+def processor_kind(root: Path = Path("/")) -> str:
+    """What measurements are kept under: the name, and a digest of what tells processors of one name apart. Virtual
+    machines call several generations, with and without products of bfloat16, just "AMD EPYC"."""
+    fields = _first(root)
+    return f"{processor_name(root)} {sha256_json([fields.get(key) for key in _TELLS_APART])[:8]}"
+
+
+def _first(root: Path) -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor."""
+    fields: dict[str, str] = {}
+    for line in lines(root / "proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
 
 
 # --- cores

@@ -19,7 +19,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.measured import measured_once
-from bedplate.core.processor import processor_name
+from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products, has_onednn
@@ -134,7 +134,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithme
     left out."""
     key = {
         "version": 1,
-        "cpu": processor_name(),
+        "cpu": processor_kind(),
         "threads": torch.get_num_threads(),
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
         "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # which mask it

@@ -14,7 +14,7 @@ import torch
 
 from bedplate.core.errors import UsageError
 from bedplate.core.measured import measured_once
-from bedplate.core.processor import processor, processor_name
+from bedplate.core.processor import processor, processor_kind
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.models.precision import DTYPES
@@ -55,7 +55,7 @@ def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
             return known.peak(_NUMBERS.get(dtype, dtype)), f"{known.title}'s peak in {dtype} ({known.source})"
         except UsageError:
             return _measured(device, dtype, name)
-    return _measured(device, dtype, processor_name())
+    return _measured(device, dtype, processor_kind())
 
 
 def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:

@@ -61,7 +61,7 @@ def said(home: Path, *, prefix: tuple[str, ...] = (), **environment: str) -> str
     return line
 
 
-LOST = ". Decoders run on torch, which is slower, and without int8 and int4 weights"
+LOST = ". Bases run on torch, which is slower, and in int8 or int4 only if asked for"
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "no hash", "hash is no text", "foreign"])

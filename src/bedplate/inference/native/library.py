@@ -175,7 +175,7 @@ def native_absent() -> str | None:
     found = load()
     if isinstance(found, Library):
         return None
-    return f"no native kernel: {found}. Decoders run on torch, which is slower, and without int8 and int4 weights"
+    return f"no native kernel: {found}. Bases run on torch, which is slower, and in int8 or int4 only if asked for"
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.measured import measured_once
-from bedplate.core.processor import processor
+from bedplate.core.processor import processor_kind
 from bedplate.inference.native.library import load
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import (
@@ -113,7 +113,7 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
     library = load() if any(way.kernel == "native" for way in ways) else ""
     return {
         "version": VERSION,
-        "cpu": processor().name,
+        "cpu": processor_kind(),
         "level": None if isinstance(library, str) else library.level,
         "library": None if isinstance(library, str) else library.digest,
         "threads": [engine_threads(), torch.get_num_threads()],
