@@ -2,7 +2,7 @@
 
 Sums are made in float32, and each result is rounded once. float64 is left to the plain functions.
 """
-# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 
 # Shapes: N rows, D features of a row; of heads, T tokens, H heads, R features that turn.
 
