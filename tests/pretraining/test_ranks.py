@@ -45,8 +45,9 @@ def torchrun(directory: Path, *arguments: str) -> Generator[subprocess.Popen[str
 def descendants(pid: int) -> list[int]:
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            found += [child, *descendants(child)]
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
