@@ -218,3 +218,17 @@ def test_large_bodies_are_read_beside_the_loop(target, monkeypatch, path):
     target.post(path, json={name: body[name] for name in kept.get(path, ("model", "prompt"))}, headers=head("them"))
     assert len(threads) == 2
     assert all(name.startswith("bedplate-preparing") for name in threads)
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(target):
+    """Counted, not timed: how often another thread comes to its turn meanwhile."""
+    tokenizer, text = target.tokenizer, "a " * 100_000
+    whole = tokenizer._backend.encode(text, add_special_tokens=False).ids
+    found: list[list[int]] = []
+    encoding, turns = threading.Thread(target=lambda: found.append(tokenizer.encode(text))), 0
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert found == [whole]
+    assert turns > 10

@@ -35,6 +35,11 @@ class Around:
     answer_start: tuple[int, ...]
 
 
+LONG = 10_000
+"""Characters of a text that is encoded as a batch of one: only while it encodes a batch does the library let the
+interpreter's other threads run."""
+
+
 class Tokenizer:
     """One tokenizer; or, of an encoder–decoder with two vocabularies, that of what is written, with the one of what is
     read inside it. Immutable; safe to share between threads."""
@@ -151,6 +156,8 @@ class Tokenizer:
         """Ids of a text. `add_special_tokens`: what the post-processor adds (BOS, [CLS] …). `parse_special=False`:
         control tokens in the text are encoded as the characters they are written with."""
         backend = self._backend if parse_special else self._user_backend
+        if len(text) > LONG:
+            return backend.encode_batch_fast([_valid(text)], add_special_tokens=add_special_tokens)[0].ids
         return backend.encode(_valid(text), add_special_tokens=add_special_tokens).ids
 
     @cached_property
