@@ -37,6 +37,20 @@ def test_rows_are_many_named_once_and_from_no_module_alone(name: str):
     assert rows.licence == "PSF-2.0"
 
 
+def test_a_thread_that_parses_at_the_same_time_costs_no_module(monkeypatch: pytest.MonkeyPatch):
+    parse, failures = ast.parse, iter([SystemError("AST constructor recursion depth mismatch")] * 2)
+
+    def stumbles(text: str) -> ast.Module:
+        for failure in failures:
+            raise failure
+        return parse(text)
+
+    first = next(stdlib.read_modules())
+    monkeypatch.setattr(stdlib.ast, "parse", stumbles)
+    assert next(stdlib.read_modules()) == first
+    assert next(failures, None) is None
+
+
 def test_lines_are_the_lines_that_follow():
     rows = whole("stdlib-lines")
     checked = 0

@@ -133,10 +133,10 @@ def test_a_budget_and_a_model_say_how_many_tokens(capsys: pytest.CaptureFixture[
     [
         ((), "say what is trained"),
         (("--model", "gpt2"), "say how much is trained"),
-        (("--model", "gpt2", "--tokens", "many"), "--tokens 'many' is no number"),
+        (("--model", "gpt2", "--tokens", "many"), "--tokens 'many' is not a number"),
         (("--model", "gpt2", "--tokens", "0"), "--tokens is 0: it must be a number above 0"),
         (("--model", "gpt2", "--tokens", "-1e9"), "above 0"),
-        (("--model", "gpt2", "--tokens", "nan"), "is no number"),
+        (("--model", "gpt2", "--tokens", "nan"), "is not a number"),
         (("--model", "gpt2", "--tokens", "1e999"), "above 0"),
         (("--model", "gpt3", "--tokens", "1T"), "gpt3-175b"),
         (("--model", "gpt2", "--tokens", "1B", "--device", "h1000"), "did you mean h100"),
@@ -185,7 +185,7 @@ def test_numbers_as_people_write_them(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "T", "1TT", "1 2", "0x10", "inf", "1e", "--1"])
 def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no number"):
+    with pytest.raises(UsageError, match="is not a number"):
         parse_count("--tokens", text)
 
 

@@ -8,6 +8,7 @@ there are depends on the interpreter's version; the hash of the files says which
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import io
 import platform
@@ -31,6 +32,7 @@ FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 24), 900
 SAYS_CHARACTERS, SEARCHED_CHARACTERS = (25, 200), 700
 EACH = 3
 """At most so many rows of one module: functions of a module are alike, and what is judged by groups needs many."""
+RETRIES = 3
 
 _LEFT_OUT = frozenset(
     ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings")
@@ -96,6 +98,11 @@ def _parsed(content: bytes) -> tuple[str, ast.Module]:
     text = content.decode(encoding).replace("\r\n", "\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the code that is read, not of ours
+        for _ in range(RETRIES):
+            # CPython 3.11 counts the depth of trees in one place for all threads, and raises this where two of them
+            # parse at once (python/cpython#106905): it says nothing of the text.
+            with contextlib.suppress(SystemError):
+                return text, ast.parse(text)
         return text, ast.parse(text)
 
 

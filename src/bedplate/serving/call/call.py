@@ -186,13 +186,14 @@ class ApiCall:
     def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
         """Queues a plan's first step, all or none. What runs for the call ends with it."""
         most = self.server.config.limits.max_waiting
+        # The choices of one prompt are the same request again, and count it once.
+        prompts = [one for one, _ in groupby(request.tokens for request in plan.requests)]
         if len(plan.requests) > most:
             raise RequestError(
                 f"the request asks for {len(plan.requests)} answers at once; the queue holds {most}: send fewer",
-                param=source,
+                param=source if len(prompts) > 1 else "n",
             )
-        # The choices of one prompt are the same request again, and count it once.
-        tokens = sum(len(one) for one, _ in groupby(request.tokens for request in plan.requests))
+        tokens = sum(map(len, prompts))
         if self.admission is not None:
             self.admission.ask_tokens(tokens)
         try:

@@ -146,6 +146,8 @@ class ServedBase:
                 message = "this model calls tools in channels, and its answer is begun in one; leave tools out"
                 raise RequestError(message, param="tools", code="unsupported_parameter")
             form = replace(form, thinking=None, opened=False)
+        if asked.usable_tools:
+            compiled(self.engine, asked.content_grammar)  # so that what is wrong in it is named by its own field
         grammar = compiled(self.engine, asked.grammar_in(form))
         request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
         return AnswerPlan(self.engine, choices(request, asked.choices), form=form)

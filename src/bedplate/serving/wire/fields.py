@@ -268,11 +268,16 @@ class ChatRequest(_Asked):
     def grammar(self) -> tuple[str, Grammar] | None:
         return self.grammar_in(PLAIN_REPLY)
 
+    @property
+    def content_grammar(self) -> tuple[str, Grammar] | None:
+        """What the text is held to, calls of tools aside."""
+        return super().grammar
+
     def grammar_in(self, form: ReplyForm) -> tuple[str, Grammar] | None:
         """What the answer is held to, where replies have this form."""
         if not self.usable_tools:
-            return super().grammar
-        parallel, answer = self.parallel_tool_calls is not False, super().grammar
+            return self.content_grammar
+        parallel, answer = self.parallel_tool_calls is not False, self.content_grammar
         held = None if answer is None else answer[1]
         return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form, held)
 
