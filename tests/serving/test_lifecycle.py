@@ -132,7 +132,7 @@ def test_a_full_queue_is_429_with_retry_after(files, slow_steps):
             response = server.chat(stream=stream)
             check(response, 429, code="queue_full")
             assert int(response.headers["retry-after"]) >= 1
-        assert "fewer" in check(server.chat(n=3), 400, "messages")
+        assert "fewer" in check(server.chat(n=3), 400, "n")
         for connection in held:
             connection.close()
         assert server.idle(2.0)
