@@ -9,6 +9,7 @@ import pytest
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
+from bedplate.serving.wire.messages import MAX_MESSAGES
 
 from .conftest import head
 from .test_poison import CHAT, HI
@@ -42,6 +43,18 @@ def test_an_error_does_not_repeat_what_was_sent(target, name):
     assert 400 <= reply.status_code < 500
     assert len(error["message"]) <= MESSAGE_CHARACTERS + 3
     assert len(error["param"] or "") <= PARAM_CHARACTERS + 3
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "more"),
+    [(CHAT, "messages", {}), ("/v1/messages", "messages", {"max_tokens": 3}), ("/v1/responses", "input", {})],
+)
+def test_more_messages_than_any_context_holds_are_refused_unread(target, path, field, more):
+    body = {"model": "tiny", field: [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1), **more}
+    reply = target.post(path, json=body, headers=head("us"))
+    assert reply.status_code == 400
+    assert field in reply.json()["error"]["message"]
+    assert f"{MAX_MESSAGES:,}" in reply.json()["error"]["message"].replace("10000", "10,000")
 
 
 def test_the_beginning_and_the_end_of_a_long_message_are_kept():

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.messages import MAX_MESSAGES
 from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
 
 # Names of chat fields in this API.
@@ -56,7 +57,7 @@ class _Asked(RequestFields):
     """What a message and the counting of its tokens have in common."""
 
     model: str
-    messages: Annotated[list[Any], Field(min_length=1)]
+    messages: Annotated[list[Any], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: Annotated[str | list[Any] | None, _SYSTEM] = None
     tools: list[Any] | None = None
     cache_control: dict[str, Any] | None = None  # a prompt's beginning is always cached

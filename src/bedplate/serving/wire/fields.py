@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.serving.wire.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
-from bedplate.serving.wire.messages import Message
+from bedplate.serving.wire.messages import MAX_MESSAGES, Message
 from bedplate.serving.wire.sampling_fields import (
     TOKEN_LIMIT,
     Biases,
@@ -209,7 +209,7 @@ class _Asked(RequestFields, ABC):
 class ChatRequest(_Asked):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     tools: Annotated[list[ToolField], Field(max_length=MAX_TOOLS)] | None = None

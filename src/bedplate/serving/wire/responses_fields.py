@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.messages import MAX_MESSAGES
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Effort, Temperature, TopP
 
 MAX_METADATA = 16
@@ -58,6 +59,8 @@ class ResponseStreamOptions(RequestFields):
 def _input_of(value: Any) -> Any:
     if not isinstance(value, str | list) or value == []:
         raise ValueError("it must be a text or a list of items, at least one")
+    if isinstance(value, list) and len(value) > MAX_MESSAGES:
+        raise ValueError(f"it holds {len(value):,} items; at most {MAX_MESSAGES:,} are read")
     return value
 
 
