@@ -20,7 +20,7 @@ from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.head import Head
-from bedplate.core.errors import DeadlineError, NotFiniteError, RequestError
+from bedplate.core.errors import DeadlineError, NotFiniteError, RequestError, UsageError
 from bedplate.inference.engine import runner
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
@@ -96,7 +96,14 @@ def load_all(engine: Engine) -> None:
 
 
 def load_version(engine: Engine, key: str, version: int, under: str) -> None:
-    engine.load_adapter(under, CONFIG, weights(engine.base.model, 10 + 2 * CHANGING.index(key) + version))
+    """Waits for a slot: versions that were taken away keep theirs until their last request has ended."""
+    found, end = weights(engine.base.model, 10 + 2 * CHANGING.index(key) + version), time.monotonic() + 60
+    while True:
+        try:
+            return engine.load_adapter(under, CONFIG, found)
+        except UsageError:
+            assert time.monotonic() < end, "no version gave its slot back"
+            time.sleep(0.01)
 
 
 class Alone:
