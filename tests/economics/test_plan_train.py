@@ -183,7 +183,7 @@ def test_numbers_as_people_write_them(text: str, value: float) -> None:
     assert parse_count("--tokens", text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "T", "1TT", "1 2", "0x10", "inf", "1e", "--1"])
+@pytest.mark.parametrize("text", ["", "T", "1TT", "1 2", "1,5M", "1,0000", "0x10", "inf", "1e", "--1"])
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a number"):
         parse_count("--tokens", text)

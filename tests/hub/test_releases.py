@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bedplate.core.errors import BedplateError, HashMismatchError, HubError, UnreachableError
+from bedplate.core.errors import BedplateError, HashMismatchError, HubError, UnreachableError, UsageError
+from bedplate.core.files import bedplate_home
 from bedplate.hub import index as indexes
 from bedplate.hub.releases import members, release
 
@@ -63,6 +64,9 @@ def test_what_fails_leaves_nothing_and_tells_no_password(toy: Any) -> None:
     toy.answer = other
     assert "its sha256 is" in failed(HashMismatchError)
     toy.answer, toy.files = answer, whole
+    [folder] = bedplate_home().rglob("toy-1.0")
+    (folder / "toy-1.0.tar.gz.part").symlink_to("/dev/full")
+    assert "No space left on device; make room there" in failed(UsageError)
     assert release("toy==1.0", quiet=True).is_file()
 
 

@@ -239,6 +239,15 @@ def test_a_search_goes_on_and_grows(corpus: Path, monkeypatch: pytest.MonkeyPatc
     (place / "out/search.json").write_text("{")
     with pytest.raises(UsageError, match=r"search.json is damaged"):
         search(run, place / "out")
+    (place / "mine").mkdir()
+    (place / "mine/mixture.json").write_text("{}")
+    with pytest.raises(UsageError, match="is not empty and holds no search"):
+        search(run, place / "mine")
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "121a9", strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="one process; start it without torchrun"):
+        search(run, place / "ranks")
+    assert not (place / "ranks").exists()
 
 
 def test_a_goal_and_the_epochs_that_a_run_allows(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,10 +313,11 @@ def test_on_the_command_line(corpus: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert str(place / "o[u]t") in out
     code, out, _ = asked("--runs", "9", "--goal", "web=2", "--goal", "code=1", "--json")
     assert json.loads(out)["goal"] == {"web": 2.0, "code": 1.0}
-    for words in (("--goal", "web"), ("--goal", "web=many"), ("--goal", "web=-1"), ("--tokens", "some")):
+    for words in (("--goal", "=1"), ("--goal", "web=many"), ("--goal", "web=-1"), ("--tokens", "some")):
         code, _, err = asked(*words)
         assert code != 0
         assert err.startswith("error: --")
+    assert "two weights" in asked("--goal", "web=1", "--goal", "web=2")[2]
 
 
 @pytest.mark.slow

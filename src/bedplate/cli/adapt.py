@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.cli.options import Overrides
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
 def adapt(
     task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The run's directory; the same command goes on in it.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values over the task file.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Wall-clock time for the whole ladder, such as 10m. Default: train_minutes.")

@@ -1,4 +1,4 @@
-"""Options that several verbs have: how a skin's base is held and computed, and a page of the answer."""
+"""What several verbs take: values over a file's, how a skin's base is held and computed, a page of the answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import typer
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", show_default=False),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
     typer.Option(help="What the base is loaded in. auto: the measured fastest that keeps what is stored."),

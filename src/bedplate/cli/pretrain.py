@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bedplate.cli.options import Overrides
 from bedplate.core.errors import RankError
 from bedplate.core.progress import console
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 def pretrain(
     run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]…", help="Over the run file.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -82,7 +82,7 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = _beside(path)
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
@@ -108,13 +108,13 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
         raise UsageError(f"{path} already exists; give another output directory or remove it")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; a directory is to be written there: give another path")
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         temporary, lock = _make_locked(path)
     try:
         yield temporary
-        with _writable(path):
+        with writable(path):
             if path.exists():
                 _exchange(temporary, path)  # `temporary` now holds the old content
             else:
@@ -123,7 +123,7 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
     except OSError as error:  # of whoever fills the directory
         if error.errno not in DISK_FULL:
             raise
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
@@ -137,7 +137,7 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[None]:
     The kernel drops the lock when its holder dies, so a killed process never blocks the next.
     """
     path = Path(path)
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:
@@ -153,15 +153,16 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Generator[None]:
+def writable(path: Path) -> Generator[None]:
     """Turn the operating system's refusal to write into a UsageError that names the path."""
     try:
         yield
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
+def unwritable(path: Path, error: OSError) -> UsageError:
+    """The operating system's refusal to write there, as what is said of it."""
     what = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
     return UsageError(f"cannot write {path}: {error.strerror or error}; {what}")
 
@@ -283,7 +284,7 @@ def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
     path = Path(path)
     data = "".join(_json_line(row) for row in rows).encode("utf-8")
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, of which closing the file would write the rest after all.
         with path.open("a+b", buffering=0) as file:

@@ -23,6 +23,7 @@ import requests.adapters
 import urllib3
 
 from bedplate.core.errors import HashMismatchError, HubError, UnreachableError
+from bedplate.core.files import DISK_FULL, unwritable
 from bedplate.core.progress import Progress
 
 _CHUNK = 1 << 18
@@ -111,7 +112,7 @@ def download(
     quiet: bool,
 ) -> None:
     """A file of an index, checked. size_bytes: by default what the server says. Raises UnreachableError where it breaks
-    off, HashMismatchError; either way nothing is left."""
+    off, HashMismatchError, UsageError where the disk is full; either way nothing is left."""
     try:
         with client.get(url, stream=True, timeout=TIMEOUT) as response:
             response.raise_for_status()
@@ -192,8 +193,10 @@ def write_checked(
                 digest.update(chunk)
                 out.write(chunk)
                 bar.advance(len(chunk) / _MEGABYTE)
-    except BaseException:
+    except BaseException as error:
         destination.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise unwritable(destination, error) from error
         raise
     if digest.hexdigest() != sha256:
         destination.unlink()

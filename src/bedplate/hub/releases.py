@@ -21,7 +21,8 @@ _KINDS = (".tar.gz", ".zip", "-none-any.whl", ".whl")
 def release(requirement: str, *, quiet: bool = False) -> Path:
     """The archive of `name==version` on disk, fetched if it is not there and checked against the index's sha256.
 
-    Raises UnreachableError, HubError (not offered, or without a hash), HashMismatchError.
+    Raises UnreachableError, HubError (not offered, or without a hash), HashMismatchError, UsageError (a full
+    disk).
     """
     project, _, version = requirement.partition("==")
     folder = cache_directory() / "releases" / f"{_normal(project)}-{version}"

@@ -88,15 +88,20 @@ def test_what_another_recipe_left_is_no_part_of_a_corpus(place: Path) -> None:
     made(place, first)
     assert len(list((out / "fates").iterdir())) > 1
     (out / "corpus.json").unlink()
-    (out / "rows/old").mkdir(parents=True)
+    theirs = [out / name / "mine.txt" for name in ("rows", "shards", "fates")]
+    for path in (out / "rows/old/layout.json", out / "shards/old.ds.index.part", *theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     with pytest.raises(KeyboardInterrupt):
         made(place, first.replace("other", "third"), executor=_Killed())
     corpus = made(place).corpus
+    for path in theirs:
+        path.unlink()  # which is there: only our own are removed
     fates = [fate for path in (out / "fates").iterdir() for fate in read_fates(path)]
     assert [fate.source for fate in fates] == ["a"] * 6
     shards = {entry.file for _, _, entry in corpus.manifest.shards()}
     assert {f"shards/{p.name}" for p in (out / "shards").iterdir()} == shards | {f"{one}.index" for one in shards}
-    assert not (out / "rows").exists()
+    assert not list((out / "rows").iterdir())
     assert not (out / ".work").exists()
     (out / ".work/parts").mkdir(parents=True)  # as of a build killed between its last two steps
     assert not made(place).new

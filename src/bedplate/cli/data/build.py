@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import Overrides
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import console
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 
 def build(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", show_default=False),
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", show_default=False),

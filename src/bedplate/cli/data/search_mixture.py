@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import Overrides
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 def search_mixture(
     run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file of one small run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Over the run file.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The search's directory. By default mixtures/NAME of the run file.", show_default=False),
@@ -34,7 +33,7 @@ def search_mixture(
         list[str] | None,
         typer.Option(
             metavar="NAME=WEIGHT",
-            help="How much a source's held-out texts count; repeat it. By default all the same.",
+            help="How much a source's held-out texts count; once for each source. By default all count the same.",
             show_default=False,
         ),
     ] = None,
@@ -52,18 +51,19 @@ def search_mixture(
     """Search for the mixture of a corpus's sources that is best for held-out texts.
 
     Trains small runs that differ in their mixture alone, fits each held-out source's loss as a function of the shares,
-    and names the mixture of least expected loss, with the interval in which the runs leave it. One more run checks it.
-    Runs that are done stay done: the same command goes on, also with more --runs.
+    and names the mixture of least expected loss, with an interval for each share. One more run checks it. The same
+    command resumes a search that was stopped; with more --runs it keeps those that are finished and adds others.
 
     \b
       bedplate data search-mixture run.yaml model.params=1M tokens=2M --tokens 2B
     """
-    from bedplate.inference.ways.threads import use_cores
-    from bedplate.pretraining.mixing.search import search
     from bedplate.pretraining.runfile.file import load_run
 
-    found = load_run(run, overrides or ())
     wanted, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
+    found = load_run(run, overrides or ())
+    from bedplate.inference.ways.threads import use_cores
+    from bedplate.pretraining.mixing.search import search
+
     use_cores()
     place = out or Path("mixtures") / found.run
     done = search(found, place, runs=runs, goal=wanted, tokens=count, told=_silent if as_json else _told)
@@ -76,13 +76,16 @@ def search_mixture(
 def _goal(words: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for word in words:
-        name, equals, weight = word.rpartition("=")
+        name, _, text = word.rpartition("=")
         try:
-            found[name] = float(weight)
+            weight = float(text)
         except ValueError:
-            equals = ""
-        if not equals or not 0 <= found[name] < float("inf"):
+            weight = -1.0
+        if not name or not 0 <= weight < float("inf"):
             raise UsageError(f"--goal {word!r}: write NAME=WEIGHT, such as code=2")
+        if name in found:
+            raise UsageError(f"--goal gives {name!r} two weights; give it one")
+        found[name] = weight
     return found
 
 

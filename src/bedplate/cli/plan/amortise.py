@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import Overrides
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ def amortise(
     account_file: Annotated[
         Path, typer.Argument(metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False)
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the file.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Who carries a base's and its machines' cost: profit and loss by skin and tenant, idle time as a row of its own.

@@ -30,6 +30,10 @@ from bedplate.text.tokenizer import Tokenizer
 RECORD = "build.json"
 
 
+_OWN = ("shards/*.ds", f"shards/*.ds{INDEX}", "shards/*.ds*.part", "fates/*.jsonl.gz", "fates/.*.jsonl.gz.*.tmp")
+"""What builds write below the directory, beside the work folder and the records."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """All that was done. splits: of each part, where the documents go that its rules kept; entries: by source, its
@@ -66,14 +70,15 @@ def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, 
 
 
 def _remove_others(out: Path, ended: Ended) -> None:
-    """What builds of another recipe left in the directory is no part of this corpus."""
+    """What builds of another recipe left in the directory is no part of this corpus. Nothing else is removed."""
     files = [entry.file for groups in ended.entries.values() for group in groups for entry in group.values()]
     kept = {out / name for file in files for name in (file, file + INDEX)}
     kept |= {_fates_file(out, part.name) for part in ended.parts}
-    for path in (*(out / "shards").glob("*"), *(out / "fates").glob("*")):
-        if path not in kept and path.is_file():
+    for pattern in _OWN:
+        for path in set(out.glob(pattern)) - kept:
             path.unlink()
-    shutil.rmtree(out / "rows", ignore_errors=True)
+    for layout in out.glob("rows/*/layout.json"):  # what training laid out of the shards before
+        shutil.rmtree(layout.parent, ignore_errors=True)
 
 
 def _fates_file(out: Path, part: str) -> Path:

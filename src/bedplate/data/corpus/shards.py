@@ -7,10 +7,9 @@ for.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +18,8 @@ from typing import Any, BinaryIO, Literal, NoReturn, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.errors import DataError, TokenizerError, UsageError
-from bedplate.core.files import DISK_FULL, safe_join, sha256_file
+from bedplate.core.errors import DataError, TokenizerError
+from bedplate.core.files import safe_join, sha256_file, writable
 from bedplate.data.corpus.manifest import Manifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
 
 INDEX = ".index"
@@ -42,7 +41,7 @@ class ShardWriter:
         self.entry: ShardEntry | None = None
 
     def __enter__(self) -> Self:
-        with _room(self._path):
+        with writable(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._out: BinaryIO = self._part(self._path).open("wb")
         return self
@@ -59,7 +58,7 @@ class ShardWriter:
             wrong = int(wide.max()) if wide.max() >= self._tokenizer.vocab_size else int(wide.min())
             raise DataError(f"the id {wrong} is not in the vocabulary of {self._tokenizer.vocab_size}")
         raw = np.append(wide, self._tokenizer.eos_id).astype(self._dtype).tobytes()
-        with _room(self._path):
+        with writable(self._path):
             self._out.write(raw)
         self._digest.update(raw)
         self._tokens += len(wide) + 1
@@ -71,7 +70,7 @@ class ShardWriter:
     ) -> None:
         index = self._path.with_name(self._path.name + INDEX)
         try:
-            with _room(self._path):
+            with writable(self._path):
                 self._out.close()
                 if error is None:
                     ends = np.asarray(self._ends, dtype="<u8").tobytes()
@@ -93,15 +92,6 @@ class ShardWriter:
     @staticmethod
     def _part(path: Path) -> Path:
         return path.with_name(path.name + ".part")
-
-
-@contextlib.contextmanager
-def _room(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; {what}") from error
 
 
 class Documents(Sequence[NDArray[Any]]):

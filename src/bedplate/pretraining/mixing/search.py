@@ -7,6 +7,7 @@ that in large ones. Each run stays in the directory; the same call goes on, also
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from bedplate.pretraining.mixing.best import CONFIDENCE, Best, best
 from bedplate.pretraining.mixing.design import Shares, capped, design
 from bedplate.pretraining.mixing.proxies import Proxy, proxy
 from bedplate.pretraining.mixing.response import Response, fit
+from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.parallel.launch import process_of
 
 SEARCH, RESULT = "search.json", "mixture.json"
 _WHAT = ("corpus", "tokens")
@@ -117,9 +120,12 @@ def search(
     the mixture is for; no source is then asked for more often than data.mixture.epochs says. told: which run of how
     many is done. The result is in `out`, too, as mixture.json.
 
-    Raises ConfigError for a run file without a corpus of several sources, UsageError for too few runs or a directory of
-    another search, and what `pretrain` raises.
+    Raises ConfigError for a run file without a corpus of several sources, UsageError for too few runs, a directory of
+    something else, or where several processes were started, and what `pretrain` raises.
     """
+    if process_of(os.environ).world > 1:
+        raise UsageError("a search for a mixture is one process; start it without torchrun or srun")
+    _refuse_others(out)
     corpus = _corpus(run, out)
     first = _first(run, corpus)
     domains = [name for name in corpus.sources if corpus.shards(name, "valid")]
@@ -159,7 +165,7 @@ def _corpus(run: RunFile, out: Path) -> Corpus:
     if run.data.recipe is None:
         raise ConfigError("a mixture is searched for a corpus: give data.corpus or data.recipe, not data.sources")
     recipe = run.place(run.data.recipe)
-    return build(load_recipe(recipe), recipe.parent, out.absolute() / "corpus", processes=processes_here()).corpus
+    return build(load_recipe(recipe), recipe.parent, out.absolute() / CORPUS, processes=processes_here()).corpus
 
 
 def _first(run: RunFile, corpus: Corpus) -> dict[str, float]:
@@ -199,10 +205,16 @@ def _most(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | No
     return np.minimum(1.0, [cap * corpus.tokens(name, "train") / tokens for name, cap in zip(names, caps, strict=True)])
 
 
-def _same(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None:
-    """Notes what the search is of. UsageError where the directory is of another."""
+def _refuse_others(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a directory for the search")
+    others = {name for name in os.listdir(out) if not name.startswith(".")} - {CORPUS} if out.is_dir() else set()
+    if others and not (out / SEARCH).is_file():
+        raise UsageError(f"{out} is not empty and holds no search for a mixture; name another directory")
+
+
+def _same(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None:
+    """Notes what the search is of. UsageError where the directory is of another."""
     asked = {"run": run.model_dump(mode="json"), "corpus": corpus.sha256, "tokens": tokens}
     path = out / SEARCH
     if path.is_file():
