@@ -96,6 +96,30 @@ def test_a_body_that_was_answered_unread_cannot_be_sent_for_ever(timers):
                 pass
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_an_answer_reaches_a_client_that_is_still_sending_its_last_request(timers, version):
+    """Proxies and urllib send all of it before they look for an answer."""
+    head = f"POST / HTTP/{version}\r\nhost: x\r\nconnection: close\r\ncontent-length: {LARGE}\r\n\r\n"
+    with connect(timers) as connection:
+        connection.sendall(head.encode())
+        found = connection.recv(12)  # it has been answered before its body comes
+        connection.sendall(b"x" * LARGE)
+        while part := connection.recv(4096):
+            found += part
+    assert found.startswith(b"HTTP/1.1 401")
+    assert found.endswith(b"\r\n\r\nxx")
+
+
+def test_a_body_that_was_answered_unread_cannot_be_sent_for_ever_on_a_last_request_either(timers):
+    with connect(timers) as connection:
+        connection.sendall(b"POST / HTTP/1.0\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nx")
+        assert rest_of(connection) > 2
+        connection.sendall(b"x")
+        assert timers.run_out(UNREAD)
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"x" * LARGE)
+
+
 def asking_for_much(timers: Timers) -> socket.socket:
     connection = connect(timers)
     connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.durable import batch_store
+from bedplate.serving.durable import batch_records, batch_store
 from bedplate.serving.durable.batch_records import ROW_BYTES, DoneRow, StoredBatch
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.settings.config import BatchesConfig
@@ -142,15 +142,35 @@ def test_files_are_so_many_at_most(store, tmp_path):
 def test_a_store_of_before_counts_its_rows(tmp_path):
     store = BatchStore(tmp_path)
     one = batch(store)
-    store.start(one, [(1, "ä", "b" * 700)])
+    store.start(one, [(1, "ä", "b" * 700), (2, "b", "")])
+    store.close()
+    with sqlite3.connect(tmp_path / "batches.sqlite") as db:
+        db.execute("DROP INDEX batches_of")
+        db.execute("ALTER TABLE batches DROP COLUMN bytes")
+        db.execute("UPDATE rows SET ok = 1, output = 'öö', body = 'bbb' WHERE number = 2")  # both were kept
+    db.close()
+    size = 702 + ROW_BYTES + 1 + 4 + ROW_BYTES
+    for more, is_full in ((0, True), (1, False)):
+        store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=size + more))
+        assert store.is_full("t") == is_full
+        assert store.waiting(store.batch(one.id, "t")) == [1]
+        store.close()
+
+
+def test_a_store_of_before_whose_counting_was_interrupted_is_counted_later(tmp_path, monkeypatch):
+    store = BatchStore(tmp_path)
+    store.start(batch(store), [(1, "a", "b")])
     store.close()
     with sqlite3.connect(tmp_path / "batches.sqlite") as db:
         db.execute("DROP INDEX batches_of")
         db.execute("ALTER TABLE batches DROP COLUMN bytes")
     db.close()
-    store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=702 + ROW_BYTES))
+    monkeypatch.setattr(batch_records, "_COUNT_BYTES", f"{batch_records._COUNT_BYTES} no statement;")
+    with pytest.raises(sqlite3.OperationalError):
+        BatchStore(tmp_path)
+    monkeypatch.undo()
+    store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=2 + ROW_BYTES))
     assert store.is_full("t")
-    assert store.batch(one.id, "t").status == "in_progress"
     store.close()
 
 

@@ -68,6 +68,14 @@ def test_the_latest_replies_are_remembered_and_no_more():
     assert list(latest) == ["r998", "r999"] or list(latest) == ["r999"]
     latest.note("large", "x" * 11)
     assert not latest
+    other: Latest[str] = Latest(3, characters=10)
+    other.note("a", "abcd")
+    other.note("b", "abcd")
+    latest.note("gone", "abcd")
+    latest.become(other)
+    assert latest == {"a": "abcd", "b": "abcd"}
+    latest.note("c", "abcd")
+    assert list(latest) == ["b", "c"]
 
 
 SLOW_WORK = """

@@ -48,6 +48,29 @@ def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
     assert dog._sum > 0.02
 
 
+def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
+    monkeypatch.setattr(watchdog, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.001)
+    dog = Watchdog()
+
+    async def serve() -> None:
+        async with dog.running(lambda *_: asyncio.sleep(0)):
+            while dog._untold < 3:
+                await asyncio.sleep(0.002)
+                time.sleep(0.02)
+            dog._quiet_until = 0.0
+            before = len(caplog.records)
+            while len(caplog.records) == before:
+                await asyncio.sleep(0.002)
+                time.sleep(0.02)
+
+    with caplog.at_level(logging.WARNING, watchdog.log.name):
+        asyncio.run(serve())
+    told = [one.getMessage() for one in caplog.records if "the event loop is" in one.getMessage()]
+    assert len(told) == 2
+    assert "more times since the last such message" in told[1]
+
+
 def test_lags_are_counted_into_their_buckets():
     dog = Watchdog()
     for lag in (0.0005, 0.2, 99.0):

@@ -60,7 +60,8 @@ def _answer(schema: Any, written: CallFormat) -> str | None:
         return None
     if written.bare:
         message = (
-            "this model's calls are JSON that is the whole reply, so no answer can be told from one; leave tools out"
+            "this model's calls are JSON and the whole reply, so an answer in JSON would be taken for one; leave tools "
+            "out"
         )
         raise RequestError(message, param="response_format", code="unsupported_parameter")
     try:

@@ -27,6 +27,13 @@ CREATE INDEX IF NOT EXISTS batches_of ON batches (tenant, status, bytes);
 """
 ROW_BYTES = 300
 """What a row takes beside its texts; the line that says why it was not done is no longer."""
+_COUNT_BYTES = f"""
+ALTER TABLE batches ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE rows SET body = '' WHERE ok IS NOT NULL;
+UPDATE batches SET bytes = (
+    SELECT coalesce(sum(length(CAST(body AS BLOB)) + length(CAST(custom_id AS BLOB))
+        + coalesce(length(CAST(output AS BLOB)), 0) + {ROW_BYTES}), 0) FROM rows WHERE batch = seq);
+"""
 UNFINISHED = ("validating", "in_progress", "cancelling", "finalizing")
 
 
@@ -75,13 +82,16 @@ class DoneRow:
 
 
 def open_tables(db: sqlite3.Connection) -> None:
-    """Makes the tables that are missing, and what is missing in those of earlier versions."""
+    """Makes the tables that are missing, and what is missing in those of earlier versions: all of it or, where that is
+    interrupted, nothing."""
     known = {row["name"] for row in db.execute("PRAGMA table_info(batches)")}
     if known and "bytes" not in known:
-        db.execute("ALTER TABLE batches ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0")
-        sizes = "length(CAST(body AS BLOB)) + length(CAST(custom_id AS BLOB)) + coalesce(length(output), 0) + ?"
-        rows = f"SELECT coalesce(sum({sizes}), 0) FROM rows WHERE batch = seq"
-        db.execute(f"UPDATE batches SET bytes = ({rows})", (ROW_BYTES,))
+        try:
+            db.executescript(f"BEGIN IMMEDIATE; {_COUNT_BYTES} COMMIT;")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
     db.executescript(SCHEMA)
 
 

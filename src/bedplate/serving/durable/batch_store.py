@@ -119,7 +119,8 @@ class BatchStore:
                 self._need_room(db, tenant, size)
                 count = db.execute("SELECT count(*) FROM files WHERE tenant = ?", (tenant,)).fetchone()[0]
                 if count >= self._limits.files:
-                    raise StatusError(413, f"you keep {count:,} files here, which is all; delete some", "storage_full")
+                    message = f"you keep {count:,} files here, which is the most; delete some"
+                    raise StatusError(413, message, "storage_full")
                 _insert_file(db, stored)
         except BaseException:
             self.content(stored).unlink()

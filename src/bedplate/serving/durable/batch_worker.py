@@ -291,7 +291,7 @@ def _broken(custom_id: str) -> str:
 
 def _no_room(custom_id: str) -> str:
     """The line of a row whose output could not be kept."""
-    message = "this row was not done: your files and batches take all of their part of the disk; delete some"
+    message = "this row was not done: your files and batches take all the space they may; delete some"
     error = {"code": "storage_full", "message": message}
     return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
 

@@ -194,10 +194,7 @@ class Feedback:
             for id_, owner in self._since.items():
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
-            for id_ in list(self.targets):
-                self.targets.forget(id_)
-            for id_, target in targets.items():
-                self.targets.note(id_, target)
+            self.targets.become(targets)
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:

@@ -9,8 +9,8 @@ V = TypeVar("V")
 
 
 class Latest(dict[str, V]):
-    """Values by id, at most so many, of so many characters in all; the oldest go first. Entries are made by `note` and
-    taken out by `forget` only."""
+    """Values by id, at most so many, of so many characters in all; the oldest go first. Entries are made by `note`
+    and `become`, and taken out by `forget`, only."""
 
     def __init__(self, most: int, characters: int | None = None) -> None:
         super().__init__()
@@ -35,6 +35,13 @@ class Latest(dict[str, V]):
         """Takes an entry out, if it is there."""
         if id_ in self:
             self._size -= _size(self.pop(id_))
+
+    def become(self, other: Latest[V]) -> None:
+        """Holds what the other one does, and nothing else. The other one is not used any more. (A copy: to note each
+        entry of many would keep an event loop for long.)"""
+        self.clear()
+        self.update(other)
+        self._order, self._size = other._order, other._size
 
 
 def _size(value: object) -> int:

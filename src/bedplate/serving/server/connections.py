@@ -1,4 +1,9 @@
-"""Connections of clients that do not go on: what they leave open is closed, with a key or without."""
+"""Connections of clients that do not go on: what they leave open is closed, with a key or without.
+
+A client that is answered while it still sends is told that this was all, and has a while to see it (RFC 9112, 9.6: the
+write side is closed first). Were the connection closed at once, what it still sends would be answered by a reset, which
+may take the answer from it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,15 @@ class TimedConnection(H11Protocol):
         super().connection_made(transport)
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and self.cycle.transport is self.transport:
+            self.cycle.transport = _Answering(self.transport, self.conn)
+
     def data_received(self, data: bytes) -> None:
+        if self.conn.our_state is h11.CLOSED:  # it was answered, and this was the last answer
+            self._unset_keepalive_if_required()
+            return
         super().data_received(data)
         waits = self.conn.their_state is h11.IDLE
         if waits and self._head is None:
@@ -62,6 +75,28 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head, self._unread, self._untaken = map(_stopped, (self._head, self._unread, self._untaken))
         super().connection_lost(exc)
+
+
+class _Answering(asyncio.Transport):
+    """A connection as one exchange sees it, which may close it when it has been answered."""
+
+    def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
+        super().__init__()
+        self._transport, self._conn = transport, conn
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Of a client that is still sending only the side on which it is answered; its timers close the other."""
+        answered = self._conn.our_state is h11.CLOSED and self._conn.their_state is h11.SEND_BODY
+        if answered and self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:

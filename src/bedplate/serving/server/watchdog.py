@@ -1,7 +1,8 @@
 """How late the event loop is: what it waits for, every request and probe waits for as well.
 
 A beat in the loop says when it should have come and when it did; a thread beside it looks whether one is missing, and
-writes down what the loop is doing instead, while it is still doing it.
+writes down what the loop is doing instead, while it is still doing it. On a machine that is too busy every beat may be
+late: the histogram counts each of them, the log tells of one in a while.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ log = logging.getLogger("bedplate.serving")
 BEAT_SECONDS = 0.05
 LATE_SECONDS = 0.25
 """A beat that is later than this is written to the log, once for each."""
+QUIET_SECONDS = 10.0
+"""After one that was written, others are only counted for so long."""
 NAME = "bedplate_event_loop_lag_seconds"
 _BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -37,6 +40,8 @@ class Watchdog(Collector):
         self._sum = 0.0
         self._due = 0.0
         self._told = 0.0
+        self._quiet_until = 0.0
+        self._untold = 0
         self._over = threading.Event()
 
     @contextlib.asynccontextmanager
@@ -68,11 +73,17 @@ class Watchdog(Collector):
 
     def _watch(self, loop_thread: int) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            due = self._due
-            late = time.monotonic() - due
-            if late > LATE_SECONDS and due != self._told:
-                self._told = due
-                log.warning("the event loop is %.2f s late; it is at:\n%s", late, _stack_of(loop_thread))
+            due, now = self._due, time.monotonic()
+            late = now - due
+            if late <= LATE_SECONDS or due == self._told:
+                continue
+            self._told = due
+            if now < self._quiet_until:
+                self._untold += 1
+                continue
+            more = f" ({self._untold} more times since the last such message)" if self._untold else ""
+            self._quiet_until, self._untold = now + QUIET_SECONDS, 0
+            log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, more, _stack_of(loop_thread))
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(NAME, "How late the server's event loop came to what was due.")

@@ -76,7 +76,7 @@ class _Asked(RequestFields):
             places += [f"messages[{index}]"] * len(found)
         begun = messages[-1]["role"] == "assistant"
         if begun and messages[-1].get("tool_calls"):
-            message = f"{places[-1]}: calls of tools are answered by their results, in a message of the user"
+            message = f"{places[-1]}: tool calls must be followed by their results, in a user message"
             raise RequestError(message, param=places[-1])
         body = {
             "model": self.model,

@@ -238,8 +238,8 @@ class ChatRequest(_Asked):
         for field, form in self._forms().items() if self.usable_tools else ():
             if form.kind not in {"json_schema", "json_object"}:
                 raise ValueError(
-                    f"{field}: of the forms of an answer, only JSON goes together with tools that may be called; set "
-                    "tool_choice to none"
+                    f"{field}: with tools that may be called, an answer can be held to JSON only; set tool_choice to "
+                    "none"
                 )
         return self
 
@@ -247,16 +247,18 @@ class ChatRequest(_Asked):
         last = self.messages[-1]
         if last.role != "assistant" or last.tool_calls or not last.content or len(self.messages) < 2:
             raise ValueError(
-                "continue_final_message: the last message must be a text of the assistant's to go on with, after others"
+                "continue_final_message: the last message must be the assistant's, with a text to continue, and not "
+                "the only one"
             )
         if last.content != last.content.rstrip():
             raise ValueError(
-                "messages: the assistant's text to go on with ends in white space, which models seldom continue well; "
-                "cut it off"
+                "messages: the assistant's text to continue ends in white space, after which models seldom write well; "
+                "remove it"
             )
         if self._forms():
             raise ValueError(
-                "continue_final_message: an answer that is held to a form begins with it; leave one of them out"
+                "continue_final_message: an answer that is held to a format cannot continue a text; leave one of them "
+                "out"
             )
 
     @property
@@ -312,7 +314,7 @@ class CompletionRequest(_Asked):
             raise ValueError("logprobs: not together with both echo and stream")
         if len(self.prompt) * self.choices > MAX_ANSWERS:
             raise ValueError(
-                f"n: {len(self.prompt):,} prompts of {self.n} answers are over {MAX_ANSWERS:,}; send fewer"
+                f"n: {len(self.prompt):,} prompts with {self.n} answers each are more than {MAX_ANSWERS:,} answers"
             )
         return self
 

@@ -119,7 +119,7 @@ def _nullable(node: dict[str, Any]) -> None:
         return
     kinds = node.get("type")
     if not isinstance(kinds, str | list):
-        raise ValueError('nullable says nothing without a type beside it; use anyOf with {"type": "null"}')
+        raise ValueError('nullable has no effect without a type beside it; use anyOf with {"type": "null"}')
     kinds = [kinds] if isinstance(kinds, str) else kinds
     node["type"] = kinds if "null" in kinds else [*kinds, "null"]
 
