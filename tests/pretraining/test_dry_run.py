@@ -84,7 +84,7 @@ def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
     with pytest.raises(ConfigError, match="say which one"):
         plan_run(tiny_run(tmp_path, hardware={"devices": 2}))
-    with pytest.raises(UsageError, match="is for 2 processes, and there are 1; start them with torchrun or srun"):
+    with pytest.raises(ConfigError, match=r"hardware\.device=h100 hardware\.devices=2"):
         plan_run(tiny_run(tmp_path, parallel={"tensor": 2}))
 
 

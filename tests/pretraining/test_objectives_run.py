@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from tests.pretraining.runs import tiny_run
+from transformers.modelcard import TASK_MAPPING
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import read_jsonl
@@ -66,6 +68,8 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
     assert judged["held_out"]["lines"]["nats_per_token"] > 0
     assert bool(done.baselines) == (name in ("next_token", "fill_in_middle"))
     theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()
+    card = yaml.safe_load((done.base / "README.md").read_text("utf-8").split("---")[1])
+    assert TASK_MAPPING[card["pipeline_tag"]][theirs.config.model_type] == type(theirs).__name__
     ours = load_base(done.base, dtype=torch.float32).model
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

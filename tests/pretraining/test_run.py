@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageErr
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
-from bedplate.pretraining.page.page import SEEN
+from bedplate.pretraining.page.page import SEEN, same_documents
 from bedplate.pretraining.run import judging
 from bedplate.pretraining.run.corpus import Rows
 from bedplate.pretraining.run.directory import evaluations, read_record
@@ -233,6 +234,27 @@ def test_the_end_may_be_judged_on_a_part(done: Pretrained, tmp_path: Path) -> No
     drawn = 'aria-label="Held out"'  # of what was judged on the same documents
     assert drawn in (done.directory / "page.html").read_text()
     assert drawn not in (found.directory / "page.html").read_text()
+
+
+def test_the_page_sets_only_the_same_documents_side_by_side() -> None:
+    """The end reads more of them; a text whose first checkpoint failed begins at the second."""
+    at = [(1, 2, 3.5), (2, 2, 3.25), (3, 9, 3.75)]
+    rows = [{"step": s, "held_out": {"a": {"documents": d, "bits_per_byte": b}}} for s, d, b in at]
+    assert same_documents(rows) == {
+        "a": {"documents": 9, "bits_per_byte": 3.75, "same_documents": 2, "first_bits": 3.5, "last_bits": 3.25}
+    }
+    rows[0]["held_out"] = {}
+    assert same_documents(rows)["a"]["first_bits"] == 3.25
+    assert same_documents([]) == {}
+
+
+def test_what_stands_beside_the_model_reads_the_same_part(done: Pretrained, tmp_path: Path) -> None:
+    def found(name: str, **part: int) -> Mapping[str, Mapping[str, float]]:
+        return pretrain(tiny_run(tmp_path, tokens=512, evaluation=part), tmp_path / name).baselines
+
+    tokens = evaluations(done.directory)[-1]["held_out"]["lines"]["tokens"]
+    half, whole = found("half", end_tokens=tokens // 2)["lines"], found("whole")["lines"]
+    assert all(half[name] != whole[name] for name in ("gzip", "xz", "5-gram"))
 
 
 def test_a_text_of_weight_0_is_only_judged_on(tmp_path: Path) -> None:

@@ -14,26 +14,25 @@ from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.markdown import cell, table
 
 _TASKS = {
-    "masked": "fill-mask",
-    "span_corruption": "text2text-generation",
-    "mixture_of_denoisers": "text2text-generation",
+    "decoder": ("text-generation", "It continues text"),
+    "encoder": ("fill-mask", "It says which tokens are hidden in a text"),
+    "encoder–decoder": ("text2text-generation", "It writes what is missing in a text"),
 }
-"""What a base of such an objective is for, by the Hub's names; of others, to continue texts."""
-_DOES = {"fill-mask": "It says which tokens are hidden in a text", "text-generation": "It continues text"}
+"""What a base of such a kind is for: the Hub's name of it, and in words."""
 
 
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
     """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
     sources = record["data"]["sources"]
     licences = {one["licence"] for one in sources.values()}
+    task, does = _TASKS[record["kind"]]
     head: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": _TASKS.get(record["objective"], "text-generation"),
+        "pipeline_tag": task,
         "tags": ["bedplate", record["family"]],
     }
     if parent is not None:
         head["base_model"] = parent
-    does = _DOES.get(head["pipeline_tag"], "It writes what is missing in a text")
     lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
     start = f"trained further from {cell(parent)}" if parent else "trained from scratch"
     lines += [

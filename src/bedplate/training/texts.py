@@ -1,4 +1,4 @@
-"""Texts with their labels, for a base that only reads: packed into one row, none seeing another, no token added.
+"""Texts for a base that only reads, here with their labels: packed into one row, none seeing another, no token added.
 
 Shapes: T tokens, N texts, C labels.
 """
@@ -6,7 +6,7 @@ Shapes: T tokens, N texts, C labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -31,12 +31,12 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class TextBatch:
-    """tokens, segments: int64 [1, T], the texts one after the other, numbered from 1; wanted: float32 [N, C]."""
+class Texts:
+    """A micro-batch. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1. ids: of what is
+    learned from."""
 
     tokens: Tensor
     segments: Tensor
-    wanted: Tensor
     ids: tuple[str, ...]
 
     @property
@@ -48,21 +48,33 @@ class TextBatch:
         return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
 
     def to(self, device: torch.device) -> Self:
-        tokens, segments, wanted = (sent(one, device) for one in (self.tokens, self.segments, self.wanted))
-        return replace(self, tokens=tokens, segments=segments, wanted=wanted)
+        own = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: sent(one, device) for name, one in own if isinstance(one, Tensor)})
+
+
+@dataclass(frozen=True)
+class TextBatch(Texts):
+    """wanted: float32 [N, C]."""
+
+    wanted: Tensor
 
 
 def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
     """The texts as one micro-batch. DataError when there are none."""
     if not texts:
         raise DataError("a batch needs at least one example")
-    lengths = torch.tensor([len(one.ids) for one in texts])
     return TextBatch(
-        torch.tensor([[token for one in texts for token in one.ids]]),
-        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
-        torch.tensor([one.wanted for one in texts], dtype=torch.float32),
+        *in_one_row([one.ids for one in texts]),
         tuple(one.id for one in texts),
+        torch.tensor([one.wanted for one in texts], dtype=torch.float32),
     )
+
+
+def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens and segments of a micro-batch."""
+    lengths = torch.tensor([len(one) for one in texts])
+    tokens = torch.tensor([[token for one in texts for token in one]])
+    return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]
 
 
 def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:

@@ -67,6 +67,10 @@ def test_ranks_that_are_left_shard(data: int, shard: int, expert: int, tensor: i
     assert config.sizes(world) == sizes == config.model_copy(update={"shard": shard}).sizes(world)
     with pytest.raises(UsageError, match=f"and there are {world + 1}"):
         config.model_copy(update={"shard": shard}).sizes(world + 1)
+    assert config.sizes(config.least) == {**sizes, "shard": 1}
+    if config.least > 1:
+        with pytest.raises(UsageError, match="and there are 1; start them with torchrun or srun"):
+            config.sizes(1)
 
 
 def test_a_row_is_not_shared() -> None:

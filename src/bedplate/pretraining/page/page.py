@@ -43,7 +43,7 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
         seen=seen(rows),
         judged=judged,
         last=judged[-1] if judged else None,
-        first=judged[0] if judged else None,
+        held=same_documents(judged),
         baselines=record.get("baselines") or {},
         shown=shown,
     )
@@ -81,6 +81,22 @@ def _alike(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             first.setdefault(name, one["documents"])
         held = {name: one for name, one in row["held_out"].items() if one["documents"] == first[name]}
         found.append({**row, "held_out": held})
+    return found
+
+
+def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By held-out text: the last row's own, and bits a byte of the same documents at the first and the last checkpoint
+    that read just these."""
+    alike = _alike(judged)
+    found: dict[str, dict[str, Any]] = {}
+    for name, last in judged[-1]["held_out"].items() if judged else ():
+        same = [row["held_out"][name] for row in alike if name in row["held_out"]]
+        found[name] = {
+            **last,
+            "same_documents": same[0]["documents"],
+            "first_bits": same[0]["bits_per_byte"],
+            "last_bits": same[-1]["bits_per_byte"],
+        }
     return found
 
 

@@ -72,7 +72,9 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[s
     suggestions = [one for one in plan.suggestions if not one.startswith("fp8")]
     notes = [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
     if run.dtype == "auto" and dtype != "float32":
-        notes.append("set dtype: bfloat16, in which this counts: with auto a GPU computes in what weights are held in")
+        notes.append(
+            "counted in bfloat16: set dtype: bfloat16, since with auto a GPU computes in what weights are held in"
+        )
     return {
         "on": f"{hardware.devices:,} × {plan.device.title}",
         "layout": _layout(run, sizes, axes),

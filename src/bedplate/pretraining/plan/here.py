@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.processor import processor_name
 from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
 from bedplate.economics.model.flops import training_flops_per_token
@@ -14,16 +14,21 @@ from bedplate.models.device_memory import free_on
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import Sizes, check_shares
+from bedplate.pretraining.plan.sizes import Sizes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.utilisation import peak_of
 
 
 def plan_here(run: RunFile, spec: TextSpec, sizes: Sizes) -> dict[str, Any]:
-    """The part of a plan that depends on this machine. UsageError where the memory that is free does not suffice."""
+    """The part of a plan that depends on this machine. UsageError where the memory that is free does not suffice,
+    ConfigError for a run of several processes."""
     device, dtype = resolve_device("auto"), "float32" if run.dtype == "auto" else run.dtype
+    if run.parallel.least > 1:
+        raise ConfigError(
+            "parallel is for several processes, and without hardware.device a dry run counts one on this machine: say "
+            f"on which devices they are to run (hardware.device=h100 hardware.devices={run.parallel.least})"
+        )
     axes = run.parallel.sizes(1)
-    check_shares(sizes, axes)
     held = device_bytes(run, spec, sizes, dtype, axes, on_cpu=device.type == "cpu")
     total, free = sum(held.values()), free_on(device)
     if free is not None and total > free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bedplate.pretraining.run.corpus import HeldOut, Rows
@@ -66,6 +66,16 @@ def reads_in_order(objective: Objective[Any]) -> bool:
     return not isinstance(objective, Corrupting) or isinstance(objective, FillInMiddle)
 
 
+def part_of(held: HeldOut, limit: int | None) -> HeldOut:
+    """The first documents of at most `limit` tokens (at least one; None: all)."""
+    chosen = tokens = 0
+    for ids in held.ids:
+        if chosen and limit is not None and tokens + len(ids) > limit:
+            break
+        chosen, tokens = chosen + 1, tokens + len(ids)
+    return replace(held, ids=held.ids[:chosen], texts=held.texts[:chosen])
+
+
 def held_out(
     held: HeldOut,
     rows: Rows,
@@ -75,20 +85,16 @@ def held_out(
     objective: Corrupting | None = None,
     words: Words | None = None,
 ) -> HeldBatches:
-    """The first documents of at most `limit` tokens (at least one; None: all). starts: texts begin with a token that
-    the tokenizer sets, which is not predicted and costs nothing. objective, with the words it is about: what was done
-    to the texts the model learns from, and is to these, the same each time."""
-    chosen, tokens = 0, 0
-    for ids in held.ids:
-        if chosen and limit is not None and tokens + len(ids) > limit:
-            break
-        chosen, tokens = chosen + 1, tokens + len(ids)
-    named = {str(number): ids for number, ids in enumerate(held.ids[:chosen])}
-    size = sum(len(text.encode()) for text in held.texts[:chosen])
+    """`part_of` it. starts: texts begin with a token that the tokenizer sets, which is not predicted and costs nothing.
+    objective, with the words it is about: what was done to the texts the model learns from, and is to these, the same
+    each time."""
+    held = part_of(held, limit)
+    named = {str(number): ids for number, ids in enumerate(held.ids)}
+    chosen, tokens = len(held.ids), sum(map(len, held.ids))
     first = 0.0 if starts else chosen * math.log2(vocabulary)
     batches = held_batches(named, rows.length, rows.micro)
     if objective is None or words is None or reads_in_order(objective):
-        return HeldBatches(held.name, held.general, chosen, max(1, size), batches, first)
+        return HeldBatches(held.name, held.general, chosen, max(1, held.bytes), batches, first)
     corrupt = objective.corruption(words)
     batches = [corrupted(batch, corrupt, seed=0) for batch in batches]
-    return HeldBatches(held.name, held.general, chosen, max(1, size), batches, first, objective, tokens)
+    return HeldBatches(held.name, held.general, chosen, max(1, held.bytes), batches, first, objective, tokens)

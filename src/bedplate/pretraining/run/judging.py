@@ -75,7 +75,7 @@ class Judge:
                 logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, what, error)
         row["seconds"] = time.perf_counter() - started
         attempt(f"the evaluation of step {step}", lambda: append_jsonl(self.out / EVALUATIONS, [row]))
-        attempt(f"the evaluation of step {step}, for who follows the run,", lambda: self.wrote(row))
+        attempt(f"the evaluation of step {step} on the terminal and in TensorBoard", lambda: self.wrote(row))
         return row
 
     def _held(self, held: Sequence[HeldBatches]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.corpus import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
 from bedplate.pretraining.run.follow import Follower, TensorBoard
-from bedplate.pretraining.run.held_out import HeldBatches, held_out, reads_in_order
+from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of, reads_in_order
 from bedplate.pretraining.run.judging import Judge, attempt
 from bedplate.pretraining.run.live import LiveView
 from bedplate.pretraining.run.settings import Settings
@@ -156,6 +156,7 @@ class Written:
             status=status,
             objective=planned.run.objective,
             family=planned.base.family.name,
+            kind=planned.base.spec.kind,
             base=planned.parent,
             parameters=settings.sizes.parameters,
             body=settings.sizes.body,
@@ -221,7 +222,8 @@ class Written:
         if not planned.run.evaluation.baselines or not reads_in_order(planned.objective):
             return {}  # those say how likely a text is, in the order in which it is written
         try:
-            return baselines(planned.data.stream, planned.data.held, planned.data.tokenizer.vocab_size)
+            held = [part_of(one, planned.run.evaluation.end_tokens) for one in planned.data.held]
+            return baselines(planned.data.stream, held, planned.data.tokenizer.vocab_size)
         except Exception as error:  # the base is written: counting words is not to cost it
             if is_interrupt(error):
                 raise

@@ -1,22 +1,18 @@
 """Texts that belong together, for an embedder to learn from: packed into one row, none seeing another.
 
-Shapes: T tokens, P pairs, C candidates.
+Shapes: P pairs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
-
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from bedplate.core.errors import DataError
-from bedplate.models.device_memory import sent
-from bedplate.models.inputs import Inputs
 from bedplate.training.sources import ALONE, EpochSource, Shard
+from bedplate.training.texts import Texts, in_one_row
 
 Ids = tuple[int, ...]
 
@@ -37,26 +33,10 @@ class TextPair:
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """tokens, segments: int64 [1, T], the texts one after the other, numbered from 1: P anchors, then their P positives
-    in the same order, then all negatives."""
+class PairBatch(Texts):
+    """P anchors, then their P positives in the same order, then all negatives. texts: how many these are."""
 
-    tokens: Tensor
-    segments: Tensor
     texts: int
-    ids: tuple[str, ...]
-
-    @property
-    def inputs(self) -> Inputs:
-        return Inputs(self.tokens, segments=self.segments)
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
-
-    def to(self, device: torch.device) -> Self:
-        tokens, segments = (sent(one, device) for one in (self.tokens, self.segments))
-        return replace(self, tokens=tokens, segments=segments)
 
 
 def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
@@ -65,13 +45,7 @@ def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
         raise DataError("a batch needs at least one pair")
     anchors, positives = [one.anchor for one in pairs], [one.positive for one in pairs]
     texts = [*anchors, *positives, *(negative for one in pairs for negative in one.negatives)]
-    lengths = torch.tensor([len(one) for one in texts])
-    return PairBatch(
-        torch.tensor([[token for one in texts for token in one]]),
-        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
-        len(texts),
-        tuple(one.id for one in pairs),
-    )
+    return PairBatch(*in_one_row(texts), tuple(one.id for one in pairs), len(texts))
 
 
 class PairSource(EpochSource[PairBatch]):

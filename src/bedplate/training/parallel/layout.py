@@ -31,6 +31,11 @@ class ParallelConfig(Strict):
     expert: Count = 1
     context: Count = 1
 
+    @property
+    def least(self) -> int:
+        """The fewest processes that it is for."""
+        return self.data * (self.shard or 1) * self.tensor * self.expert
+
     def sizes(self, world: int) -> dict[Axis, int]:
         """By axis, for so many processes. UsageError where they do not fit."""
         if self.context > 1:

@@ -38,7 +38,12 @@ class Processes:
             except BaseException as error:
                 failure = error
                 said = [None, f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(said, src=0, group=self._group)
+        try:
+            dist.broadcast_object_list(said, src=0, group=self._group)
+        except RuntimeError as lost:
+            if failure is not None:  # the others have ended already, and this is why
+                raise failure from lost
+            raise
         if failure is not None:
             raise failure
         if said[1] is not None:
