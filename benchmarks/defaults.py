@@ -13,11 +13,13 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import count
 
+import masks
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.native.detection import supported
+from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.predict.opening import chosen, held_in
 from bedplate.inference.ways.calibrate import measured
@@ -27,15 +29,11 @@ from bedplate.inference.ways.way import Way, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report
-from masks import CHOSEN
 from peers import BASE, generations, prompt_tokens
 
 PROMPT, ANSWER, GOAL = 256, 96, 0.9
-LEVEL = "BEDPLATE_KERNEL_LEVEL"
-MASKS: dict[str, dict[str, str]] = {
-    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
-    "avx2_vnni": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+MASKS: Mapping[str, Mapping[str, str]] = {
+    **masks.MASKS,
     "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
 """What holds torch to a level's instructions; of the others it uses all that there are."""
@@ -85,12 +83,11 @@ def main() -> None:
         report([compare(arguments.level, arguments.repeats)])
         return
     here = supported()
-    for level in ("none",) if isinstance(here, str) else (one for one in here if LEVELS[one].chosen):
-        environment = os.environ | MASKS.get(level, {})
-        if level != "none":
-            environment |= {LEVEL: level}
-        if level not in (here[0], "none"):
-            environment |= {CHOSEN: level}
+    levels = ["none"] if isinstance(here, str) else [one for one in here if LEVELS[one].chosen]
+    for level in levels:
+        environment = os.environ | ({} if level == "none" else {OVERRIDE: level})
+        if level != levels[0]:
+            environment |= {**MASKS.get(level, {}), masks.CHOSEN: level}
         command = [sys.executable, __file__, "--level", level, "--repeats", str(arguments.repeats)]
         subprocess.run(command, env=environment, check=True)
 

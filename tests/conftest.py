@@ -32,8 +32,12 @@ from bedplate.core.files import bedplate_home
 
 
 def _parsing_again(parse: Any) -> Any:
-    """CPython 3.11 counts the depth of syntax trees in one place for all threads, and raises SystemError where two of
-    them parse at once (python/cpython#106905), as servers' threads do that write a traceback."""
+    """CPython before 3.11.8 counts the depth of syntax trees in one place for all threads (python/cpython#106905).
+
+    While a tree is built no other thread runs, unless a collection of garbage calls Python, as each does once
+    hypothesis times them. Where another thread then parses as well, as writing a traceback does, the first one raises
+    SystemError.
+    """
 
     @functools.wraps(parse)
     def again(*arguments: Any, **named: Any) -> Any:

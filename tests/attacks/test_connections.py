@@ -17,6 +17,8 @@ import uvicorn
 from bedplate.serving.server import connections
 
 LARGE = 32 * 1024 * 1024
+BUFFER = 1024 * 1024
+"""Of each end's socket: what lies between the two is far less than a quarter of a large reply, on any system."""
 UNREAD, TAKE = 7001.0, 7002.0
 """In no other timer's delay, and longer than any test."""
 
@@ -71,6 +73,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
     settings: Any = {"http": connections.TimedConnection, "log_config": None, "lifespan": "off", "interface": "asgi3"}
     server = uvicorn.Server(uvicorn.Config(answering_unread, loop="asyncio", **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         timers.port = listener.getsockname()[1]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -81,6 +84,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
 
 def connect(timers: Timers) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", timers.port))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
     connection.settimeout(20)
     return connection
 
@@ -144,7 +148,7 @@ def test_a_reply_that_is_taken_slowly_is_not_dropped(timers):
     with asking_for_much(timers) as connection:
         got = 0
         for quarter in (1, 2):
-            while got < quarter * LARGE // 4:  # more than what lies between the two of them
+            while got < quarter * LARGE // 4:
                 got += len(connection.recv(1 << 20))
             assert timers.run_out(TAKE)
         assert got + rest_of(connection) > LARGE

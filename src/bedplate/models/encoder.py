@@ -99,8 +99,8 @@ class Encoder(Model):
         if self.masked_head is None:
             can = ", ".join(sorted(self.can))
             raise UsageError(
-                f"this encoder has no next-token logits; it can {can}, and without the head of its pretraining "
-                "(spec.masked_head) not say which tokens were hidden"
+                f"this encoder has no next-token logits; it can {can}. Which tokens were hidden it cannot say either: "
+                "it has no head of its pretraining (spec.masked_head)"
             )
         return self.masked_head(hidden_ND, self.embedding.weight)
 

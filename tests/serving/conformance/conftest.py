@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import anthropic
 import openai
 import pytest
 import tokenizers
@@ -60,6 +62,12 @@ def wide_client(wide: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.fixture
+def wide_messages(wide: Server) -> Iterator[anthropic.resources.Messages]:
+    with anthropic.Anthropic(base_url=wide.url, api_key="none", max_retries=0) as client:
+        yield client.messages
+
+
 WEATHER = {
     "type": "object",
     "properties": {"day": {"enum": ["mon", "tue"]}, "hot": {"type": "boolean"}},
@@ -67,6 +75,22 @@ WEATHER = {
     "additionalProperties": False,
 }
 """Parameters of the tool that the tests offer."""
+
+
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "weather", "description": "of a day", "parameters": WEATHER}}
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+def called(id_: str, name: str, arguments: str, **more: Any) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+def content_of(server: Server, **fields: Any) -> Any:
+    """The message that answers a chat."""
+    reply = server.chat(**{"temperature": 0, "max_tokens": 6} | fields)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]["message"]
 
 
 @pytest.fixture(scope="session")

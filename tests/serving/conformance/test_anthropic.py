@@ -20,12 +20,6 @@ def messages(server: Server) -> Iterator[anthropic.resources.Messages]:
         yield client.messages
 
 
-@pytest.fixture
-def wide_messages(wide: Server) -> Iterator[anthropic.resources.Messages]:
-    with anthropic.Anthropic(base_url=wide.url, api_key="none", max_retries=0) as client:
-        yield client.messages
-
-
 def say(text):
     return [{"role": "user", "content": text}]
 
