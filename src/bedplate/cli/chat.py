@@ -52,7 +52,7 @@ def chat(
     kernel: JudgedKernel = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     allow_other_weights: AllowOtherWeights = False,
-    timeout: Annotated[float, duration(help="How long a server may send nothing.", show_default="10m")] = 600.0,
+    timeout: Annotated[float, duration(help="How long a server may send nothing. Default: 10m.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each line that is read.")] = False,
 ) -> int:
     """Chat with a base, a skin, or a running server. Piped lines are turns; on a terminal /help lists the commands."""

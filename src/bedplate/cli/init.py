@@ -38,7 +38,7 @@ def init(
     ],
     bases: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[BASE]...", help="Bases to adapt. Default: smollm2-135m.", show_default=False),
+        typer.Argument(metavar="BASE", help="Bases to adapt. Default: smollm2-135m.", show_default=False),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="The task file to write.", callback=paths.new_file, show_default="task.yaml")
@@ -60,7 +60,7 @@ def init(
         float | None,
         typer.Option(help="What the metric must be shown to reach (the threshold).", show_default=False),
     ] = None,
-    budget: Annotated[float, duration(help="What the whole search may take.", show_default="10m")] = 600.0,
+    budget: Annotated[float, duration(help="What the whole search may take. Default: 10m.")] = 600.0,
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a task file that is there.")] = False,

@@ -28,7 +28,6 @@ def serve(
     base: Annotated[
         str | None,
         typer.Argument(
-            metavar="[BASE]",
             help="Catalogue name, directory, .gguf file or hf:owner/name.",
             show_default=False,
             callback=paths.base_or_value,
@@ -37,7 +36,7 @@ def serve(
     more: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[BASE]... [KEY=VALUE]...",
+            metavar="BASE|KEY=VALUE",
             help="More bases beside it, under their own names. With --config: values over the file's.",
             show_default=False,
         ),
@@ -75,7 +74,7 @@ def serve(
     max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are answered 429.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are answered 413.")] = 2 * 1024 * 1024,
-    grace: Annotated[float, duration(help="The time that running requests get at the end.", show_default="10s")] = 10.0,
+    grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
