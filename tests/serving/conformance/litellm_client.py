@@ -45,7 +45,7 @@ def main() -> None:
         found[f"{name} called"] = [
             [call["function"]["name"], json.loads(call["function"]["arguments"])] for call in calls
         ]
-        found[f"{name} again"] = again.usage.prompt_tokens
+        found[f"{name} prompts"] = [whole.usage.prompt_tokens, again.usage.prompt_tokens]
     vectors: Any = litellm.embedding(
         model="openai/tiny", api_base=f"{url}/v1", api_key="none", input=["hi", "there"], encoding_format="float"
     )
