@@ -282,7 +282,7 @@ def guard_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
 
 
 def needed_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    """Eight candidates on 587 independent rows, bar 0.8, where the first verdict does not pass: median rows that are told
+    """Eight candidates on 587 independent rows, bar 0.8, where the first verdict does not pass: the median of rows told
     for the best on valid, and the mean power of as many at the next verdict (1 where none are promised)."""
     rng = np.random.default_rng([seed, 3])
     level = 1 - statistics.spent_alpha(1 - CONFIDENCE, 2)
@@ -338,7 +338,7 @@ def main() -> None:
         power_lines(runs, seed),
     )
     missed += table(
-        "PASS of nominees that clear the target and have lost what their guard allows at most; and each guard by itself",
+        "PASS of nominees that clear the target and have lost all that their guard allows; each guard by itself",
         "| nominees | PASS | any guard at 95% |",
         guard_lines(max(runs // 4, 100), seed),
     )
