@@ -37,9 +37,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.composed import Answers
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
@@ -126,7 +124,7 @@ class _Ladder:
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
         confirmations = gate.confirm(
             [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: r.evaluation for name, r in results.items() if self.candidates[name].traits.side != "reference"},
+            {name: result.evaluation for name, result in results.items() if result.skin is not None},
             target=self.spec.target.value,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
@@ -258,9 +256,7 @@ class _Ladder:
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         candidates = [
-            self._nominable(name, result, guarded)
-            for name, result in results.items()
-            if self.candidates[name].traits.side != "reference"
+            self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None
         ]
         nomination = gate.nominate(
             candidates,
@@ -330,7 +326,7 @@ class _Ladder:
                 )
         predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
-        if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
+        if isinstance(predictor, Answers):
             with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 order = candidate.context.ordered(examples, "latency")
@@ -338,7 +334,7 @@ class _Ladder:
                 alone = ask(predictor, order[:count], one_by_one=True)
                 rest = ask(predictor, order[count:]) if count < len(order) else []
                 timed = [p.seconds for p in alone if p is not None]
-                least = 0 if isinstance(predictor, HostedPredictor) else candidate.context.least_timed
+                least = 0 if candidate.traits.needs == "endpoint" else candidate.context.least_timed
                 while timed and len(timed) < least:  # of fewer calls no bound is within any budget
                     more = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
                     timed += [p.seconds for p in more]
