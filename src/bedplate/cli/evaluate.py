@@ -27,7 +27,9 @@ def evaluate(
     rows: Annotated[
         Path | None,
         typer.Argument(
-            metavar="TASK.yaml|NEW.jsonl", help="The task file, or new rows (.jsonl, .csv, .tsv).", show_default=False
+            metavar="TASK.yaml|NEW.jsonl",
+            help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet).",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,

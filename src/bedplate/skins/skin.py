@@ -13,6 +13,7 @@ from torch import Tensor
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core import shown
 from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint import EndpointSpec
@@ -177,7 +178,7 @@ def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) ->
             raise SkinError(f"skin {name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Skin:
     """One product feature on one base, or on a remote model: a prompt, and what else it has, alone or together.
 
@@ -222,10 +223,10 @@ class Skin:
         self._check_pool()
         self._check_cascade()
         self.prompt.check(list(self.inputs), self.demonstrations)
-        for number, shown in enumerate(self.demonstrations):
-            if shown.inputs.keys() != self.inputs.keys():
+        for number, one in enumerate(self.demonstrations):
+            if one.inputs.keys() != self.inputs.keys():
                 raise SkinError(
-                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(shown.inputs)}, "
+                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(one.inputs)}, "
                     f"the skin has {sorted(self.inputs)}"
                 )
 
@@ -333,6 +334,27 @@ class Skin:
     def is_remote(self) -> bool:
         """Whether a remote model answers, always or at times."""
         return any(isinstance(reference, EndpointReference) for reference in self.bases.values())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is, in a few words each: for people."""
+        output = self.output
+        made = output.kind
+        if isinstance(output, LabelOutput | LabelsOutput):
+            some = "any" if isinstance(output, LabelsOutput) else "one"
+            made = f"{some} of {shown.few(output.labels)}"
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "bases": ", ".join(base.name for base in self.bases.values()),
+            "answers": f"{shown.few(list(self.inputs))} → {made}",
+        }
+
+    def __repr__(self) -> str:
+        return shown.line("skin", *self.facts.values())
+
+    def _repr_html_(self) -> str:
+        return shown.table(f"Skin {self.name}", (), self.facts.items())
 
     def without_weights(self) -> Skin:
         """The same without the adapter's tensors: what is left to keep once an engine holds them."""

@@ -16,7 +16,9 @@ def compare(
     b: Annotated[Path, typer.Argument(help="That of the skin it is compared with.", show_default=False)],
     rows: Annotated[
         Path,
-        typer.Argument(metavar="DATA.jsonl", help="New rows with targets: .jsonl, .csv or .tsv.", show_default=False),
+        typer.Argument(
+            metavar="DATA.jsonl", help="New rows with targets: .jsonl, .csv, .tsv or .parquet.", show_default=False
+        ),
     ],
     task: Annotated[
         Path | None, typer.Option(help="The task file. By default that of the run which made the first skin.")

@@ -11,6 +11,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import silent
 from bedplate.data.corpus.build import build, processes_here
@@ -48,6 +49,7 @@ T = TypeVar("T")
 __all__ = ["Pretrained", "data_of", "pretrain"]
 
 
+@checked
 def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides: Sequence[str] = ()) -> Pretrained:
     """Trains what a run file says in the directory `out` (None: runs/NAME), or goes on where a saved state was left.
 
