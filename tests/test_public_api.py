@@ -110,8 +110,8 @@ def functions() -> dict[str, Callable[..., object]]:
 
 
 FUNCTIONS = functions()
-UNCHECKED = {("adapt", "data"), ("evaluate", "data")}
-"""Tables of any library: what is none is said by what reads them."""
+UNCHECKED = {("adapt", "data"), ("evaluate", "data"), ("evaluate", "model")}
+"""Tables of any library, and whatever predicts: what is none is said by what asks them."""
 
 
 def parameters() -> list[tuple[str, str]]:
@@ -154,7 +154,6 @@ def test_what_is_asked_for_is_said_in_words() -> None:
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
-        (lambda: bedplate.evaluate(object(), "task.yaml"), "model is of type object; give"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             call()  # type: ignore[no-untyped-call]
@@ -169,17 +168,19 @@ def members() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", members())
-def test_every_public_name_is_documented(name: str) -> None:
-    owner, _, member = name.rpartition(".")
-    place = bedplate if not owner else bedplate.plan if owner == "plan" else None
-    if place is None:
-        module = next(one.split(":")[0] for one in RETURNED if one.endswith(f":{owner}"))
-        place = getattr(importlib.import_module(f"bedplate.{module}"), owner)
-    value = getattr(place, member)
-    if name != "__version__":
-        assert (value.__doc__ or "").strip(), f"{name} has no docstring"
-    assert re.search(rf"\b{re.escape(member)}\b", PAGE), f"docs/python-api.md does not name {name}"
+def test_every_public_name_is_documented() -> None:
+    lacking: list[str] = []
+    for name in members():
+        owner, _, member = name.rpartition(".")
+        place = bedplate if not owner else bedplate.plan
+        if owner not in ("", "plan"):
+            module = next(one.split(":")[0] for one in RETURNED if one.endswith(f":{owner}"))
+            place = getattr(importlib.import_module(f"bedplate.{module}"), owner)
+        if name != "__version__" and not (getattr(place, member).__doc__ or "").strip():
+            lacking.append(f"{name} has no docstring")
+        if not re.search(rf"\b{re.escape(member)}\b", PAGE):
+            lacking.append(f"docs/python-api.md does not name {name}")
+    assert not lacking
 
 
 def test_results_of_the_cost_model_are_shown_short() -> None:

@@ -110,7 +110,7 @@ def test_a_whole_conversation_by_keys_alone(page: Page, server: Server) -> None:
     expect(page.locator(".turn")).to_have_count(0)
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("?")
-    dialog = page.get_by_role("dialog", name="Keys")
+    dialog = page.get_by_role("dialog", name="Shortcuts")
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()

@@ -36,6 +36,9 @@ def serve(
     skin: Annotated[
         list[str] | None, typer.Option(help="A skin's directory, served under the skin's name. Repeatable.")
     ] = None,
+    skins_directory: Annotated[
+        Path | None, typer.Option(help="Serve every skin below it, and take more from it while the server runs.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
     ] = "127.0.0.1",
@@ -87,6 +90,7 @@ def serve(
         settings = server_config(
             base,
             *(more or ()),
+            skins_directory=skins_directory,
             host=host,
             port=port,
             grace_seconds=grace,

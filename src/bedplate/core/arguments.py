@@ -76,8 +76,8 @@ def fits(value: Any, hint: Any) -> bool:
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
     kind = origin or hint
-    if not isinstance(kind, type):
-        return True
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True  # what a protocol asks for, its user says best
     if issubclass(kind, PurePath):
         return isinstance(value, os.PathLike)
     if kind is not str and issubclass(kind, Collection) and isinstance(value, str | bytes):
@@ -86,10 +86,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_instance(value: Any, kind: type) -> bool:
-    try:
-        if isinstance(value, kind):
-            return True
-    except TypeError:  # a protocol that is not for run time
+    if isinstance(value, kind):
         return True
     # arrays and columns of tables are sequences in all but name
     alike = kind.__module__ == "collections.abc" and issubclass(kind, Collection) and not issubclass(kind, Mapping)

@@ -394,6 +394,6 @@ def _asked(model: object, data: TaskData, name: str) -> Predicts:
         return Ranker(model, data.documents)
     if not isinstance(model, Predicts):
         raise UsageError(
-            f"{name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"
+            f"model: {name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"
         )
     return model

@@ -16,6 +16,7 @@ from tests.adaptation.conftest import GOOD, write_rows, write_task
 
 import bedplate
 from bedplate.core.errors import ConfigError, DataError, UsageError
+from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.skins.run import Run
@@ -33,7 +34,7 @@ def task(tmp_path: Path, tiny_base: Path) -> Path:
 
 @pytest.fixture
 def frame(task: Path) -> pd.DataFrame:
-    return pd.read_json(task.parent / "rows.jsonl", lines=True)
+    return pd.DataFrame(read_jsonl(task.parent / "rows.jsonl"))
 
 
 @pytest.fixture
@@ -123,6 +124,6 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
 def test_a_frame_of_other_rows_is_another_run(without_source: Path, frame: pd.DataFrame, tmp_path: Path) -> None:
     bedplate.adapt(without_source, tmp_path / "out", rungs=["majority"], data=frame)
     write_rows(tmp_path / "more.jsonl", groups=60, seed=1)
-    other = pd.read_json(tmp_path / "more.jsonl", lines=True)
+    other = pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
     report = bedplate.adapt(without_source, tmp_path / "out", rungs=["majority"], data=other)
     assert not report.data["timing"]["resumed"]
