@@ -69,6 +69,8 @@ def _figure(value: object) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, tuple) and 0 < len(value) <= 3 and all(isinstance(one, int | float) for one in value):
+        return " to ".join(f"{one:.4g}" for one in value)
     ends = [getattr(value, name, None) for name in ("low", "central", "high")]
     if all(isinstance(end, int | float) for end in ends):
         return f"{ends[1]:.4g} ({ends[0]:.4g} to {ends[2]:.4g})"

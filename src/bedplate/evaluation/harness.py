@@ -49,7 +49,7 @@ class Predicts(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(shown.Brief):
     """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
 
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
@@ -175,23 +175,10 @@ class Evaluation:
         return float(kept.mean()) if len(kept) else None
 
     def __repr__(self) -> str:
-        return shown.line("evaluation", self.task, f"{self.metric} {self._estimate}", self._rows_said)
-
-    def _repr_html_(self) -> str:
-        bound = self.reason if self.lower_bound is None else f"{self.lower_bound:.3f} at {self.confidence:.0%}"
-        facts = [(self.metric, self._estimate), ("rows", self._rows_said), ("one-sided lower bound", bound)]
-        return shown.table(f"Evaluation of {self.task}", (), facts)
-
-    @property
-    def _estimate(self) -> str:
         low, high = self.interval
-        return f"{self.estimate:.3f} ({low:.3f} to {high:.3f})"
-
-    @property
-    def _rows_said(self) -> str:
         groups = f" in {self.groups:,} groups" if self.groups < self.n else ""
-        unparsed = f", {self.unparsed:,} without a usable answer" if self.unparsed else ""
-        return f"{self.n:,} rows of {self.split}{groups}{unparsed}"
+        found = f"{self.metric} {self.estimate:.3f} ({low:.3f} to {high:.3f})"
+        return shown.line("evaluation", self.task, found, f"{self.n:,} rows of {self.split}{groups}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""
@@ -394,6 +381,7 @@ def _asked(model: object, data: TaskData, name: str) -> Predicts:
         return Ranker(model, data.documents)
     if not isinstance(model, Predicts):
         raise UsageError(
-            f"model: {name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"
+            f"model: {name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no "
+            "labels)"
         )
     return model
