@@ -70,8 +70,8 @@ def fits(value: Any, hint: Any) -> bool:
         return fits(value, inner[0])
     if origin is Literal:
         return value in inner if isinstance(value, str | int | None) else False
-    if hint is None:
-        return value is None
+    if hint is None or hint is Any:
+        return hint is Any or value is None
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool)
