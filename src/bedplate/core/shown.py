@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from pathlib import PurePath
 
 MOST = 200
 """Characters of a line."""
@@ -74,4 +75,6 @@ def _figure(value: object) -> str:
     ends = [getattr(value, name, None) for name in ("low", "central", "high")]
     if all(isinstance(end, int | float) for end in ends):
         return f"{ends[1]:.4g} ({ends[0]:.4g} to {ends[2]:.4g})"
-    return shortened(value, 60) if isinstance(value, str) else str(getattr(value, "name", ""))
+    if isinstance(value, str | PurePath):
+        return shortened(str(value), 60)
+    return str(getattr(value, "name", ""))
