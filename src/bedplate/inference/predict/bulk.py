@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -272,7 +273,7 @@ def _line(answer: dict[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Generator[BinaryIO]:
+def _opened(path: Path) -> Generator[BufferedReader]:
     try:
         file = path.open("rb")
     except OSError as error:
