@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
@@ -23,7 +24,9 @@ Format = Literal["jsonl", "csv", "tsv", "parquet"]
 
 
 def predict(
-    skin: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False)],
+    skin: Annotated[
+        Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)
+    ],
     rows: Annotated[
         str,
         typer.Argument(
