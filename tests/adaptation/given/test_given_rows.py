@@ -120,10 +120,8 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     assert page.count("<tr>") == 1 + len(read.rungs)
     assert "from_scratch" in page
 
-
-def test_a_frame_of_other_rows_is_another_run(without_source: Path, frame: pd.DataFrame, tmp_path: Path) -> None:
-    bedplate.adapt(without_source, tmp_path / "out", rungs=["majority"], data=frame)
     write_rows(tmp_path / "more.jsonl", groups=60, seed=1)
-    other = pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
-    report = bedplate.adapt(without_source, tmp_path / "out", rungs=["majority"], data=other)
-    assert not report.data["timing"]["resumed"]
+    other = bedplate.adapt(
+        without_source, out, rungs=["majority"], data=pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
+    )
+    assert not other.data["timing"]["resumed"]
