@@ -40,9 +40,7 @@ from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.composed import Answers
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
@@ -254,9 +252,7 @@ class _Ladder:
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         candidates = [
-            self._nominable(name, result, guarded)
-            for name, result in results.items()
-            if self.candidates[name].traits.side != "reference"
+            self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None
         ]
         nomination = gate.nominate(
             candidates,
@@ -315,7 +311,7 @@ class _Ladder:
                 )
         predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
-        if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
+        if isinstance(predictor, Answers):
             with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 order = candidate.context.ordered(examples, "latency")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 
@@ -48,6 +49,20 @@ def _row(cells: Sequence[object], *, named: bool) -> str:
 
 def _text(value: object) -> str:
     return "" if value is None else html.escape(str(value))
+
+
+class Told(ABC):
+    """Something that says of itself what a person wants to know, in a few words each."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, str]: ...
+
+    def __repr__(self) -> str:
+        return line(type(self).__name__, *self.facts.values())
+
+    def _repr_html_(self) -> str:
+        return table(type(self).__name__, (), self.facts.items())
 
 
 class Brief:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.predict.inputs import inputs_of
@@ -17,6 +17,7 @@ from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
 from bedplate.skins.skin import Skin
 
 
+@runtime_checkable
 class Answers(Protocol):
     """What a skin's predictor can be asked, whatever is behind it."""
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing):
+class LocalModel(Closing, shown.Told):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -184,12 +184,6 @@ class LocalModel(Closing):
         if prompt and isinstance(prompt[0], Mapping):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))
-
-    def __repr__(self) -> str:
-        return shown.line("base", *self.facts.values())
-
-    def _repr_html_(self) -> str:
-        return shown.table(f"Base {self.base.name}", (), self.facts.items())
 
     @property
     def facts(self) -> dict[str, str]:

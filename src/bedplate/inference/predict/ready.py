@@ -25,7 +25,7 @@ Asked: TypeAlias = Iterable[Given] | Any
 (pandas, polars, `datasets`, pyarrow) with the inputs as its columns."""
 
 
-class ReadySkin(Closing):
+class ReadySkin(Closing, shown.Told):
     """Call it with one text or mapping of inputs for one answer, or with several rows for a list of answers."""
 
     skin: Skin
@@ -66,11 +66,10 @@ class ReadySkin(Closing):
                 table[row] = [math.exp(one.scores[label]) for label in output.labels]
         return table
 
-    def __repr__(self) -> str:
-        return shown.line("ready skin", *self.skin.facts.values())
-
-    def _repr_html_(self) -> str:
-        return self.skin._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the skin is, in a few words each."""
+        return self.skin.facts
 
 
 def rows_for(skin: Skin, rows: Asked) -> list[Given]:
