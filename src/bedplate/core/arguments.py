@@ -74,7 +74,7 @@ def fits(value: Any, hint: Any) -> bool:
         return hint is Any or value is None
     if hint in (int, float):
         kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool)
+        return not isinstance(value, bool) and isinstance(value, kind)
     kind = origin or hint
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return True  # what a protocol asks for, its user says best

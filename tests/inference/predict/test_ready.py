@@ -118,6 +118,7 @@ def test_vectors_are_an_array(model: LocalModel, base: Path) -> None:
         (["a", 3], UsageError, r"rows\[1\] is int; give a text, or a mapping of the inputs review"),
         (b"bytes", UsageError, "rows is bytes"),
         ([b"bytes"], UsageError, r"rows\[0\] is bytes"),
+        (pd.DataFrame({"review": ["a", None]}), DataError, "row 2: column 'review' holds None, which is not a text"),
         (pd.DataFrame({"other": ["a"]}), DataError, "no column 'review' for the skin's input"),
     ],
 )

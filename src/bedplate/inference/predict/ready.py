@@ -34,10 +34,10 @@ class ReadySkin(Closing, shown.Told):
     @abstractmethod
     def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
 
+    @overload  # one text is also several of one letter, for type checkers
+    def __call__(self, inputs: Given) -> str: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def __call__(self, inputs: Given) -> str: ...
-    @overload
-    def __call__(self, inputs: Sequence[Given]) -> list[str]: ...
+    def __call__(self, inputs: Asked) -> list[str]: ...
     def __call__(self, inputs: Any) -> str | list[str]:
         """The parsed output for one input, or a list of them for several rows (as `predict` takes them)."""
         if isinstance(inputs, Value | Mapping):
@@ -113,7 +113,10 @@ def columns_for(inputs: Sequence[str], columns: Sequence[str], where: str) -> di
 
 def _cells(skin: Skin, table: Any) -> Iterable[list[Value]]:
     columns: dict[str, str] | None = None
-    for row in records(table, "rows"):
+    for number, row in enumerate(records(table, "rows"), start=1):
         if columns is None:
             columns = columns_for(list(skin.inputs), list(row), "rows")
-        yield [cast(Value, row.get(column)) for column in columns.values()]
+        odd = next((column for column in columns.values() if not isinstance(row.get(column), Value)), None)
+        if odd is not None:
+            raise DataError(f"rows, row {number}: column {odd!r} holds {row.get(odd)!r}, which is not a text")
+        yield [cast(Value, row[column]) for column in columns.values()]
