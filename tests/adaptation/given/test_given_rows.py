@@ -98,7 +98,7 @@ def test_what_does_not_go_is_named(task: Path, frame: pd.DataFrame) -> None:
 def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     without_source: Path, task: Path, frame: pd.DataFrame, tmp_path: Path
 ) -> None:
-    rungs, out = ["majority", "from_scratch"], tmp_path / "out"
+    rungs, out = ["majority"], tmp_path / "out"
     report = bedplate.adapt(without_source, out, rungs=rungs, data=frame)
     expected = bedplate.adapt(task, tmp_path / "from-file", rungs=rungs)
     for name in rungs:
@@ -114,11 +114,11 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     assert read.data == again.data
     assert read.verdict == again.verdict
     assert bedplate.load_report(out / "report.json").data == read.data
-    assert len(json.dumps(read.data)) > 20_000
+    assert len(json.dumps(read.data)) > 10_000
     assert len(repr(read)) < 300
     page = read._repr_html_()
     assert page.count("<tr>") == 1 + len(read.rungs)
-    assert "from_scratch" in page
+    assert "majority" in page
 
     write_rows(tmp_path / "more.jsonl", groups=60, seed=1)
     other = bedplate.adapt(
