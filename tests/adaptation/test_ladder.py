@@ -114,8 +114,9 @@ def test_rows_are_priced_by_their_measured_seconds(run: tuple[Report, Path, Path
             assert low <= row["usd_per_1k_calls"] <= high
     for name, (limit,) in run[0].data["limits"].items():
         seconds = run[0].data["rows"]["calls"]["test"][name]
-        assert len(seconds) >= limit["needed"] == 59  # the test rows are fewer, and were asked again
-        most = stats.quantile_test(seconds, p=0.95, alternative="less").confidence_interval(0.95).high
+        level = limit["confidence"]
+        assert len(seconds) >= limit["needed"] == np.ceil(np.log(1 - level) / np.log(0.95))  # more than the test rows
+        most = stats.quantile_test(seconds, p=0.95, alternative="less").confidence_interval(level).high
         assert (limit["upper"], limit["holds"]) == (pytest.approx(1000 * most), True)
 
 
