@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
@@ -24,7 +25,10 @@ WITHOUT_TORCH = (
 
 def generate(
     base: Annotated[
-        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+        str,
+        typer.Argument(
+            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
+        ),
     ],
     prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
     chat: Annotated[
