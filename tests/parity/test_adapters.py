@@ -122,7 +122,7 @@ def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path:
     reference_of(family, family.examples[example], 0).save_pretrained(tmp_path / "theirs")
     base = load_base(tmp_path / "theirs")
     export_base(base, tmp_path / "base")
-    bank = Bank(base.model, hf_name=partial(hf_module_name, family.weights))
+    bank = Bank(base.model, hf_name=partial(hf_module_name, base.family.weights))
     config = LoraConfig(r=2, alpha=6)
     slot = bank.add(config)
     before = kind.ours(base).detach()
@@ -132,12 +132,13 @@ def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path:
     assert not torch.allclose(before, expected, atol=1e-3)
 
     state = {key: tensor.detach().clone() for key, tensor in bank.state(slot).items()}
-    task = task_type_of(family.weights)
+    weights = family.weights_with(state)  # as a skin's files are written
+    task = task_type_of(weights)
     write_peft(
         tmp_path / "adapter",
         config,
         state,
-        family.weights,
+        weights,
         base_name=str(tmp_path / "base"),
         task_type=task,
         spec=base.spec,
