@@ -6,17 +6,16 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.formats import not_tried
 from bedplate.adaptation.climb.guards import GuardResult
-from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
@@ -29,51 +28,10 @@ from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
-from bedplate.report.schema_curve import Curve
+from bedplate.report.run_report import Report
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
-
-
-@dataclass(frozen=True)
-class Report:
-    """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
-
-    data: dict[str, Any]
-    directory: Path
-
-    @property
-    def verdict(self) -> dict[str, Any]:
-        """status (PASS, FAIL, INSUFFICIENT_DATA), skin, reason."""
-        return self.data["verdict"]
-
-    @property
-    def rungs(self) -> list[dict[str, Any]]:
-        """One row for each rung and split."""
-        return self.data["rungs"]
-
-    @property
-    def skin(self) -> Path | None:
-        """The directory of the skin that passed."""
-        found = self.verdict["skin"]
-        return None if found is None else self.directory / found
-
-    @property
-    def comparison(self) -> dict[str, Any] | None:
-        """The one pair that was fixed before test was opened."""
-        return next((pair for pair in self.data["comparisons"] if pair["planned"]), None)
-
-    def row(self, rung: str, split: str = "valid") -> dict[str, Any] | None:
-        """The row of a rung on a split."""
-        return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
-
-    def with_curve(self, curve: Curve, clock: Clock) -> Report:
-        """The same with learning curves, and the time and money that it took in all."""
-        timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
-        return Report({**self.data, "curve": curve.model_dump(mode="json"), "timing": timing}, self.directory)
-
-    def to_json(self) -> dict[str, Any]:
-        return self.data
 
 
 def build_report(
@@ -105,7 +63,7 @@ def build_report(
     valid = {name: result.evaluation for name, result in results.items()}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
-    classical = _classical(evaluations, judged, context.seed)
+    classical = _classical(evaluations, judged, context.seed, results)
     reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
     rate = context.spec.machine.usd_per_hour
     found = schema.ReportFile(
@@ -321,20 +279,24 @@ def _exploratory(opening: Opening | None) -> str | None:
     )
 
 
-def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: int) -> str | None:
-    """What the classical baseline says about the nominee, on the same test rows."""
+def _classical(
+    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, Result]
+) -> str | None:
+    """What the classical baseline says about the nominee, on the same test rows; and which skin it is."""
     classical = in_role("classical")
-    if judged is None or judged not in evaluations or classical not in evaluations:
+    if judged is None or judged == classical or judged not in evaluations or classical not in evaluations:
         return None
     ours, theirs = evaluations[judged], evaluations[classical]
     found = compare(ours, theirs, seed)
     numbers = f"{theirs.estimate:.3f} on the same rows"
+    place = results[classical].skin
+    where = "" if place is None else f" ({place})"
     if found.difference <= 0:
-        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one."
+        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{where}."
     if found.p_value > 0.05:
         return (
             f"A classical model of the task's own labels reads {numbers}; {judged} is not measurably better "
-            f"(p = {found.p_value:.2g}): consider it first."
+            f"(p = {found.p_value:.2g}): consider it first{where}."
         )
     return f"A classical model of the task's own labels reads {numbers} (p = {found.p_value:.2g} for the difference)."
 
