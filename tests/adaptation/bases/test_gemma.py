@@ -102,7 +102,6 @@ def test_a_ladder_on_a_gemma_from_its_file(tmp_path: Path, monkeypatch: pytest.M
     rows = write_rows(tmp_path / "rows.jsonl", groups=40, noise=0.0)
     report = adapt(write_task(tmp_path / "task", base, rows=rows, rungs=RUNGS), tmp_path / "out")
     assert {row["rung"]: row["status"] for row in report.rungs} == dict.fromkeys(RUNGS, "done")
-    assert report.row("lora")["estimate"] >= 0.7
     place = tmp_path / "out" / report.row("lora")["skin"]
     written, answers = asked(base, place, TEXTS)
 
@@ -110,11 +109,14 @@ def test_a_ladder_on_a_gemma_from_its_file(tmp_path: Path, monkeypatch: pytest.M
     ids = torch.tensor([tokenizer.encode_prompt(TEXTS[0])])
     expected = theirs.generate(ids, max_new_tokens=LENGTH, do_sample=False)[0, ids.shape[1] :]
     assert written == tokenizer.decode(expected.tolist())
-    skin, model = read_skin(place), tuned()
-    for text, (label, scores) in zip(TEXTS, answers, strict=True):
+    skin = read_skin(place)
+    before = [label_scores(theirs, skin, tokenizer, "review", text) for text in TEXTS]
+    model = tuned()
+    for text, plain, (label, scores) in zip(TEXTS, before, answers, strict=True):
         found = label_scores(model, skin, tokenizer, "review", text)
         assert label == max(found, key=lambda name: found[name])
         assert_near([scores[name] for name in found], list(found.values()), 1e-4)
+        assert abs(found["positive"] - plain["positive"]) > 0.01  # what it learnt takes part
 
 
 @pytest.mark.slow
