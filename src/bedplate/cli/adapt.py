@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.cli import paths
 from bedplate.cli.options import Overrides, Wide
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console
+from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
@@ -68,9 +69,12 @@ def adapt(
 ) -> None:
     """Find the cheapest adaptation of a base that provably meets the bar.
 
-    Climbs the ladder (majority, from_scratch, zero_shot, few_shot, probe, lora), tunes each rung on valid, nominates at
-    most three skins that fit the budget, opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA.
-    Ctrl-C is safe: the same command goes on where it stopped.
+    Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
+    opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA. Ctrl-C is safe: the same command resumes
+    where it stopped. The rungs:
+
+    \b
+    RUNG_LINES
 
     The task file's `adapt` section says what is wanted:
 
@@ -102,26 +106,35 @@ def adapt(
     sizes = () if curve is None else _sizes(curve)
     from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
 
-    look(task_file, [*(overrides or ()), *held], wanted)
+    spec = look(task_file, [*(overrides or ()), *held], wanted)
+    minutes = spec.budget.train_minutes
+    limit = seconds if seconds is not None else None if minutes is None else minutes * 60
     from bedplate.adaptation.ladder import adapt as climb
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    report = climb(
-        task_file,
-        out,
-        rungs=wanted,
-        budget=seconds,
-        seed=seed,
-        overrides=[*(overrides or ()), *held],
-        curve=sizes,
-        exhaustive=exhaustive,
-        parent=None if parent is None else _directory(parent),
-    )
+    with Countdown("adapt: time limit", None if exhaustive else limit):
+        report = climb(
+            task_file,
+            out,
+            rungs=wanted,
+            budget=seconds,
+            seed=seed,
+            overrides=[*(overrides or ()), *held],
+            curve=sizes,
+            exhaustive=exhaustive,
+            parent=None if parent is None else _directory(parent),
+        )
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
         return
     show(report)
+
+
+_WIDTH = max(map(len, RUNG_LINES))
+adapt.__doc__ = (adapt.__doc__ or "").replace(
+    "    RUNG_LINES", "\n".join(f"      {name:<{_WIDTH}}  {line}" for name, line in RUNG_LINES.items())
+)
 
 
 def _sizes(text: str) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard, cast
 
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.progress import progress
 from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.output_grammar import grammar_of
@@ -157,7 +158,8 @@ class Predictor(Closing):
         """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
         latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
         if one_by_one:
-            return [self._timed([row], tenant)[0] for row in rows]
+            alone = progress(rows, "single calls", unit="") if len(rows) > 1 else rows
+            return [self._timed([row], tenant)[0] for row in alone]
         return self._timed(rows, tenant)
 
     def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:
