@@ -35,9 +35,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.composed import Answers
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
@@ -240,9 +238,7 @@ class _Ladder:
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         candidates = [
-            self._nominable(name, result, guarded)
-            for name, result in results.items()
-            if self.candidates[name].traits.side != "reference"
+            self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None
         ]
         nomination = gate.nominate(
             candidates,
@@ -301,7 +297,7 @@ class _Ladder:
                 )
         predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
-        if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
+        if isinstance(predictor, Answers):
             with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 order = candidate.context.ordered(examples, "latency")

@@ -11,7 +11,7 @@ import typer
 
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, Wide, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
@@ -244,4 +244,4 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   bedplate serve {row['base']} --skin {report.directory / row['skin']}")
+        print(f"serve   {program()} serve {row['base']} --skin {report.directory / row['skin']}")

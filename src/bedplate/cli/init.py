@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide, duration
+from bedplate.cli.options import Wide, duration, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
@@ -207,7 +207,7 @@ def _show(made: Draft, split: TaskData, out: Path) -> None:
     for note in made.notes:
         screen.print(f"- {note}", markup=False)
     print(f"\nwritten to {out}; read it through, above all the instructions and the bar ({made.metric} {made.bar:g})")
-    print(f"next: bedplate adapt {out} --out runs/{_name(out)}")
+    print(f"next: {program()} adapt {out} --out runs/{_name(out)}")
 
 
 def _name(out: Path) -> str:
