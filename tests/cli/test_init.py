@@ -23,20 +23,6 @@ from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 
 WORDS = ("card", "transfer", "pending", "refund", "charge", "limit", "declined", "statement", "fee", "currency", "pin")
-    "card",
-    "transfer",
-    "pending",
-    "refund",
-    "charge",
-    "account",
-    "limit",
-    "top-up",
-    "declined",
-    "statement",
-    "fee",
-    "currency",
-    "pin",
-]
 
 
 def tickets(path: Path, count: int = 400) -> Path:

@@ -69,7 +69,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("skins", "reproduce", "./none"), "./none does not exist"),
     (("feedback", "export", "m", "--out", "file/x.jsonl"), "cannot write file/x.jsonl"),
     (("init", "none.csv"), "none.csv does not exist"),
-    (("init", "rows.csv", "smolm2"), "did you mean smollm2-135m"),
+    (("init", "rows.csv", "smolm2", "--out", "new.yaml"), "did you mean smollm2-135m"),
     (("init", "rows.csv", "--out", "task.yaml"), "task.yaml exists already"),
 )
 CODE = """

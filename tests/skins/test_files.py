@@ -157,7 +157,7 @@ def test_paths_and_pickles_in_the_list_are_refused(tmp_path, skin, name):
         ({"bases": {}}, "main base"),
         ({"lora": None}, "does not fit"),
         ({"probe": {"layer": "layers.1", "pooling": "last"}}, "does not fit"),
-        ({"inputs": {"text": {"kind": "text"}}}, "'review', which is no input"),
+        ({"inputs": {"text": {"kind": "text"}}}, "'review', which is not an input"),
         ({"inputs": {"review": {"kind": "image"}}}, "inputs.review.kind"),
         ({"prompt": {"format": "chat", "system": 3}}, "prompt.system"),
     ],

@@ -274,7 +274,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             items = cast("list[Any]", here)
             if not isinstance(key, int) or key >= len(items):
                 raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is no index of it"
+                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is not an index of it"
                 )
             here = items
         elif isinstance(here, dict):

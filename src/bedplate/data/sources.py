@@ -115,7 +115,7 @@ def _jsonl(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict
         if not line.strip():
             continue
         try:
-            row = load_json(line, repeated="the key {!r} stands twice")
+            row = load_json(line, repeated="the key {!r} appears twice")
         except JsonRuleError as error:
             raise DataError(f"{where}, line {number}: {error}") from error
         except ValueError as error:

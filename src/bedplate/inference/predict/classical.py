@@ -27,7 +27,7 @@ class ClassicalPredictor(Closing):
 
     def __init__(self, skin: Skin) -> None:
         if skin.classical is None:
-            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is no model of words: load it with its base")
+            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a model of words: load it with its base")
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 
