@@ -125,7 +125,7 @@ def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: py
         ("text,label\nx,a\n", ("--input", "label", "--target", "label"), "both an input and the target"),
         ("label,n\na,1\nb,2\n", ("--target", "label"), "no column has text to be asked with"),
         ("text,label\nx, a\ny,b\n", (), "has spaces around it"),
-        ("text,label\nx,\ny,\n", (), "the answers belong there"),
+        ("text,label\nx,\ny,\n", ("--target", "label"), "the answers belong there"),
         ("text,label\nx,a\ny,b\n", (), "split"),
         ("text,label\nx,a\ny,b\n", ("--bar", "80"), "--bar is 80"),
         ("text,label\nx,a\ny,b\n", ("--budget", "soon"), "is not a length of time"),
@@ -149,7 +149,7 @@ def test_guesses(tmp_path: Path) -> None:
     assert guess_group(found, ("message", "category")) == "customer_id"
     message = found["message"]
     assert (message.kind, message.rows, message.empty) == ("text", 403, 0)
-    assert found["category"].commonest[0] == ("billing", 135)
+    assert found["category"].commonest[0] == ("billing", 136)
     numbers = lines(tmp_path / "n.jsonl", [{"text": "a b", "n": i, "flag": True, "x": None} for i in range(9)])
     kinds = {name: one.kind for name, one in profiles(read_rows(str(numbers))).items()}
     assert kinds == {"text": "text", "n": "number", "flag": "boolean", "x": "empty"}

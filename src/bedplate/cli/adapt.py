@@ -89,15 +89,15 @@ def adapt(
 
     Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
 
-    With --curve each rung is climbed again on nested sets of the train labels, three draws of them, and judged on
-    valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid for itself.
-    It takes what the ladder leaves of --budget; what does not fit is left out and said. With a longer one the same
-    command keeps the points, and climbs the ladder's rungs by what the longer time allows.
+    With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,
+    and judged on valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid
+    for itself. It uses what the ladder leaves of --budget; what does not fit is left out and reported. With a longer
+    budget the same command keeps the points that it has, and gives the ladder's rungs the longer time too.
 
     With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
-    that they were in, so that nothing is judged by rows it was trained on; new rows are split as always. lora, dora and
+    that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
-    afresh. What users corrected is such new data: `bedplate feedback export`.
+    from nothing. What users corrected is such new data: `bedplate feedback export`.
     """
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}
     held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]

@@ -44,7 +44,7 @@ def predict(
     allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> int:
-    """Predict every row of a file. Killed or interrupted, the same command goes on where it was.
+    """Predict every row of a file. After a kill or Ctrl-C the same command resumes where it stopped.
 
     A row that cannot be predicted gets an "error" in place of its output, and the exit code is 1."""
     _check(skin, rows, out, as_json)
