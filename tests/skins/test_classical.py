@@ -1,4 +1,4 @@
-"""Models of words compute what scikit-learn computes, and a directory that holds no such model is refused."""
+"""Bag-of-words models compute what scikit-learn computes, and a directory that holds no such model is refused."""
 
 from __future__ import annotations
 

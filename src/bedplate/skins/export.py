@@ -23,8 +23,8 @@ PROMPT_JSON = "prompt.json"
 def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> list[str]:
     """Writes the new directory `out`, and returns the names of its files.
 
-    Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads; a probe and a model of
-    words those of `head_files`. base: where the skin's base is, when not where it was made; only a soft prompt needs
+    Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads; probes and classical
+    models those of `head_files`. base: where the skin's base is, when not where it was made; only a soft prompt needs
     it, because peft wants to know its heads and layers. UsageError for a cascade, for a skin that looks something up in
     each call, for LoRA weights with a soft prompt, where the package onnx is needed and missing, and where `out` holds
     something.

@@ -1,7 +1,7 @@
 """A head for other programs: as ONNX, and as numpy arrays with a recipe that needs nothing else.
 
-The graph of a model of words reads texts by the Tokenizer of ONNX Runtime (domain com.microsoft), as skl2onnx's graphs
-of scikit-learn's vectorizers do; everything else is standard. Texts come in lower case, for an operator that changes
+The graph of a bag-of-words model splits texts by ONNX Runtime's own Tokenizer (domain com.microsoft), as skl2onnx's
+graphs of scikit-learn's vectorizers do; everything else is standard. Texts come in lower case: an operator that changes
 case asks the system for a locale, which many do not have.
 """
 

@@ -32,7 +32,7 @@ ADAPTED = frozenset(("lora", "soft_prompt"))
 _APART = (
     ("cascade", PARTS, "its two skins have parts, and it has none of its own"),
     ("hosted", PARTS, "an endpoint is given a prompt, and nothing besides"),
-    ("classical", PARTS, "a model of words answers alone, without a base"),
+    ("classical", PARTS, "a bag-of-words model answers alone, without a base"),
     ("knn", ("retrieval",), "a skin looks up one index"),
     ("embed", ("knn", "retrieval", "probe"), "a vector is of the text alone"),
 )
@@ -172,7 +172,7 @@ def kind_of(parts: Sequence[str]) -> str:
 def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) -> None:
     """SkinError for a skin without a main base, unless it needs none, or with parts that do not go together."""
     if "classical" in parts and bases:
-        raise SkinError(f"skin {name!r} is a model of words, which has no use for a base {min(bases)!r}")
+        raise SkinError(f"skin {name!r} is a bag-of-words model, which has no use for a base {min(bases)!r}")
     if "main" not in bases and not {"classical", "cascade"} & set(parts):
         raise SkinError(f"skin {name!r} names no main base")
     for part, others, why in _APART:
@@ -189,8 +189,8 @@ class Skin:
     on the prompt's features, which answers. neighbours: demonstrations that are chosen for each call from a pool, by
     the vectors of the base "embedder" (without one, of the main base, without this skin's weights); passages: pieces of
     documents that are chosen in that way. cascade: two skins, of which the second is asked where the first is not sure
-    (`cascaded` makes one). classical: a model of words, which reads what the prompt's template makes of the inputs, and
-    answers; `bases` is then empty. Where the main base is an endpoint a remote model answers; where the output is an
+    (`cascaded` makes one). classical: a bag-of-words model, which answers to what the prompt's template makes of the
+    inputs; `bases` is then empty. Where the main base is an endpoint a remote model answers; where the output is an
     embedding, the prompt's vector. Raises SkinError for parts that do not go together.
     """
 
@@ -281,8 +281,8 @@ class Skin:
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.classical is not None and (self.demonstrations or self.prompt.format == "chat" or self.evaluated_with):
             raise SkinError(
-                f"skin {self.name!r} is a model of words: its prompt is plain, it has no demonstrations, and no base's "
-                "weights that it was judged with"
+                f"skin {self.name!r} is a bag-of-words model: its prompt is plain, it has no demonstrations, and "
+                "no base's weights that it was judged with"
             )
         head = self.head
         if head is None:
@@ -330,7 +330,7 @@ class Skin:
 
     @property
     def head(self) -> Head | None:
-        """What tells the labels apart: a probe's, or a model of words'."""
+        """What tells the labels apart: a probe's, or a bag-of-words model's."""
         if self.classical is not None:
             return self.classical.head
         return None if self.probe is None else self.probe.head

@@ -262,13 +262,13 @@ def open_local(source: str | None, **settings: Any) -> Partner:
     if isinstance(loaded, LoadedSkin):
         return LocalSkin(loaded)
     if isinstance(loaded, ClassicalPredictor):
-        return LocalWords(loaded)
+        return LocalClassical(loaded)
     loaded.close()
     raise UsageError(f"{source} is not answered by one base here; `bedplate predict` asks it for rows of a file")
 
 
-class LocalWords:
-    """A skin that is a model of words, on this machine."""
+class LocalClassical:
+    """A skin that is a bag-of-words model, on this machine."""
 
     def __init__(self, skin: ClassicalPredictor) -> None:
         self._skin = skin

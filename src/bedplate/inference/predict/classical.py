@@ -1,4 +1,4 @@
-"""A skin that is a model of words, ready to be asked: no base, and no engine. What it reads is what its prompt's
+"""A skin that is a bag-of-words model, ready to be asked: no base, and no engine. What it reads is what its prompt's
 template makes of the inputs."""
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from bedplate.skins.skin import Skin
 class ClassicalPredictor(Closing):
     """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
 
-    The tokens that it counts are words and marks. SkinError for a skin that is no model of words; asking raises
+    The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises
     RequestError for missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words.
     """
 
     def __init__(self, skin: Skin) -> None:
         if skin.classical is None:
-            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a model of words: load it with its base")
+            raise SkinError(
+                f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model: load it with its base"
+            )
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 

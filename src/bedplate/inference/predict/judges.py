@@ -32,7 +32,7 @@ def _judge(loaded: object, path: Path, label: str) -> Judge:
     """Its one input is the text, the answer a label's probability."""
     if not isinstance(loaded, LoadedSkin | ClassicalPredictor):
         raise ConfigError(
-            f"rules.judged: {path} is not a skin whose weights run on this machine, such as a probe or a model of words"
+            f"rules.judged: {path} is not a skin whose weights run on this machine, such as a probe or a classical one"
         )
     inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
     if len(inputs) != 1 or label not in labels:

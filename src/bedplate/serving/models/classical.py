@@ -1,5 +1,5 @@
-"""A skin without a base as it is served: a model of words, which answers while its call is prepared. It stands beside
-the server's bases, whichever these are, and waits for none of their engines."""
+"""A skin without a base as it is served: a bag-of-words model, which answers while its call is prepared. It stands
+beside the server's bases, whichever these are, and waits for none of their engines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AtOnce:
 
 
 class ServedClassical(ServedSkin):
-    """A model of words. engine: of the server's first base, which is asked nothing."""
+    """A bag-of-words model. engine: of the server's first base, which is asked nothing."""
 
     def __init__(self, engine: Engine, source: Card | Skin, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
