@@ -14,7 +14,7 @@ from multiprocessing import active_children, get_context
 from typing import Any, Protocol
 
 from bedplate.core.errors import UsageError, is_interrupt
-from bedplate.core.progress import Progress
+from bedplate.core.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,5 @@ def _leave_interrupts() -> None:
 
 
 def _outcome(job: str) -> Outcome:
-    return next(LocalExecutor().run([Job.from_json(json.loads(job))]))
+    with silent():  # the terminal is that of whoever gave the jobs
+        return next(LocalExecutor().run([Job.from_json(json.loads(job))]))
