@@ -167,7 +167,8 @@ class _LineDumper(_Dumper):
 
 
 def _represent_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if len(text.splitlines()) > 1 else None)
+    style = '"' if any(c in text for c in "\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _LineDumper.add_representer(str, _represent_line)

@@ -103,7 +103,8 @@ class Progress:
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
-                self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")
+                fields = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
+                self._task = display.add_task(self._description, total=self._total, **fields)
         return self
 
     def __exit__(
@@ -202,6 +203,8 @@ class _Display:
             def render(self, task: bars.Task) -> rich.text.Text:
                 passed = _time(task.finished_time if task.finished else task.elapsed or 0.0)
                 left = task.time_remaining
+                if task.fields["of_time"]:
+                    left = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
                 known = left is not None and task.total is not None and not task.finished
                 return rich.text.Text(f"{passed}, {_time(left or 0.0)} left" if known else passed)
 
