@@ -140,7 +140,7 @@ def test_paths_and_pickles_in_the_list_are_refused(tmp_path, skin, name):
     write_skin(skin, tmp_path / "s")
     files = json.loads((tmp_path / "s" / SKIN_FILE).read_text())["files"]
     edit(tmp_path / "s", {"files": files | {name: "0" * 64}})
-    with pytest.raises(SkinError, match="no part of a skin"):
+    with pytest.raises(SkinError, match="not a part of a skin"):
         read_skin(tmp_path / "s")
 
 
