@@ -11,13 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.candidates import Candidate, candidates_of
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
+from bedplate.adaptation.climb.guard_drops import GuardResult, hold
+from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
 from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
@@ -26,7 +28,7 @@ from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Te
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import ask, single_calls
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.core.arguments import checked
@@ -129,13 +131,20 @@ class _Ladder:
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
-        alpha = spent_alpha(1 - self.spec.target.confidence, 1 if opening is None else opening.number)
+        earlier = self._guards_opened(nomination.nominees, results, guarded)
+        number = 1 if opening is None else max(opening.number, earlier)
+        alpha = spent_alpha(1 - self.spec.target.confidence, number)
         confirmations = gate.confirm(
             [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: result.evaluation for name, result in results.items()},
+            {name: result.evaluation for name, result in results.items() if result.skin is not None},
             target=self.spec.target.value,
             alpha=alpha,
+            next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
+            holds={name: partial(hold, made) for name, made in guarded.items()},
         )
+        levels = {one.rung: one.lower_confidence for one in confirmations}
+        guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
+        limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         decision = gate.decide(
             nomination,
             confirmations,
@@ -144,6 +153,7 @@ class _Ladder:
             n=self.data.test.n,
             groups=self.data.test.groups,
             guards=guarded,
+            limits=limits,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
@@ -160,6 +170,7 @@ class _Ladder:
             decision,
             predictions=rules.score(self.expectations, served, tested, self.context.seed),
             guards=guarded,
+            limits=limits,
             formats=self.formats,
             watch=self.watch,
         )
@@ -226,12 +237,16 @@ class _Ladder:
         less time as a format was measured to save."""
         now = self._nominable(name, results[name], guarded)
         times = self.candidates[name].context.format_gain
-        then = replace(now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times)
+        least = None if now.p95_least_ms is None else now.p95_least_ms / times
+        then = replace(
+            now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
+        )
         budget, out = self.spec.budget, gate.infeasible
         return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
 
     def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
+        least, _ = result.latency.p95_bounds(self.spec.target.confidence)
         return gate.Nominable(
             name,
             result.evaluation.estimate,
@@ -241,6 +256,7 @@ class _Ladder:
             result.prompt_tokens,
             broken(guarded.get(name, ())),
             result.evaluation.row_variance,
+            None if least is None else 1000 * least,
         )
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
@@ -298,6 +314,17 @@ class _Ladder:
                     tested[name] = self._tested(candidate, result, examples)
         return tested, opening
 
+    def _guards_opened(
+        self, nominees: Sequence[str], results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> int:
+        looked = [
+            (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
+            for name in nominees
+            if name in guarded
+            for at, _ in self._children(name)
+        ]
+        return guards_opened(self.task.task, looked)
+
     def _tested(self, candidate: Candidate, result: Result, examples: Sequence[Example]) -> Tested:
         """One skin, as read back from disk, on test, one call at a time as it will be served. Answers that are written
         take long: then as many calls as time it, and the other rows in batches."""
@@ -318,10 +345,14 @@ class _Ladder:
                 count = candidate.context.single_test_calls
                 alone = ask(predictor, order[:count], one_by_one=True)
                 rest = ask(predictor, order[count:]) if count < len(order) else []
+                timed = [p.seconds for p in alone if p is not None]
+                least = 0 if candidate.traits.needs == "endpoint" else candidate.context.least_timed
+                while timed and len(timed) < least:  # of fewer calls no bound is within any budget
+                    more = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
+                    timed += [p.seconds for p in more]
             by_id = dict(zip([e.id for e in order], [*alone, *rest], strict=True))
             predictions = [by_id[e.id] for e in examples]
             candidate.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
-            timed = [p.seconds for p in alone if p is not None]
         else:
             given = [predictor.predict([example.inputs])[0] for example in examples]
             predictions = [one for one in given if not isinstance(one, str)]
