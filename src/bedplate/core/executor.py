@@ -14,7 +14,6 @@ from multiprocessing import active_children, get_context
 from typing import Any, Protocol
 
 from bedplate.core.errors import UsageError, is_interrupt
-from bedplate.core.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class LocalExecutor:
             start = time.perf_counter()
             value, error = None, None
             try:
-                with Progress(job.name, unit=""):
-                    value = job.call(self.here)
+                value = job.call(self.here)
             except Exception as caught:
                 if is_interrupt(caught):
                     raise KeyboardInterrupt from caught
@@ -105,5 +103,4 @@ def _leave_interrupts() -> None:
 
 
 def _outcome(job: str) -> Outcome:
-    with silent():  # the terminal is that of whoever gave the jobs
-        return next(LocalExecutor().run([Job.from_json(json.loads(job))]))
+    return next(LocalExecutor().run([Job.from_json(json.loads(job))]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def laid_out(
         widths = _fitting(some, cells, width)
         if widths is not None:
             left = [column.name for place, column in enumerate(heads) if place not in kept]
-            note = _wrapped(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
+            note = textwrap.wrap(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
             return [*_grid(some, cells, widths), *note]
     return _stacked(heads, every, width, footer=bool(footer))
 
@@ -147,7 +148,7 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
     inner = max((_length(column.name) for column in columns[1:]), default=0)
     for number, row in enumerate(rows):
         last = footer and number == len(rows) - 1
-        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"), width)
+        lines.append(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"))
         for column, cell in zip(columns[1:], row[1:], strict=True):
             if cell:
                 indent = "  " + _padded(column.name, inner, False) + "  "
@@ -160,15 +161,8 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of a text, broken at spaces alone."""
     lines: list[str] = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}" if line else word
-            if line and _length(longer) > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
+    for one in text.split("\n"):
+        lines += textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) or [""]
     return lines
 
 
