@@ -244,4 +244,6 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   {program()} serve {row['base']} --skin {report.directory / row['skin']}")
+        names = [one["name"] for one in data["bases"]]  # a server holds one, also for a skin that needs none
+        base = row["base"] if row["base"] in names else names[0]
+        print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")
