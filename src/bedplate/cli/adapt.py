@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -175,7 +176,7 @@ def show(report: Report) -> None:
         show_curve(data["curve"])
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}", highlight=False)
-    _next(report)
+    _next(report, task_file.parent)
 
 
 def show_curve(curve: Mapping[str, Any]) -> None:
@@ -204,8 +205,14 @@ def show_curve(curve: Mapping[str, Any]) -> None:
         screen.print(escape(line), highlight=False)
 
 
-def _next(report: Report) -> None:
-    """Where things lie, and the command that serves the skins."""
+def _from_here(base: str, directory: Path) -> str:
+    """A base that the task file in `directory` names by a path, which begins there."""
+    place = directory / base
+    return os.path.relpath(place) if not Path(base).exists() and place.exists() else base
+
+
+def _next(report: Report, directory: Path) -> None:
+    """Where things lie, and the command that serves the skins. directory: where the task file lies."""
     data = report.data
     skins = {row["skin"] for row in report.rungs if row["skin"] is not None}
     print(f"report  {report.directory / 'report.html'}")
@@ -214,4 +221,5 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   bedplate serve {row['base']} --skin {report.directory / row['skin']}")
+        base = _from_here(row["base"], directory)
+        print(f"serve   bedplate serve {base} --skin {report.directory / row['skin']}")
