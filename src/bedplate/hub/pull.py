@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UnknownItemError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.hub import cache, licences
@@ -27,6 +28,7 @@ class Pulled:
     size_bytes: int
 
 
+@checked
 def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = False) -> Pulled:
     """Pull `source` (catalogue name | "hf:owner/name[@revision]" | path), check it, and say what it is.
 
@@ -62,6 +64,18 @@ def resolve(source: str | Path, *, quiet: bool = False) -> Path:
             from bedplate.hub import huggingface
 
             return huggingface.snapshot(name, quiet=quiet)
+    return _local(source)
+
+
+def check_source(source: str | Path) -> None:
+    """UnknownItemError for what `resolve` cannot have, as far as this can be said without asking anybody."""
+    if not (isinstance(source, str) and (source in CATALOG or source.startswith("hf:"))):
+        _local(source)
+
+
+def _local(source: str | Path) -> Path:
+    """A model directory or .gguf file on this machine. UnknownItemError, with what may have been meant."""
+    name = str(source)
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path

@@ -1,9 +1,11 @@
 """Intervals, tests and sample sizes behind every verdict. One file per idea; scipy is imported inside functions only.
 
 proportions.py   exact (Clopper-Pearson) and Wilson bounds of a proportion of independent rows
+unequal.py       what the variance of few or unequal groups is worth: bias, degrees of freedom, skewness, the floor
 clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
 bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
+quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
 two_sample.py    two sets of rows: permutation test of whole groups, difference of independent estimates
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
@@ -12,19 +14,20 @@ from __future__ import annotations
 
 from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
-    MINIMUM_GROUPS,
     Bound,
     ClusteredMean,
-    InsufficientGroups,
+    RobustMean,
     clustered_mean,
     design_effect,
     effective_n_bound,
     effective_n_interval,
     intraclass_correlation,
+    robust_mean,
 )
 from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
+from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
 from bedplate.core.statistics.two_sample import (
     TwoSample,
     independent_difference,
@@ -32,6 +35,7 @@ from bedplate.core.statistics.two_sample import (
     share_distance,
     two_sample,
 )
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups, worth
 
 __all__ = [
     "MINIMUM_GROUPS",
@@ -41,6 +45,7 @@ __all__ = [
     "HolmBound",
     "InsufficientGroups",
     "PairedDifference",
+    "RobustMean",
     "TwoSample",
     "bca_cluster_bootstrap",
     "bca_of_sums",
@@ -51,6 +56,7 @@ __all__ = [
     "design_effect",
     "effective_n_bound",
     "effective_n_interval",
+    "enough_groups",
     "holm",
     "holm_bounds",
     "independent_difference",
@@ -60,11 +66,15 @@ __all__ = [
     "mean_of_sums",
     "needed_n",
     "paired_difference",
+    "quantile_bounds",
+    "robust_mean",
     "share_distance",
     "sign_flip",
     "simultaneous",
     "spent_alpha",
     "swap_test",
     "two_sample",
+    "values_needed",
     "wilson",
+    "worth",
 ]
