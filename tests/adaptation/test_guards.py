@@ -19,7 +19,7 @@ from tests.tiny import write_tiny_base
 from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, hold
 from bedplate.adaptation.climb.guards import Guarding, broken
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.task.guard_spec import GuardsSpec, LossGuard
+from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
@@ -70,6 +70,10 @@ def guarding(directory: Path, trained_on: tuple[str, ...] = (), **guards: Any) -
 def check(found: Guarding, parent: Path, child: Path) -> dict[str, GuardResult]:
     with LocalModel(load_base(parent)) as before, LocalModel(load_base(child)) as after:
         return {one.guard: one for one in found.check(lambda: before, lambda: after)}
+
+
+def test_the_core_sets_of_the_task_file_are_those_that_there_are() -> None:
+    assert tuple(sets.CORE) == CORE
 
 
 def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path, parent: Path) -> None:

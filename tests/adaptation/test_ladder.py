@@ -135,7 +135,7 @@ def test_what_leaves_no_skin_is_never_nominated_and_test_is_opened_once(run: tup
 def test_a_classical_model_learns_this_task_and_the_verdict_says_so(run: tuple[Report, Path, Path]):
     report = run[0]
     assert report.row("from_scratch", "test")["estimate"] > 0.85
-    assert report.data["nominees"]["nominees"][0] == "from_scratch"  # the cheapest by far
+    assert "from_scratch" in report.data["nominees"]["nominees"]
     judged = report.verdict["rung"] or report.data["nominees"]["primary"]
     assert ("classical model" in report.verdict["reason"]) == (judged != "from_scratch")
 
