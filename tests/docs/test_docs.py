@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 import yaml
-from tests.serving.conftest import running
+from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.climb.task_file import load_adapt_task
@@ -33,9 +36,10 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.runfile.file import load_run
 from bedplate.serving.server.app import loaded_server
+from bedplate.skins.export import export_skin
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.phrasings import default_continuations, default_prompt, values_prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +65,7 @@ def builder() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What stands for a base, a skin and a server in the snippets."""
+    """What stands for a base, a skin, an exported one and a server in the snippets."""
     root = tmp_path_factory.mktemp("docs")
     directory, labels = write_tiny_base(root / "tiny"), ("negative", "positive")
     skin = Skin(
@@ -73,8 +77,23 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         evaluated_with=EvaluatedWith(weights="float32"),
     )
     path = write_skin(skin, root / "reviews")
+    words = Skin(
+        name="words",
+        bases={},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=labels),
+        prompt=values_prompt(["review"]),
+        classical=words_model(),
+    )
+    export_skin(words, root / "exported")
     with loaded_server(directory, [path], state=root / "state") as state, running(state) as url:
-        yield {"BASE": str(directory), "SKIN": str(path), "MODEL": "reviews", "URL": f"{url}/v1"}
+        yield {
+            "BASE": str(directory),
+            "SKIN": str(path),
+            "MODEL": "reviews",
+            "URL": f"{url}/v1",
+            "EXPORTED": str(root / "exported"),
+        }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -94,6 +113,42 @@ def test_python_snippets_run(
         skin.close()
 
 
+def curl(words: list[str], url: str) -> httpx.Response:
+    """What the command line asks, sent to a server of ours; options that it does not know are errors."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("url")
+    parser.add_argument("-X", dest="method")
+    parser.add_argument("-d", dest="data")
+    found = parser.parse_args(words)
+    place = found.url.removeprefix("http://127.0.0.1:8000")
+    assert place.startswith("/"), found.url
+    headers = {} if found.data is None else {"content-type": "application/x-www-form-urlencoded"}  # as curl does
+    method = found.method or ("GET" if found.data is None else "POST")
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        return client.request(method, place, content=found.data, headers=headers)
+
+
+def test_commands_that_load_skins_on_a_live_server_run(names: dict[str, str], tmp_path: Path) -> None:
+    page = (DOCS / "serving.md").read_text("utf-8").split("## Skins while the server runs")[1].split("\n## ")[0]
+    text = next(code for code in re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S))
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    with loaded_server(names["BASE"], skins_directory=shelf, state=tmp_path / "state") as state, running(state) as url:
+        shutil.copytree(names["SKIN"], shelf / "reviews")
+        replies = [curl(words[1:], url) for words in lines if words[:1] == ["curl"]]
+    said = [reply.status_code for reply in replies]
+    assert said == [200, 201, 201, 200, 200, 200, 200, 200], [reply.text for reply in replies]
+    assert replies[0].json()["data"] == []
+    loaded, answered, replaced, scanned = (replies[place].json() for place in (1, 3, 4, 7))
+    example = json.loads(next(re.finditer(r"^```json\n(.*?)^```", page, re.M | re.S))[1])
+    assert {name: loaded[name] for name in example} == example
+    assert answered["choices"][0]["message"]["content"] in ("negative", "positive")
+    assert replaced["replaced"] == loaded["id"]
+    assert replies[6].json() == {"name": "reviews-next", "deleted": True, "calls_running": 0}
+    assert isinstance(scanned, dict)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
     checks: dict[str, Callable[[str], object]] = {
@@ -105,6 +160,18 @@ def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
         assert language in {"python", "text", *checks}, f"{page.name}: nothing checks a {language!r} snippet"
         if language in checks:
             checks[language](text)
+
+
+def test_the_readme_s_commands_are_found_in_a_fresh_shell() -> None:
+    """`make` makes the environment; what is installed in it is found once it is activated, or by its path."""
+    made = activated = False
+    for language, text in snippets(ROOT / "README.md"):
+        for line in text.splitlines() if language == "sh" else ():
+            words = shlex.split(line, comments=True)
+            made |= words[:1] == ["make"]
+            activated |= made and words[:2] == [".", ".venv/bin/activate"]
+            assert words[:1] != ["bedplate"] or activated, line
+    assert activated
 
 
 def _file(directory: Path, text: str) -> None:
@@ -168,6 +235,8 @@ def _commands(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for line in text.replace("\\\n", " ").strip().splitlines():
         words = shlex.split(line, comments=True)
+        if not words:
+            continue
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.M), line
         elif words[:1] == ["bedplate"]:
@@ -183,7 +252,7 @@ def _commands(text: str) -> None:
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), line
         else:
-            assert words[0] in {"git", "cd", "for", "done"}, line
+            assert words[0] in {"git", "cd", "for", "done", ".", "curl"}, line
 
 
 def test_the_picture_of_the_house_is_current(builder: ModuleType) -> None:

@@ -7,37 +7,43 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.candidates import Candidate, candidates_of
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
+from bedplate.adaptation.climb.guard_drops import GuardResult, hold
+from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
 from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested, latency
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.report.report import Report, build_report, write_report
+from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import ask, single_calls
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
+from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.composed import Answers
+from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
@@ -45,6 +51,7 @@ from bedplate.skins.files import read_skin
 NOMINATION_FILE = "nomination.json"
 
 
+@checked
 def adapt(
     task_path: Path | str,
     out: Path | str,
@@ -56,6 +63,7 @@ def adapt(
     curve: Sequence[int] = (),
     exhaustive: bool = False,
     parent: Path | str | None = None,
+    data: Any = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
@@ -63,18 +71,22 @@ def adapt(
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
-    data. The same call again goes on where an interrupted one stopped; what it did and what a limit made it leave out
+    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. The same call
+    again goes on where an interrupted one stopped; what it did and what a limit made it leave out
     stays as it was.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
-    task, spec = load_adapt_task(task_path, overrides, rungs)
+    out, given = Path(out), dict[str, Rows]()
+    if data is not None:
+        beside = Path(task_path).parent
+        given = given_rows(data, lambda split, _: os.path.relpath(out / f"rows{split and '-'}{split}.jsonl", beside))
+    task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(given) if given else ())], rungs)
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
     watch = Stopwatch()
-    out = Path(out)
     check_output(out)
     if task.output.kind == "embedding":
         raise UsageError(
@@ -83,7 +95,7 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = load_examples(task, None if taken_over is None else taken_over.assigned)
+    data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
     if curve:
         possible_sizes(curve, len(data.train))
     with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
@@ -91,6 +103,7 @@ def adapt(
         check_output(out)
         with file_lock(out / LOCK_FILE):
             begin(contexts, data, out, Path(task_path))
+            keep(given, task.directory)
             return _Ladder(contexts, data, out, curve, watch).climb()
 
 
@@ -118,13 +131,20 @@ class _Ladder:
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
-        alpha = spent_alpha(1 - self.spec.target.confidence, 1 if opening is None else opening.number)
+        earlier = self._guards_opened(nomination.nominees, results, guarded)
+        number = 1 if opening is None else max(opening.number, earlier)
+        alpha = spent_alpha(1 - self.spec.target.confidence, number)
         confirmations = gate.confirm(
             [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: result.evaluation for name, result in results.items()},
+            {name: result.evaluation for name, result in results.items() if result.skin is not None},
             target=self.spec.target.value,
             alpha=alpha,
+            next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
+            holds={name: partial(hold, made) for name, made in guarded.items()},
         )
+        levels = {one.rung: one.lower_confidence for one in confirmations}
+        guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
+        limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         decision = gate.decide(
             nomination,
             confirmations,
@@ -133,6 +153,7 @@ class _Ladder:
             n=self.data.test.n,
             groups=self.data.test.groups,
             guards=guarded,
+            limits=limits,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
@@ -149,12 +170,14 @@ class _Ladder:
             decision,
             predictions=rules.score(self.expectations, served, tested, self.context.seed),
             guards=guarded,
+            limits=limits,
             formats=self.formats,
             watch=self.watch,
         )
         self._write(report, results)
         if self.curve:
-            report = report.with_curve(learning_curve(self.candidates, self.outcomes, self.curve), self.context.clock)
+            curve = learning_curve(self.candidates, self.outcomes, self.curve)
+            report = report.with_curve(curve, self.context.clock.used, self.context.clock.spent)
             self._write(report, results)
         return report
 
@@ -214,12 +237,16 @@ class _Ladder:
         less time as a format was measured to save."""
         now = self._nominable(name, results[name], guarded)
         times = self.candidates[name].context.format_gain
-        then = replace(now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times)
+        least = None if now.p95_least_ms is None else now.p95_least_ms / times
+        then = replace(
+            now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
+        )
         budget, out = self.spec.budget, gate.infeasible
         return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
 
     def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
+        least, _ = result.latency.p95_bounds(self.spec.target.confidence)
         return gate.Nominable(
             name,
             result.evaluation.estimate,
@@ -229,6 +256,7 @@ class _Ladder:
             result.prompt_tokens,
             broken(guarded.get(name, ())),
             result.evaluation.row_variance,
+            None if least is None else 1000 * least,
         )
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
@@ -240,9 +268,7 @@ class _Ladder:
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         candidates = [
-            self._nominable(name, result, guarded)
-            for name, result in results.items()
-            if self.candidates[name].traits.side != "reference"
+            self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None
         ]
         nomination = gate.nominate(
             candidates,
@@ -288,6 +314,17 @@ class _Ladder:
                     tested[name] = self._tested(candidate, result, examples)
         return tested, opening
 
+    def _guards_opened(
+        self, nominees: Sequence[str], results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> int:
+        looked = [
+            (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
+            for name in nominees
+            if name in guarded
+            for at, _ in self._children(name)
+        ]
+        return guards_opened(self.task.task, looked)
+
     def _tested(self, candidate: Candidate, result: Result, examples: Sequence[Example]) -> Tested:
         """One skin, as read back from disk, on test, one call at a time as it will be served. Answers that are written
         take long: then as many calls as time it, and the other rows in batches."""
@@ -301,17 +338,21 @@ class _Ladder:
                 )
         predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
-        if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
+        if isinstance(predictor, Answers):
             with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 order = candidate.context.ordered(examples, "latency")
                 count = candidate.context.single_test_calls
                 alone = ask(predictor, order[:count], one_by_one=True)
                 rest = ask(predictor, order[count:]) if count < len(order) else []
+                timed = [p.seconds for p in alone if p is not None]
+                least = 0 if candidate.traits.needs == "endpoint" else candidate.context.least_timed
+                while timed and len(timed) < least:  # of fewer calls no bound is within any budget
+                    more = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
+                    timed += [p.seconds for p in more]
             by_id = dict(zip([e.id for e in order], [*alone, *rest], strict=True))
             predictions = [by_id[e.id] for e in examples]
             candidate.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
-            timed = [p.seconds for p in alone if p is not None]
         else:
             given = [predictor.predict([example.inputs])[0] for example in examples]
             predictions = [one for one in given if not isinstance(one, str)]

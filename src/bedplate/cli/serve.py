@@ -54,6 +54,9 @@ def serve(
             help="A skin's directory, served under the skin's name. Repeatable.", callback=paths.skin_directories
         ),
     ] = None,
+    skins_directory: Annotated[
+        Path | None, typer.Option(help="Serve every skin below it, and take more from it while the server runs.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
     ] = "127.0.0.1",
@@ -72,8 +75,10 @@ def serve(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are answered 429.")] = 256,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are answered 413.")] = 2 * 1024 * 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are refused with status 429.")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are refused with status 413.")] = 2
+    * 1024
+    * 1024,
     grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
@@ -118,6 +123,7 @@ def serve(
     if settings is None:
         settings = server_config(
             *bases,
+            skins_directory=skins_directory,
             host=host,
             port=port,
             grace_seconds=grace,

@@ -11,7 +11,7 @@ from pathlib import Path
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import Climbed, RungOutcome
+from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome
 from bedplate.adaptation.context.throughput import Throughput, embedding_throughput, measure_throughput
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
@@ -19,7 +19,7 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
-from bedplate.core.statistics import enough_groups
+from bedplate.core.statistics import enough_groups, values_needed
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
@@ -217,7 +217,13 @@ class Context:
     @property
     def single_test_calls(self) -> int:
         """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
-        return self.test_n if self.labels else min(self.test_n, self.latency_calls)
+        return self.test_n if self.labels else min(self.test_n, max(self.latency_calls, self.least_timed))
+
+    @property
+    def least_timed(self) -> int:
+        """Single calls without which nothing is shown of the budget's p95."""
+        spec = self.spec
+        return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
     @cached_property
     def format_gain(self) -> float:

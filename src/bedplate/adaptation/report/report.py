@@ -6,17 +6,16 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.formats import not_tried
-from bedplate.adaptation.climb.guards import GuardResult
-from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.climb.guard_drops import GuardResult
+from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
@@ -29,51 +28,10 @@ from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
-from bedplate.report.schema_curve import Curve
+from bedplate.report.run_report import Report
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
-
-
-@dataclass(frozen=True)
-class Report:
-    """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
-
-    data: dict[str, Any]
-    directory: Path
-
-    @property
-    def verdict(self) -> dict[str, Any]:
-        """status (PASS, FAIL, INSUFFICIENT_DATA), skin, reason."""
-        return self.data["verdict"]
-
-    @property
-    def rungs(self) -> list[dict[str, Any]]:
-        """One row for each rung and split."""
-        return self.data["rungs"]
-
-    @property
-    def skin(self) -> Path | None:
-        """The directory of the skin that passed."""
-        found = self.verdict["skin"]
-        return None if found is None else self.directory / found
-
-    @property
-    def comparison(self) -> dict[str, Any] | None:
-        """The one pair that was fixed before test was opened."""
-        return next((pair for pair in self.data["comparisons"] if pair["planned"]), None)
-
-    def row(self, rung: str, split: str = "valid") -> dict[str, Any] | None:
-        """The row of a rung on a split."""
-        return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
-
-    def with_curve(self, curve: Curve, clock: Clock) -> Report:
-        """The same with learning curves, and the time and money that it took in all."""
-        timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
-        return Report({**self.data, "curve": curve.model_dump(mode="json"), "timing": timing}, self.directory)
-
-    def to_json(self) -> dict[str, Any]:
-        return self.data
 
 
 def build_report(
@@ -90,6 +48,7 @@ def build_report(
     *,
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],
+    limits: Mapping[str, Sequence[schema_plan.Limit]],
     formats: Mapping[str, schema_plan.Formats],
     watch: Stopwatch,
 ) -> Report:
@@ -105,8 +64,10 @@ def build_report(
     valid = {name: result.evaluation for name, result in results.items()}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
-    classical = _classical(evaluations, judged, context.seed)
-    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
+    classical = _classical(evaluations, judged, context.seed, results)
+    left_out = (*planner.not_tried(outcomes), *not_tried(formats))
+    untried = _untried(left_out) if decision.status == "PASS" else None
+    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical]))
     rate = context.spec.machine.usd_per_hour
     found = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,
@@ -118,15 +79,16 @@ def build_report(
             rung=decision.rung,
             exploratory=opening is not None and opening.exploratory,
         ),
-        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate)),
+        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence)),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
         target=schema.Target(metric=context.task.metric_name, **context.spec.target.model_dump(mode="json")),
         predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
         guards={name: tuple(made) for name, made in guards.items()},
+        limits={name: tuple(made) for name, made in limits.items()},
         formats=dict(formats),
         forecasts=tuple(planner.forecasts(context, outcomes)),
-        not_tried=(*planner.not_tried(outcomes), *not_tried(formats)),
+        not_tried=left_out,
         search={name: tuple(schema.Tried(**one) for one in r.search) for name, r in results.items() if r.search},
         details={name: dict(result.details) for name, result in results.items()},
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
@@ -174,6 +136,10 @@ def build_report(
         rows=schema.Rows(
             valid=_results(valid),
             test=_results(evaluations),
+            calls={
+                "valid": {name: result.latency.seconds for name, result in results.items()},
+                "test": {name: one.latency.seconds for name, one in tested.items()},
+            },
             guards={name: {one.guard: one.rows for one in made} for name, made in guards.items()},
         ),
     )
@@ -263,16 +229,19 @@ def _rows(
     tested: Mapping[str, Tested],
     bases: Mapping[str, str | None],
     rate: float,
+    confidence: float,
 ) -> Iterator[schema.Row]:
     """One for each candidate and split that it was evaluated on."""
     for name, outcome in outcomes.items():
         base, result = bases[name], outcome.result
         if result is None:
-            yield _row(name, base, outcome, "valid", None, None, out, rate)
+            yield _row(name, base, outcome, "valid", None, None, out, rate, confidence)
             continue
-        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate)
+        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate, confidence)
         if name in tested:
-            yield _row(name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate)
+            yield _row(
+                name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate, confidence
+            )
 
 
 def _row(
@@ -284,6 +253,7 @@ def _row(
     timing: Latency | None,
     out: Path,
     rate: float,
+    confidence: float,
 ) -> schema.Row:
     result = outcome.result
     skin = None if result is None else result.skin
@@ -305,11 +275,30 @@ def _row(
         usd_per_1k_calls=None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
         p50_ms=None if timing is None else timing.p50 * 1000,
         p95_ms=None if timing is None else timing.p95 * 1000,
+        **({} if timing is None or result is None else _timing(result, timing, rate, confidence)),
         train_seconds=None if result is None else result.train_seconds,
         skin=skin,
         weights=None if held is None else held.weights,
         kernel=None if held is None else held.kernel,
     )
+
+
+def _timing(result: Result, timing: Latency, rate: float, confidence: float) -> dict[str, Any]:
+    """What is known of the price and of the p95 beside their estimates."""
+    mean = timing.mean_interval(0.95)
+    least, most = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(confidence))
+    charged = result.usd_per_call is not None
+    return {
+        "usd_interval": None if mean is None or charged else tuple(1000 * result.price(rate, end) for end in mean),
+        "p95_bounds_ms": (least, most),
+        "calls": timing.calls,
+        "load": timing.load,
+    }
+
+
+def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
+    names = [one.rung for one in left_out if one.what == "rung" and one.kind != "impossible"]
+    return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
 
 
 def _exploratory(opening: Opening | None) -> str | None:
@@ -321,20 +310,24 @@ def _exploratory(opening: Opening | None) -> str | None:
     )
 
 
-def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: int) -> str | None:
-    """What the classical baseline says about the nominee, on the same test rows."""
+def _classical(
+    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, Result]
+) -> str | None:
+    """What the classical baseline says about the nominee, on the same test rows; and which skin it is."""
     classical = in_role("classical")
-    if judged is None or judged not in evaluations or classical not in evaluations:
+    if judged is None or judged == classical or judged not in evaluations or classical not in evaluations:
         return None
     ours, theirs = evaluations[judged], evaluations[classical]
     found = compare(ours, theirs, seed)
     numbers = f"{theirs.estimate:.3f} on the same rows"
+    place = results[classical].skin
+    where = "" if place is None else f" ({place})"
     if found.difference <= 0:
-        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one."
+        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{where}."
     if found.p_value > 0.05:
         return (
             f"A classical model of the task's own labels reads {numbers}; {judged} is not measurably better "
-            f"(p = {found.p_value:.2g}): consider it first."
+            f"(p = {found.p_value:.2g}): consider it first{where}."
         )
     return f"A classical model of the task's own labels reads {numbers} (p = {found.p_value:.2g} for the difference)."
 

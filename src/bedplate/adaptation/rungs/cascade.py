@@ -25,8 +25,6 @@ from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
 from bedplate.inference.predict.composed import Answers, CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import Provenance, Skin, cascaded
 
@@ -56,7 +54,7 @@ class Cascade(Rung):
         if not context.labels:
             return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
         if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.climbed.values()):
-            return Skip(f"{context.task.metric_name} is no mean of rows, so no threshold can be found row by row")
+            return Skip(f"{context.task.metric_name} is not a mean of rows, so no threshold can be found row by row")
         found = best_pair(context)
         if isinstance(found, str):
             return Skip(found)
@@ -213,6 +211,6 @@ def _price(context: Context, one: Climbed) -> float:
 
 def _asked(one: Climbed) -> Answers:
     predictor = one.opened()
-    if not isinstance(predictor, Predictor | HostedPredictor):
-        raise UsageError(f"{one.name} is no skin that could be part of a cascade")
+    if not isinstance(predictor, Answers):
+        raise UsageError(f"{one.name} is not a skin that could be part of a cascade")
     return predictor

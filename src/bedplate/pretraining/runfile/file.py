@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 class TextSource(Strict):
     """Documents: `stdlib` (the modules of the running Python's own library), a directory of text files, a .txt or .md
-    file, a data set of the catalogue, or a .jsonl, .csv or .tsv file with the text in `column`.
+    file, a data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file with the text in `column`.
 
     tokens: at most so many are learned from it. lines: so many lines of a text at a time are a document of their own
     (a single long file has else no part that can be held out). general: a text of other kinds than what is to be
@@ -231,7 +231,7 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.model is None) == (self.base is None):
-            raise ValueError("give `model`, to build one, or `base`, to go on from one; one of them")
+            raise ValueError("give `model`, to build one, or `base`, to continue from one; one of them")
         if self.base is not None and self.data.tokenizer is not None:
             raise ValueError("a base has its own tokenizer; leave data.tokenizer out")
         if self.base is None and self.data.sources and self.data.tokenizer is None:
