@@ -8,6 +8,7 @@ may take the answer from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -54,6 +55,16 @@ class TimedConnection(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and self._unread is None:
             self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
 
+    def send_400_response(self, msg: str) -> None:
+        """Of a request that is begun already, whose body is no HTTP: what it would be answered is not sent any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # its answer has begun
+            self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch(self.transport.get_write_buffer_size())
@@ -94,9 +105,10 @@ class _Answering(asyncio.Transport):
         """Of a client that is still sending only the side on which it is answered; its timers close the other."""
         answered = self._conn.our_state is h11.CLOSED and self._conn.their_state is h11.SEND_BODY
         if answered and self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            with contextlib.suppress(OSError):  # the client has gone
+                self._transport.write_eof()
+                return
+        self._transport.close()
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:
