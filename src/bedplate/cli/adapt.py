@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -128,7 +129,7 @@ def adapt(
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
         return
-    show(report)
+    show(report, task_file.parent)
 
 
 _WIDTH = max(map(len, RUNG_LINES))
@@ -152,8 +153,8 @@ def _directory(skin: str) -> Path:
         return catalog.skin_directory(skin)
 
 
-def show(report: Report) -> None:
-    """The table, the verdict, and what to do next."""
+def show(report: Report, directory: Path = Path()) -> None:
+    """The table, the verdict, and what to do next. directory: where the task file lies."""
     from rich.markup import escape
 
     data = report.data
@@ -193,7 +194,7 @@ def show(report: Report) -> None:
         show_curve(data["curve"])
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
-    _next(report)
+    _next(report, directory)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -234,7 +235,13 @@ def show_curve(curve: Mapping[str, Any]) -> None:
         screen.print(escape(line))
 
 
-def _next(report: Report) -> None:
+def _from_here(base: str, directory: Path) -> str:
+    """A base that the task file in `directory` names by a path, which begins there."""
+    place = directory / base
+    return os.path.relpath(place) if not Path(base).exists() and place.exists() else base
+
+
+def _next(report: Report, directory: Path) -> None:
     """Where things lie, and the command that serves the skins."""
     data = report.data
     skins = {row["skin"] for row in report.rungs if row["skin"] is not None}
@@ -244,4 +251,6 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   {program()} serve {row['base']} --skin {report.directory / row['skin']}")
+        names = [one["name"] for one in data["bases"]]  # a server holds one, also for a skin that needs none
+        base = _from_here(row["base"] if row["base"] in names else names[0], directory)
+        print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")
