@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -34,8 +35,9 @@ class TimedConnection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.cycle is not None and self.cycle.transport is self.transport:
-            self.cycle.transport = _Answering(self.transport, self.conn)
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is not None and cycle.transport is self.transport:
+            cycle.transport = _Answering(self.transport, self.conn)
 
     def data_received(self, data: bytes) -> None:
         if self.conn.our_state is h11.CLOSED:  # it was answered, and this was the last answer
@@ -57,9 +59,10 @@ class TimedConnection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Of a request that is begun already, whose body is no HTTP: what it would be answered is not sent any more."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:  # its answer has begun
