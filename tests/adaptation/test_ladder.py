@@ -16,6 +16,7 @@ from tests.homes import new_home
 
 from bedplate.adaptation.climb.start import LOCK_FILE
 from bedplate.adaptation.climb.task_file import load_adapt_task
+from bedplate.adaptation.context.context import LEAST_CALLS
 from bedplate.adaptation.context.outcome import Plan
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.ladder import adapt
@@ -99,7 +100,9 @@ def test_without_a_prompt_of_its_own_the_rung_is_skipped_and_a_hint_helps(toy_ta
 def test_rows_are_priced_by_their_measured_seconds(run: tuple[Report, Path, Path]):
     for name in run[0].data["rows"]["test"]:
         row = run[0].row(name, "test")
-        seconds = [each["seconds"] for each in run[0].data["rows"]["test"][name]]
+        rows = run[0].data["rows"]["test"][name]
+        seconds = [each["seconds"] for each in rows if each["seconds"] is not None]
+        assert len(seconds) == (len(rows) if row["skin"] is None else min(len(rows), LEAST_CALLS))
         assert row["usd_per_1k_calls"] == pytest.approx(np.mean(seconds) * 0.1 / 3600 * 1000)
 
 
@@ -170,11 +173,12 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
     def climb(call: float, **settings: object) -> Report:
         pace = Throughput(token=1e-6, call=call, tokens=10.0)
         monkeypatch.setattr("bedplate.adaptation.context.context.measure_throughput", lambda *_: pace)
+        monkeypatch.setattr("bedplate.adaptation.context.context.median_call", lambda *_: call)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
 
     busy, quiet = climb(100.0), climb(0.001)
     assert busy.row("few_shot")["status"] == "skipped"
-    assert "takes 100000 ms here" in busy.row("few_shot")["reason"]
+    assert "takes 100000 ms here (the least of 3 medians" in busy.row("few_shot")["reason"]
     for key in busy.data:
         if key != "timing":
             assert quiet.data[key] == busy.data[key], key
@@ -259,7 +263,11 @@ def test_a_spent_budget_skips_with_the_reason_and_still_gives_a_verdict(toy_task
     for name in ("zero_shot", "few_shot", "probe", "lora"):
         assert report.row(name)["status"] == "skipped"
         assert "of the budget are left" in report.row(name)["reason"]
-    assert report.verdict["status"] == "FAIL"
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    assert "train_minutes: " in report.verdict["reason"]
+    named = {one["rung"]: one for one in report.verdict["kept_out"]}
+    assert {"zero_shot", "probe", "lora"} <= named.keys()
+    assert all(one["key"] == "train_minutes" and one["needed"] > one["given"] for one in named.values())
     assert report.row("majority")["status"] == "done"
 
 

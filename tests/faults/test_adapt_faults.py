@@ -12,6 +12,7 @@ from tests.adaptation.conftest import write_rows, write_task
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
+from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.models.families import FAMILIES
 
@@ -192,7 +193,7 @@ def test_then_a_second_run_works(tmp_path: Path, base: Path, capsys: pytest.Capt
     assert refused(capsys, task, "--out", tmp_path / "out", "adapt.target.value=2")[0] == 2
     with pytest.raises(SystemExit) as done:
         main(["adapt", str(task), "--out", str(tmp_path / "out"), "--rungs", "majority,zero_shot", "--json"])
-    assert done.value.code == 0
     report = json.loads(capsys.readouterr().out)
+    assert done.value.code == EXIT_CODES[report["verdict"]["status"]]
     assert [row["rung"] for row in report["rungs"] if row["split"] == "valid"] == ["majority", "zero_shot"]
     assert "rows" not in report

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
 
 
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
+"""What a verdict makes the command exit with. 1 and 2 are those of errors, where there is no verdict."""
+
+
 def adapt(
     task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The run's directory; the same command goes on in it.", show_default=False)],
@@ -50,13 +54,27 @@ def adapt(
         Literal["auto", "torch", "native"] | None,
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML, too.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown, too.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
-) -> None:
+) -> int:
     """Find the cheapest adaptation of a base that provably meets the bar.
 
     Climbs the ladder (majority, from_scratch, zero_shot, few_shot, probe, lora), tunes each rung on valid, nominates at
-    most three skins that fit the budget, opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA.
-    Ctrl-C is safe: the same command goes on where it stopped.
+    most three skins that fit the budget, opens the test rows once, and decides. Ctrl-C is safe: the same command goes
+    on where it stopped.
+
+    \b
+    exit code  verdict
+      0        PASS: a skin clears the bar
+      3        FAIL: everything that fits is shown to be below it
+      4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
+      5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
+      2        wrong usage, 1 another error, 130 interrupted: there is no verdict
 
     The task file's `adapt` section says what is wanted:
 
@@ -81,6 +99,9 @@ def adapt(
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
     afresh. What users corrected is such new data: `bedplate feedback export`.
     """
+    for path in (junit, markdown):
+        if path is not None:
+            _check_file(path)
     from bedplate.adaptation.curve.learning_curve import parse_sizes
     from bedplate.adaptation.ladder import adapt as climb
     from bedplate.adaptation.task.spec import parse_budget
@@ -100,10 +121,39 @@ def adapt(
         exhaustive=exhaustive,
         parent=None if parent is None else _directory(parent),
     )
+    _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
-        return
-    show(report)
+    else:
+        show(report)
+    return EXIT_CODES[report.verdict["status"]]
+
+
+def _check_file(path: Path) -> None:
+    """UsageError for a file that could not be written in the end, before time is spent."""
+    import os
+
+    from bedplate.core.errors import UsageError
+
+    place = path.absolute().parent
+    if path.is_dir() or not place.is_dir():
+        what = "is a directory" if path.is_dir() else f"is in {place}, which is no directory"
+        raise UsageError(f"{path} {what}; name a file in a directory that is there")
+    if not os.access(path if path.exists() else place, os.W_OK):
+        raise UsageError(f"{path} cannot be written; choose a place that can be")
+
+
+def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
+    from bedplate.core.files import atomic_write
+
+    if junit is not None:
+        from bedplate.report import junit as xml
+
+        atomic_write(junit, xml.junit(report.data))
+    if markdown is not None:
+        from bedplate.report.summary import summary
+
+        atomic_write(markdown, summary(report.data))
 
 
 def _directory(skin: str) -> Path:

@@ -11,8 +11,17 @@ from pathlib import Path
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import Climbed, RungOutcome
-from bedplate.adaptation.context.throughput import Throughput, embedding_throughput, measure_throughput
+from bedplate.adaptation.context.outcome import Climbed, RungOutcome, test_seconds
+from bedplate.adaptation.context.throughput import (
+    Reading,
+    Throughput,
+    embedding_throughput,
+    measure_calls,
+    measure_throughput,
+    median_call,
+    median_text,
+    pace_seconds,
+)
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
@@ -39,6 +48,12 @@ from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, 
 
 LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
 """Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
+
+JUDGED = 3
+"""Skins that test is expected to be asked of: two nominees, and the base as it is."""
+
+REPORT_SECONDS, REPORT_SHARE = 5.0, 0.1
+"""What the report takes at most, and of a short budget."""
 
 
 @dataclass
@@ -98,6 +113,18 @@ class Context:
     climb: Callable[[Context, str, Path], RungOutcome] | None = None
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
     that directory."""
+
+    likely: list[str] = field(default_factory=list[str])
+    """Candidates that would be asked on test if the climb ended now: one list for all contexts of a ladder."""
+
+    settled: bool = False
+    """Whether every candidate was climbed, so that `likely` is all there will be."""
+
+    pace: float = 1.0
+    """Seconds that this rung was seen to take for each that it was expected to take."""
+
+    readings: dict[str, Reading] = field(default_factory=dict[str, Reading])
+    """Calls of prompts that were timed again, by prompt."""
 
     @property
     def is_encoder(self) -> bool:
@@ -197,12 +224,12 @@ class Context:
     @cached_property
     def throughput(self) -> Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows = self.ordered(self.valid, "pace")
+        rows, room = self.ordered(self.valid, "pace"), pace_seconds(self.clock.left)
         if self.is_encoder:
             prompt = text_prompt(self.fields)
-            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows])
+            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
         with self.model.predictor(self.skin("pace", *self.default_prompt())) as predictor:
-            return measure_throughput(predictor, [e.inputs for e in rows], self.written)
+            return measure_throughput(predictor, [e.inputs for e in rows], self.written, room)
 
     @property
     def latency_calls(self) -> int:
@@ -216,8 +243,32 @@ class Context:
 
     @property
     def single_test_calls(self) -> int:
-        """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
-        return self.test_n if self.labels else min(self.test_n, self.latency_calls)
+        """Test rows that a skin answers one call at a time: as many as time it. The others are asked in batches."""
+        return min(self.test_n, self.latency_calls)
+
+    def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
+        """What a call with this prompt takes, the least of a few medians, since what else the machine does only adds to
+        it; no more are taken once one is within `limit` seconds."""
+        key = f"{prompt.format}/{prompt.template}"
+        if key not in self.readings:
+            rows = [example.inputs for example in self.ordered(self.valid, "pace")]
+            if self.is_encoder:
+                texts = [str(prompt.text(one)) for one in rows]
+                self.readings[key] = measure_calls(lambda n, _: median_text(self.model, texts[:n]), limit)
+            else:
+                with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
+                    predictor.predict(rows[:1])
+                    self.readings[key] = measure_calls(lambda n, who: median_call(predictor, rows[:n], who), limit)
+        return self.readings[key]
+
+    def elsewhere(self, out: Path, pace: float, *, fresh: bool = False) -> Context:
+        """The same in another directory, with what a rung was seen to take. fresh: the base's speed is measured
+        anew."""
+        found = replace(self, out=out, pace=pace, until=math.inf, readings={})
+        found.format_gain = self.format_gain
+        if not fresh:
+            found.throughput = self.throughput
+        return found
 
     @cached_property
     def format_gain(self) -> float:
@@ -232,10 +283,20 @@ class Context:
         return 1.0 if isinstance(found, str) else max(1.0, *found.values())
 
     @property
-    def for_test(self) -> float:
-        """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
+    def on_test(self) -> float:
+        """Expected seconds of test: of the skins that would be asked now as they were measured on valid, and of others
+        that may follow as the plain prompt was measured."""
+        made = [self.climbed[name].result for name in self.likely if name in self.climbed]
+        missing = 0 if self.settled else max(0, JUDGED - len(made))
         alone = self.single_test_calls
-        return 3.3 * (alone * self.throughput.call + self.throughput.rows(self.test_n - alone)) + 5.0
+        plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
+        return sum(test_seconds(result, self.test_n, alone) for result in made) + missing * plain
+
+    @property
+    def for_test(self) -> float:
+        """Seconds kept for test, for timing the nominees once more before it, and for the report."""
+        report = min(REPORT_SECONDS, REPORT_SHARE * (self.clock.seconds or math.inf))
+        return 1.1 * self.on_test + 2 * self.timing + report
 
     @property
     def test_reserve(self) -> float:
@@ -250,7 +311,7 @@ class Context:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        return min(self.clock.left - self.test_reserve, self.until - self.clock.used)
+        return min(self.clock.left - self.test_reserve, self.until - self.clock.used) / self.pace
 
     @property
     def usd_left(self) -> float:

@@ -21,6 +21,7 @@ from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.admission import Admission
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
@@ -91,6 +92,8 @@ def build_report(
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],
     formats: Mapping[str, schema_plan.Formats],
+    kept_out: Sequence[Admission] = (),
+    reserved: float | None = None,
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
@@ -117,6 +120,11 @@ def build_report(
             reason=reason,
             rung=decision.rung,
             exploratory=opening is not None and opening.exploratory,
+            kept_out=tuple(
+                schema.BudgetChange(rung=one.rung, estimate=one.estimate, **vars(change))
+                for one in kept_out
+                for change in one.changes
+            ),
         ),
         rungs=tuple(_rows(context.out, outcomes, tested, bases, rate)),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
@@ -168,6 +176,8 @@ def build_report(
             guards=watch.of("guards"),
             formats=watch.of("formats"),
             tests=watch.of("tests"),
+            latency=watch.of("latency"),
+            reserved=None if reserved is None else round(reserved, 2),
             processor_seconds=round(watch.processor, 1),
             resumed=any(o.reused for o in outcomes.values()),
         ),

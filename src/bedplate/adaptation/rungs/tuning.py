@@ -34,6 +34,9 @@ ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
 
+KEPT_WITHIN = 0.005
+"""A shorter prompt keeps the score where it loses no more of the metric than this on valid."""
+
 Settings = Mapping[str, Any]
 """A plan's."""
 
@@ -65,22 +68,70 @@ class Lessons:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """One seed's skin, read back from disk, and how it does on valid."""
+    """One seed's skin on one prompt, read back from disk, and how it does on valid."""
 
     skin: Skin
     seed: int
     done: TrainResult
     evaluation: Evaluation
+    prompt: str
     by_id: Mapping[str, Prediction | None] = field(repr=False)
+
+
+def best_of(trained: Sequence[Trained]) -> Trained:
+    """The best seed on the shortest prompt that keeps the score on valid: the bare one, unless another's best is more
+    than KEPT_WITHIN above its best."""
+    by_prompt = {one.prompt: max((t for t in trained if t.prompt == one.prompt), key=_standing) for one in trained}
+    best = max(by_prompt.values(), key=_standing)
+    bare = by_prompt.get("bare", best)
+    return bare if bare.evaluation.estimate >= best.evaluation.estimate - KEPT_WITHIN else best
+
+
+def _standing(one: Trained) -> tuple[float, int]:
+    return one.evaluation.estimate, -one.seed
+
+
+def _kept(best: Trained, trained: Sequence[Trained]) -> str:
+    """Which of the fits is the rung's, in a few words."""
+    names = list(dict.fromkeys(one.prompt for one in trained))
+    said = f"seed {best.seed} is the best of {sum(t.prompt == best.prompt for t in trained)} on valid"
+    if len(names) == 1:
+        return said if best.prompt == "chosen" else f"{said}; trained on the bare inputs, for lack of room for more"
+    tops = {name: max(t.evaluation.estimate for t in trained if t.prompt == name) for name in names}
+    seen = " and ".join(f"{tops[name]:.3f} on the {name} prompt" for name in names)
+    return f"{seen} on valid, so the {best.prompt} one is kept; {said}"
 
 
 class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
     recipe: Recipe
-    traits = Traits(side="weights", trained=True, whole_prompt=True)
+    traits = Traits(side="weights", trained=True, whole_prompt=True, worth=0.5)
     virtual = 0
     """Positions that stand before every prompt."""
+
+    # --- on which prompt
+
+    def prompts(self, context: Context) -> dict[str, tuple[Prompt, TaskOutput]]:
+        """The prompts that a skin may be trained on, by name, the shortest last: "chosen", which the base as it is
+        chose (or the parent was trained on), and "bare", the inputs and the cue. What is trained needs no instructions,
+        and the shortest that keeps the score is the cheapest to serve."""
+        chosen, parent = context.default_prompt(), self.start(context)
+        if context.is_encoder:
+            return {"chosen": chosen}
+        if parent is not None:
+            return (
+                {"chosen": (parent.prompt, chosen[1])}
+                if parent.prompt.format == chosen[0].format
+                else {"chosen": chosen}
+            )
+        bare = context.task_prompt("plain", "bare")
+        row, tokenizer = context.valid[0].inputs, context.model.tokenizer
+        shorter = len(bare[0].tokens(tokenizer, row)) < len(chosen[0].tokens(tokenizer, row))
+        return {"chosen": chosen, "bare": bare} if shorter else {"chosen": chosen}
+
+    def lightest(self, context: Context) -> tuple[Prompt, TaskOutput]:
+        return list(self.prompts(context).values())[-1]
 
     # --- how much
 
@@ -115,11 +166,29 @@ class TuningRung(Rung):
         settings = {
             "rows": rows,
             "seeds": seeds,
+            "prompts": self._order(context)[:seeds],
             "batch": recipe.batch,
             "learning_rate": recipe.learning_rate,
             "epochs": recipe.epochs,
         }
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+
+    def _order(self, context: Context) -> list[str]:
+        """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
+        the budget is not trained on."""
+        names = list(self.prompts(context))
+        fitting = [name for name in names if not self._too_slow(context, name)]
+        return fitting or names[-1:]
+
+    def _too_slow(self, context: Context, name: str) -> bool:
+        """Whether the chosen prompt was timed to be over the budget; the lightest was looked at by the planner."""
+        limit = context.spec.budget.p95_ms
+        if limit is None or context.exhaustive or context.throughput.call * 1000 <= limit * context.format_gain:
+            return False
+        prompts = self.prompts(context)
+        return name != list(prompts)[-1] and (
+            context.again(*prompts[name], limit / 1000 * context.format_gain).call * 1000 > limit * context.format_gain
+        )
 
     def recipe_on(self, context: Context) -> Recipe:
         """How it trains this base."""
@@ -198,15 +267,20 @@ class TuningRung(Rung):
         """What is trained, in a few words."""
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
-        prompt, output = context.default_prompt()
         settings = plan.settings
+        prompts = self.prompts(context)
+        names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
         # the same rows for every rung of this kind: what differs is how they are learned
         chosen = context.ordered(context.train, "lora")[: settings["rows"]]
-        lessons = self.lessons(context, prompt, output, chosen, settings)
         trained: list[Trained] = []
         for number in range(settings["seeds"]):
-            seed = context.seed + number
-            work = directory / f"seed-{seed}"
+            # the first seed on each prompt, and the next ones on the prompt that is kept
+            first = number < len(names)
+            name = names[number] if first else best_of(trained).prompt
+            seed = context.seed + (0 if first else number - len(names) + 1)
+            work = directory / (f"seed-{seed}" if name == "chosen" else f"seed-{seed}-{name}")
+            prompt, output = prompts[name]
+            lessons = self.lessons(context, prompt, output, chosen, settings)
             saving = self.saving(lessons.source(seed).steps or 1)
             config = TrainConfig(
                 learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
@@ -215,11 +289,11 @@ class TuningRung(Rung):
             stands = self.standing(context)
             made: dict[str, Any] = {"output": output, **parts}
             skin = stands.skin(self.name, prompt, seed=seed, **made)
-            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done))
-        best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
-        result = self._finish(context, plan, best, trained)
+            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done, name))
+        result = self._finish(context, plan, best_of(trained), trained)
         for one in trained:  # finished: the optimizer's state has no further use
-            StateFile(directory / f"seed-{one.seed}").remove()
+            assert one.skin.directory is not None
+            StateFile(one.skin.directory.parent).remove()
         return result
 
     def examples(
@@ -243,12 +317,12 @@ class TuningRung(Rung):
         return found
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, done: TrainResult) -> Trained:
+    def _judge(context: Context, skin: Skin, seed: int, done: TrainResult, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
             predictions = ask(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, done, evaluation, by_id)
+        return Trained(skin, seed, done, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
         seeds: list[dict[str, Any]] = [
@@ -258,6 +332,7 @@ class TuningRung(Rung):
                 "interval": list(t.evaluation.interval),
                 "train_seconds": t.done.seconds,
                 "chosen": t is best,
+                "prompt": t.prompt,
             }
             for t in trained
         ]
@@ -265,10 +340,7 @@ class TuningRung(Rung):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        reason = (
-            f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}; "
-            f"seed {best.seed} is the best of {len(trained)} on valid"
-        )
+        reason = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}; {_kept(best, trained)}"
         seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)
         result = judged(
             context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
@@ -281,6 +353,7 @@ class TuningRung(Rung):
             details={
                 "rows": settings["rows"],
                 "seed": best.seed,
+                "prompt": best.prompt,
                 "learning_rate": settings["learning_rate"],
                 "computed_in": best.done.arithmetic.name,
                 **({} if context.parent is None else {"goes_on_from": None if parent is None else context.parent.id}),

@@ -28,7 +28,7 @@ class ZeroShot(Rung):
     """A prompt skin without demonstrations."""
 
     name = "zero_shot"
-    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True)
+    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True, worth=0.25)
 
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.candidate import Nominable, infeasible
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
 from bedplate.core.statistics.proportions import Side
@@ -21,7 +23,9 @@ from bedplate.report.schema import Confirmation
 from bedplate.report.schema_plan import Guard
 
 MOST_NOMINEES = 3
-Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
+SHOWN = 3
+"""Ways out of the budget that the verdict's sentence names."""
 
 
 class Judged(Protocol):
@@ -37,22 +41,6 @@ class Judged(Protocol):
 
 
 @dataclass(frozen=True)
-class Nominable:
-    """What nomination looks at: a skin's numbers on valid, and its measured cost."""
-
-    rung: str
-    estimate: float
-    design_effect: float
-    usd_per_1k_calls: float
-    p95_ms: float
-    prompt_tokens: int
-    broken: str | None = None
-    """The guard that it was shown to break before test was opened, and why."""
-    row_variance: float | None = None
-    """Of a metric that is no share."""
-
-
-@dataclass(frozen=True)
 class Nomination:
     """Who goes to test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
     superiority claim. `reasons` says for every candidate why it is in or out."""
@@ -64,21 +52,6 @@ class Nomination:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "nominees": list(self.nominees)}
-
-
-def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
-    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
-    if candidate.broken is not None:
-        return candidate.broken
-    limits = (
-        ("p95 latency", candidate.p95_ms, budget.p95_ms, "{:.0f} ms"),
-        ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
-        ("longest prompt", candidate.prompt_tokens, budget.max_prompt_tokens, "{:.0f} tokens"),
-    )
-    for name, value, limit, shape in limits:
-        if limit is not None and value > limit:
-            return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
-    return None
 
 
 def nominate(
@@ -198,17 +171,23 @@ def decide(
     n: int,
     groups: int,
     guards: Mapping[str, Sequence[Guard]] | None = None,
+    kept_out: Sequence[Admission] = (),
 ) -> GateDecision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
-    lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
-    rows that would be needed.
+    lies below it (or a guard of the nominee is broken), or no skin could be made whatever the budget. OUT_OF_BUDGET:
+    nothing fitted the budget, or what did is shown to be below the target and something above it on valid did not; it
+    names the keys and values that would do. Otherwise INSUFFICIENT_DATA, with the rows that would be needed.
 
     guards: of the nominees that change their base. One that is undecided is no reason to PASS, and none to FAIL.
+    kept_out: what a budget kept out, those that look best first.
     """
     guards = {} if guards is None else guards
     if not nomination.nominees:
-        why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
-        return GateDecision("FAIL", None, f"Nothing is feasible: {why}.")
+        why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
+        if kept_out:
+            beside = f" ({why})" if why else ""
+            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{beside}.")
+        return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
     by_rung = {c.rung: c for c in confirmations}
     if set(by_rung) != set(nomination.nominees):
         raise UsageError("every nominee needs exactly one confirmation")
@@ -250,6 +229,11 @@ def decide(
             f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
             f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
+        above = [one for one in kept_out if one.estimate is not None and one.estimate > target]
+        if above:
+            return GateDecision(
+                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(above)}."
+            )
         return GateDecision("FAIL", None, text)
     needed = [c.needed_n for c in ordered if c.needed_n is not None]
     hope = (
@@ -262,6 +246,12 @@ def decide(
         f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
     )
     return GateDecision("INSUFFICIENT_DATA", None, text)
+
+
+def _ways_out(kept_out: Sequence[Admission]) -> str:
+    more = len(kept_out) - SHOWN
+    named = "; ".join(one.said for one in kept_out[:SHOWN])
+    return f"{named}; and {more} more" if more > 0 else named
 
 
 def _held(guards: Sequence[Guard]) -> bool | None:
