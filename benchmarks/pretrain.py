@@ -29,20 +29,23 @@ from typing import Any
 
 import torch
 
-from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken
 from bedplate.training.sources import DocumentSource
 from comparison import Row, need, report, start
+from shaped import Sizes, litgpt_model, our_model, transformers_model
 
 GOAL = 1.5
 LENGTH, HIDDEN, HEADS, KV_HEADS, WIDE = 512, 512, 8, 4, 1536
 RATE = 1e-4
 Timed = Callable[[], list[float]]
 """Trains for some steps; seconds of each but the first."""
+
+
+def _sizes(options: argparse.Namespace) -> Sizes:
+    return Sizes(options.vocabulary, LENGTH, HIDDEN, options.layers, HEADS, KV_HEADS, WIDE)
 
 
 def documents(rows: int, vocabulary: int) -> list[list[int]]:
@@ -67,21 +70,7 @@ class Watched(DocumentSource):
 
 
 def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    spec = TransformerSpec(
-        "decoder",
-        options.vocabulary,
-        HIDDEN,
-        options.layers,
-        HEADS,
-        KV_HEADS,
-        HIDDEN // HEADS,
-        WIDE,
-        LENGTH,
-        rope=Rope(),
-        norm_eps=1e-5,
-    )
-    torch.manual_seed(0)
-    model = Decoder(spec)
+    model = our_model(_sizes(options))
     config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=options.dtype)
 
     def run() -> list[float]:
@@ -94,22 +83,9 @@ def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
 
 
 def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=options.vocabulary,
-            hidden_size=HIDDEN,
-            num_hidden_layers=options.layers,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            intermediate_size=WIDE,
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=False,
-            use_cache=False,
-        )
-    )
+    model = transformers_model(_sizes(options))
     data: Any = [{"input_ids": ids, "labels": ids} for ids in rows]
 
     class Clock(TrainerCallback):
@@ -143,30 +119,10 @@ def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
 
 
 def litgpt(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    lightning, config_file, model_file, utils = (
-        importlib.import_module(name) for name in ("lightning", "litgpt.config", "litgpt.model", "litgpt.utils")
-    )
-    torch.manual_seed(0)
-    config = config_file.Config(
-        block_size=LENGTH,
-        n_layer=options.layers,
-        n_embd=HIDDEN,
-        n_head=HEADS,
-        n_query_groups=KV_HEADS,
-        head_size=HIDDEN // HEADS,
-        intermediate_size=WIDE,
-        vocab_size=options.vocabulary,
-        padded_vocab_size=options.vocabulary,
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP",
-    )
+    lightning, utils = (importlib.import_module(name) for name in ("lightning", "litgpt.utils"))
     precision: Any = "bf16-mixed" if options.dtype == "bfloat16" else "32-true"
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
-    model: Any = model_file.GPT(config)
-    model = fabric.setup(model)
+    model: Any = fabric.setup(litgpt_model(_sizes(options), fabric))
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     optimizer = fabric.setup_optimizers(optimizer)
     batches = torch.tensor(rows).split(options.rows)

@@ -8,12 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.pretraining.runs import tiny_run
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.data.corpus.fates import fates_of
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
+from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
@@ -112,6 +114,10 @@ def test_a_skin_judges(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     kept = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
     assert kept == {name for name, score in scores.items() if score >= bar}
     assert fates_of(place / "c", f"{min(scores, key=scores.__getitem__)}.txt")[0].detail.startswith("good: 0.")
+    settings = rule.removeprefix("rules.").replace("=", ": ")
+    (place / "judged.yaml").write_text(f"{RECIPE}rules: {{{settings}}}\ndedup: {{exact: false}}\n")
+    built = built_corpus(tiny_run(place, data={"recipe": "judged.yaml"}), place / "run").directory
+    assert kept == {name for name in texts if fates_of(built, f"{name}.txt")[0].rule is None}, "in a run file as well"
     capsys.readouterr()
     assert run("data", "build", recipe, rule.replace("good", "fine"), "--out", place / "d") == 2
     assert "a skin with one input and the label 'fine' is wanted" in capsys.readouterr().err

@@ -31,6 +31,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import Experts, FullAttention, SharedKeys
+from bedplate.training.optimizers import kinds_of
 
 
 def spec_of(name: str) -> TransformerSpec:
@@ -214,6 +215,19 @@ def test_optimizer_states() -> None:
     outside = 2 * 128_256 * 4096 + (2 * 32 + 1) * 4096
     assert optimizer_bytes(llama, "muon", master=False) == 4 * (total - outside) + 8 * outside
     assert optimizer_bytes(llama, "sgd", master=False) == 0
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v2-lite", "granite-4.0-h-tiny", "bert-base"])
+def test_muon_moves_the_matrices_that_are_counted(name: str) -> None:
+    """Routers, and what joins a state with the next token's embedding, are AdamW's, as the optimizers sort the modules
+    of a built model."""
+    further = {"prediction_modules": 1} if name == "deepseek-v2-lite" else {}
+    spec = spec_of(name).with_(**further)
+    model = build(spec, device="meta")
+    kinds = kinds_of(model.modules())
+    turned = sum(p.numel() for p in model.parameters() if kinds.get(id(p)) == "matrix")
+    others = sum(p.numel() for p in model.parameters()) - turned
+    assert optimizer_bytes(spec, "muon", master=False) == 4 * turned + 8 * others
 
 
 def test_adamw_states_are_those_that_torch_keeps() -> None:

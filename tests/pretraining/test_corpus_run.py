@@ -15,8 +15,7 @@ from bedplate.core.files import read_jsonl
 from bedplate.data.corpus.shards import Corpus
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.plan.dry_run import plan_run
-from bedplate.pretraining.run import judging
-from bedplate.pretraining.run import pretrain as runs
+from bedplate.pretraining.run import from_corpus, judging
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
 from bedplate.pretraining.run.seen import SEEN
@@ -30,7 +29,7 @@ MIXED: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "processes_here", lambda: 1)
+    monkeypatch.setattr(from_corpus, "processes_here", lambda: 1)
 
 
 def write_recipe(directory: Path) -> None:

@@ -23,6 +23,7 @@ from bedplate.pretraining.mixing.design import capped, design
 from bedplate.pretraining.mixing.response import Response, _fitted, fit
 from bedplate.pretraining.mixing.search import search
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.skins.catalog import Catalog
 
 FIRST = np.array([0.7, 0.2, 0.1])
 ALL = np.ones(3)
@@ -191,7 +192,8 @@ class Trainer:
         self.stop = stop
         patch.setattr(proxies, "pretrain", self)
 
-    def __call__(self, run: RunFile, place: Path) -> None:
+    def __call__(self, run: RunFile, place: Path, *, catalogued: bool = True) -> None:
+        assert not catalogued, "nobody is to adapt the base of a measurement"
         if len(self.ran) == self.stop:
             raise KeyboardInterrupt
         assert run.data.mixture is not None
@@ -285,7 +287,7 @@ def test_what_there_is_no_mixture_of(corpus: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match=r"give data\.corpus or data\.recipe"):
         search(tiny_run(place), place / "x")
 
-    def unjudged(run: RunFile, out: Path) -> None:
+    def unjudged(run: RunFile, out: Path, *, catalogued: bool) -> None:
         out.mkdir(parents=True)
         (out / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": {"web": 1}}))
         (out / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": {}}) + "\n")
@@ -339,3 +341,5 @@ def test_small_runs_are_trained_and_judged(tmp_path: Path) -> None:
     assert found.weights["two"] > found.proxies[0].shares["two"]
     assert found.checked.losses["two"] < found.proxies[0].losses["two"]
     assert all((tmp_path / "out/runs" / one.name / "base/config.json").is_file() for one in found.proxies)
+    with Catalog.open() as catalog:
+        assert not catalog.entries("base")

@@ -16,7 +16,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
-from bedplate.pretraining.run.directory import evaluations
+from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.training.objectives import OBJECTIVES
 
@@ -65,6 +65,9 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
     assert all(row[f"{name}/{metric}"] >= 0 for row in rows if metric)
     (judged,) = evaluations(done.directory)
     assert not judged["errors"]
+    run_through = sum(row["tokens"] for row in rows)
+    assert judged["tokens"] == read_record(done.directory)["tokens_seen"] <= 512, "those of the texts"
+    assert (run_through > judged["tokens"]) == (name not in ("next_token", "masked")), "with sentinels, on both sides"
     assert judged["held_out"]["lines"]["nats_per_token"] > 0
     assert bool(done.baselines) == (name in ("next_token", "fill_in_middle"))
     theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()

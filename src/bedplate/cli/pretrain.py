@@ -78,7 +78,7 @@ def _values(done: Pretrained) -> dict[str, Any]:
         "directory": str(done.directory),
         "base": str(done.base),
         "steps": result.steps,
-        "tokens": result.tokens,
+        "tokens": done.judged["tokens"],
         "seconds": result.seconds,
         "resumed_at": result.resumed_at,
         "held_out": done.judged["held_out"],
@@ -91,7 +91,7 @@ def _show(done: Pretrained) -> None:
     from rich.table import Table
 
     result = done.result
-    print(f"{result.tokens:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
+    print(f"{done.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
     names = list(dict.fromkeys(name for found in done.baselines.values() for name in found))
     table = Table("held out", "bits a byte", *names, box=None)
     for name, held in done.judged["held_out"].items():

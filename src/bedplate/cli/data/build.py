@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bedplate.cli.options import Overrides
-from bedplate.core.errors import ConfigError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
     from bedplate.data.corpus.build import Built
-    from bedplate.data.corpus.curate.draft import Judge
-    from bedplate.data.corpus.recipe import Recipe
 
 
 def build(
@@ -57,19 +52,20 @@ def build(
     from bedplate.data.corpus.build import build as built
     from bedplate.data.corpus.build import processes_here
     from bedplate.data.corpus.recipe import load_recipe
+    from bedplate.inference.predict.judges import judges_of
 
     recipe = load_recipe(recipe_file, overrides or ())
     target = out or Path("corpora") / recipe.corpus
-    judges = _judges(recipe, recipe_file.parent)
-    done = built(
-        recipe,
-        recipe_file.parent,
-        target,
-        processes=processes_here() if processes is None else processes,
-        judges=judges,
-        keep_work=keep_work,
-        quiet=as_json,
-    )
+    with judges_of(recipe, recipe_file.parent) as judges:
+        done = built(
+            recipe,
+            recipe_file.parent,
+            target,
+            processes=processes_here() if processes is None else processes,
+            judges=judges,
+            keep_work=keep_work,
+            quiet=as_json,
+        )
     _say(done, target, as_json)
 
 
@@ -88,35 +84,3 @@ def _say(done: Built, target: Path, as_json: bool) -> None:
     console().print(
         f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False
     )
-
-
-def _judges(recipe: Recipe, directory: Path) -> dict[str, Judge]:
-    """The skins that the rule `judged` asks, loaded."""
-    settings = recipe.rules.get("judged")
-    if not settings or not isinstance(settings.get("skin"), str) or not isinstance(settings.get("label"), str):
-        return {}  # what is missing is said where the rules are checked
-    return {settings["skin"]: _judge(directory / Path(settings["skin"]).expanduser(), settings["label"])}
-
-
-def _judge(path: Path, label: str) -> Judge:
-    """A skin as a judge: its one input is the text, the answer a label's probability. ConfigError where it has several
-    inputs, or no such label."""
-    from bedplate.inference.predict.loaded import LoadedSkin, load
-
-    loaded = load(path)
-    if not isinstance(loaded, LoadedSkin):
-        raise ConfigError(
-            f"rules.judged: {path} is not a skin whose weights run on a base on this machine, such as a probe"
-        )
-    inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
-    if len(inputs) != 1 or label not in labels:
-        raise ConfigError(
-            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin "
-            f"with one input and the label {label!r} is wanted"
-        )
-
-    def judge(texts: Sequence[str]) -> list[float]:
-        answers = loaded.predict([{inputs[0]: text} for text in texts])
-        return [math.exp(answer.scores[label]) for answer in answers]
-
-    return judge

@@ -2,8 +2,8 @@
 
 AdamW: two float32 moments (1711.05101), and a float32 master copy where the weights themselves are shorter. 8-bit
 AdamW: its moments in 8 bits with a float32 scale for 256 values (2110.02861). Muon
-(https://kellerjordan.github.io/posts/muon): one float32 momentum for matrices inside the blocks, AdamW for tables, head
-and vectors.
+(https://kellerjordan.github.io/posts/muon): one float32 momentum for matrices inside the blocks, AdamW for tables,
+head, routers and vectors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 
 from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat
 from bedplate.economics.model.parameters import total, weights
+from bedplate.economics.model.weight_list import Weight
 from bedplate.models.specs import Spec
 
 Optimizer = Literal["adamw", "adamw_8bit", "muon", "sgd"]
@@ -34,6 +35,15 @@ OPTIMIZERS: dict[Optimizer, StateBytes] = {
 }
 
 
+_NO_MATRICES = ("router", "prediction.router", "prediction.join")
+
+
+def is_block_matrix(one: Weight) -> bool:
+    """Of a linear inside of a block, which is what Muon moves: a router, and what joins a state with the next token's
+    embedding before a block that predicts further tokens, are not."""
+    return one.role == "product" and one.layer is not None and one.name not in _NO_MATRICES
+
+
 def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
     """Bytes of one gradient for each parameter."""
     return total(weights(spec)) * BYTES_PER_PARAMETER[gradients]
@@ -42,6 +52,6 @@ def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
 def optimizer_bytes(spec: Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:
     """Bytes of the optimizer's states. master: with the float32 copy that weights of 16 bits need."""
     kind, found = OPTIMIZERS[optimizer], weights(spec)
-    matrices = total(one for one in found if one.role == "product" and one.layer is not None)
+    matrices = total(one for one in found if is_block_matrix(one))
     states = matrices * kind.matrices + (total(found) - matrices) * kind.others
     return states + (4.0 * total(found) if master else 0.0)

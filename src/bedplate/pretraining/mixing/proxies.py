@@ -52,7 +52,7 @@ def proxy(run: RunFile, corpus: Path, weights: Mapping[str, float], runs: Path, 
     made = proxy_file(run, corpus, weights)
     place = runs / _name(weights)
     if read_record(place).get("status") != "finished":
-        pretrain(made, place)
+        pretrain(made, place, catalogued=False)  # it is a measurement: nobody is to adapt its base
     seen: Mapping[str, int] = read_record(place)["seen"]
     judged = evaluations(place)[-1]["held_out"]
     missing = [name for name in domains if name not in judged]

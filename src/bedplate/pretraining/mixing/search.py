@@ -19,8 +19,6 @@ from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.json import load_json
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.build import build, processes_here
-from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.pretraining.mixing.best import CONFIDENCE, Best, best
@@ -28,6 +26,7 @@ from bedplate.pretraining.mixing.design import Shares, capped, design
 from bedplate.pretraining.mixing.proxies import Proxy, proxy
 from bedplate.pretraining.mixing.response import Response, fit
 from bedplate.pretraining.run.directory import CORPUS
+from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.parallel.launch import process_of
@@ -164,8 +163,7 @@ def _corpus(run: RunFile, out: Path) -> Corpus:
         return Corpus.open(run.place(run.data.corpus).absolute())
     if run.data.recipe is None:
         raise ConfigError("a mixture is searched for a corpus: give data.corpus or data.recipe, not data.sources")
-    recipe = run.place(run.data.recipe)
-    return build(load_recipe(recipe), recipe.parent, out.absolute() / CORPUS, processes=processes_here()).corpus
+    return built_corpus(run, out.absolute())
 
 
 def _first(run: RunFile, corpus: Corpus) -> dict[str, float]:

@@ -110,16 +110,21 @@ def seen(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
+def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of the texts that were learned from over the steps so far, as they stand in the texts: where an objective
+    says a text otherwise (spans cut out, sentinels in their place), more run through the model."""
+    return sum(seen(rows).values())
+
+
 def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is said first: how it stands, and at which speed."""
     steps, tail = record.get("steps", 0), rows[-_TAIL:]
-    tokens = sum(row["tokens"] for row in rows)
     found = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
     if rows:
         seconds = sum(row["tokens"] / row["tokens_per_second"] for row in tail if row["tokens_per_second"])
         speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
         found["step"] = f"{rows[-1]['step']:,} of {steps:,}"
-        found["tokens"] = shown(tokens)
+        found["tokens"] = shown(texts_tokens(rows))
         lost = [row["loss"] for row in tail if row["loss"] is not None]
         found["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
         skipped = sum("skipped" in row for row in rows)

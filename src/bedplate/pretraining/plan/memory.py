@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bedplate.economics.model.parameters import total, weights
+from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.kept import KeptBytes, kept_bytes
 from bedplate.models.precision import DTYPES
@@ -91,9 +92,9 @@ def _held(spec: TextSpec, every: list[Weight], axes: Mapping[Axis, int]) -> _Hel
 
     def own(found: Iterable[Weight]) -> float:
         """Values on one rank of those that share products, before they are sharded."""
-        return sum(one.stored / (tensor if _is_matrix(one) and one.copies == 1 else 1) for one in found)
+        return sum(one.stored / (tensor if is_block_matrix(one) and one.copies == 1 else 1) for one in found)
 
-    matrices = [one for one in every if _is_matrix(one)]
+    matrices = [one for one in every if is_block_matrix(one)]
     blocks: dict[int, float] = {}
     for one in every:
         if one.layer is not None:
@@ -109,11 +110,6 @@ def _held(spec: TextSpec, every: list[Weight], axes: Mapping[Axis, int]) -> _Hel
         float(total(one for one in every if one.layer is None)),
         max(by_size.values(), default=0.0),
     )
-
-
-def _is_matrix(one: Weight) -> bool:
-    """Of a linear inside of a block; a router is none to the optimizers."""
-    return one.role == "product" and one.layer is not None and one.name != "router"
 
 
 def _kept(run: RunFile, spec: TextSpec, tokens: int, value: int, tensor: int) -> KeptBytes:

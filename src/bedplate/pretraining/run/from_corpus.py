@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.corpus.build import build, processes_here
+from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.loader import CorpusLoader
 from bedplate.data.mixture import MixtureConfig
+from bedplate.inference.predict.judges import judges_of
 from bedplate.pretraining.run.baselines import MOST_COUNTED
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
+from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
@@ -21,6 +25,15 @@ from bedplate.training.sources import Shard
 
 MOST_HELD = 4_000_000
 """Held-out tokens of a source that are read at most."""
+
+
+def built_corpus(run: RunFile, out: Path) -> Corpus:
+    """The corpus of `data.recipe`, built into the run's directory `out`, or gone on with there. Raises as `build`."""
+    assert run.data.recipe is not None
+    path = run.place(run.data.recipe)
+    recipe = load_recipe(path)
+    with judges_of(recipe, path.parent) as judges:
+        return build(recipe, path.parent, out / CORPUS, processes=processes_here(), judges=judges).corpus
 
 
 def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> RunData:

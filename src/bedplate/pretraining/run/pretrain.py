@@ -13,8 +13,6 @@ from typing import TypeVar, cast
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import silent
-from bedplate.data.corpus.build import build, processes_here
-from bedplate.data.corpus.recipe import load_recipe
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
@@ -23,7 +21,7 @@ from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.corpus import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
-from bedplate.pretraining.run.from_corpus import corpus_data
+from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.gathered import gathered
 from bedplate.pretraining.run.model import new_model
@@ -48,10 +46,16 @@ T = TypeVar("T")
 __all__ = ["Pretrained", "data_of", "pretrain"]
 
 
-def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides: Sequence[str] = ()) -> Pretrained:
+def pretrain(
+    run: RunFile | Path | str,
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    catalogued: bool = True,
+) -> Pretrained:
     """Trains what a run file says in the directory `out` (None: runs/NAME), or goes on where a saved state was left.
 
-    overrides: `key=value`, where `run` is a file's path.
+    overrides: `key=value`, where `run` is a file's path. catalogued: whether the base is entered in the catalogue.
 
     Raises ConfigError, DataError, UsageError (another run trains in `out`; processes that do not fit `parallel`),
     TrainingError (a run begun otherwise; a loss that is not finite; RankError where another process has ended) and
@@ -66,11 +70,11 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
         directory = processes.told(lambda: around.enter_context(opened(run, out)))
         for change in directory.changed if processes.main else ():
             logger.warning("the run file has changed since the run was begun: %s", change)
-        planned = processes.in_turn(lambda: _planned(run, directory, processes.world))
+        planned = processes.in_turn(lambda: _planned(run, directory, processes.world, catalogued))
         return _Run(planned, processes).finish()
 
 
-def _planned(run: RunFile, directory: RunDirectory, world: int) -> Planned:
+def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool) -> Planned:
     """Reads all that the run begins with. What is trained or built for it is kept in its directory, where the next one
     that asks finds it."""
     axes = run.parallel.sizes(world)
@@ -90,6 +94,7 @@ def _planned(run: RunFile, directory: RunDirectory, world: int) -> Planned:
         run.made_objective(base.spec.prediction_modules),
         Words(data.tokenizer, base.spec.vocab_size, base.decoder_start),
         ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1),
+        catalogued,
     )
 
 
@@ -100,9 +105,7 @@ def data_of(run: RunFile, out: Path, parent: Base | None) -> RunData:
         return texts_data(run, out, tokenizer)
     if run.data.corpus is not None:
         return corpus_data(run, run.place(run.data.corpus), tokenizer)
-    assert run.data.recipe is not None
-    recipe = run.place(run.data.recipe)
-    build(load_recipe(recipe), recipe.parent, out / places.CORPUS, processes=processes_here())
+    built_corpus(run, out)
     return corpus_data(run, out / places.CORPUS, tokenizer)
 
 

@@ -15,7 +15,7 @@ from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.card import model_card
-from bedplate.pretraining.page.page import seen, write_page
+from bedplate.pretraining.page.page import seen, texts_tokens, write_page
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.corpus import RunData
@@ -37,7 +37,8 @@ logger = logging.getLogger("bedplate.pretraining")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a run ended in. base: the directory of the base; judged: the last checkpoint's row."""
+    """What a run ended in. base: the directory of the base; judged: the last checkpoint's row, with `tokens`, those of
+    the texts that were learned from (`result.tokens` ran through the model)."""
 
     directory: Path
     base: Path
@@ -49,7 +50,8 @@ class Pretrained:
 @dataclass(frozen=True)
 class Planned:
     """A run before its first step. base: what is trained, with the weights that it begins with; parent: the name of the
-    base that it is gone on from, parents_id: that one's weights. layout: how several processes share it, "" for one."""
+    base that it is gone on from, parents_id: that one's weights. layout: how several processes share it, "" for one.
+    catalogued: whether its base is entered in the catalogue."""
 
     run: RunFile
     directory: RunDirectory
@@ -61,6 +63,7 @@ class Planned:
     objective: Objective[Any]
     words: Words
     layout: str
+    catalogued: bool
 
 
 class Written:
@@ -110,7 +113,7 @@ class Written:
         self._record("judged at the end")
         number = self._number(result.steps)
         held = self._held(self._planned.run.evaluation.end_tokens)
-        return self._of(base).at(result.steps, result.tokens, number, all_of=held)
+        return self._of(base).at(result.steps, self._tokens(result.steps), number, all_of=held)
 
     def _of(self, base: Base) -> Judge:
         return replace(self._judge, base=base)
@@ -121,7 +124,7 @@ class Written:
 
     def _tokens(self, step: int) -> int:
         rows = read_jsonl(self._out / METRICS_FILE, allow_torn_tail=True)
-        return sum(row["tokens"] for row in rows if row["step"] <= step)
+        return texts_tokens([row for row in rows if row["step"] <= step])
 
     def _judged(self, row: dict[str, Any]) -> None:
         self._live.judged(row)
@@ -187,7 +190,7 @@ class Written:
         """Writes the base, and what belongs beside it."""
         rows = read_jsonl(self._out / METRICS_FILE, allow_torn_tail=True)
         done = {
-            "tokens_seen": result.tokens,
+            "tokens_seen": texts_tokens(rows),
             "seen": seen(rows),
             "seconds": result.seconds,
             "arithmetic": result.arithmetic.to_json(),
@@ -196,7 +199,8 @@ class Written:
         place = self._export(base, result)
         found = self._baselines()
         self._record("finished", baselines=found, **done)
-        self._catalogue(place)
+        if self._planned.catalogued:
+            self._catalogue(place)
         atomic_write(place / "README.md", model_card(self._planned.directory.record(), last, self._planned.parent))
         self._page()
         return Pretrained(self._out, place, result, last, found)

@@ -1,0 +1,97 @@
+"""One llama-shaped model with random weights, as ours, transformers' and litgpt's build it: the model that pretraining
+is compared with."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bedplate.models.decoder import Decoder
+from bedplate.models.specs.transformer import Rope, TransformerSpec
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """length: tokens of a row. The head is the token table where `tied`."""
+
+    vocabulary: int
+    length: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    wide: int
+    tied: bool = False
+
+
+def our_spec(sizes: Sizes) -> TransformerSpec:
+    return TransformerSpec(
+        "decoder",
+        sizes.vocabulary,
+        sizes.hidden,
+        sizes.layers,
+        sizes.heads,
+        sizes.kv_heads,
+        sizes.hidden // sizes.heads,
+        sizes.wide,
+        sizes.length,
+        rope=Rope(),
+        norm_eps=1e-5,
+        tied_head=sizes.tied,
+    )
+
+
+def our_model(sizes: Sizes) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(our_spec(sizes))
+
+
+def transformers_model(sizes: Sizes) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=sizes.vocabulary,
+            hidden_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads,
+            intermediate_size=sizes.wide,
+            max_position_embeddings=sizes.length,
+            tie_word_embeddings=sizes.tied,
+            use_cache=False,
+        )
+    )
+
+
+def litgpt_model(sizes: Sizes, fabric: Any) -> Any:
+    """With the first weights that its `pretrain` gives."""
+    config_file, model_file, pretrain = (
+        importlib.import_module(f"litgpt.{name}") for name in ("config", "model", "pretrain")
+    )
+    torch.manual_seed(0)
+    config = config_file.Config(
+        block_size=sizes.length,
+        n_layer=sizes.layers,
+        n_embd=sizes.hidden,
+        n_head=sizes.heads,
+        n_query_groups=sizes.kv_heads,
+        head_size=sizes.hidden // sizes.heads,
+        intermediate_size=sizes.wide,
+        vocab_size=sizes.vocabulary,
+        padded_vocab_size=sizes.vocabulary,
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+    )
+    model = model_file.GPT(config)
+    if sizes.tied:
+        model.transformer.wte.weight = model.lm_head.weight
+    pretrain.initialize_weights(fabric, model, n_layer=config.n_layer, n_embd=config.n_embd)
+    return model

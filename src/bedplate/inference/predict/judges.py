@@ -1,0 +1,47 @@
+"""Skins as the judges of a corpus recipe's rule `judged`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bedplate.core.errors import ConfigError
+from bedplate.data.corpus.curate.draft import Judge
+from bedplate.data.corpus.recipe import Recipe
+from bedplate.inference.predict.loaded import LoadedSkin, load
+
+
+@contextmanager
+def judges_of(recipe: Recipe, directory: Path) -> Generator[dict[str, Judge]]:
+    """The skins that the rule `judged` asks, by the name that the recipe gives, loaded while it is open. directory:
+    where the recipe's paths begin. ConfigError where a skin has several inputs, or no such label."""
+    settings = recipe.rules.get("judged")
+    if not settings or not isinstance(settings.get("skin"), str) or not isinstance(settings.get("label"), str):
+        yield {}  # what is missing is said where the rules are checked
+        return
+    name = settings["skin"]
+    path = directory / Path(name).expanduser()
+    with load(path) as loaded:
+        yield {name: _judge(loaded, path, settings["label"])}
+
+
+def _judge(loaded: object, path: Path, label: str) -> Judge:
+    """Its one input is the text, the answer a label's probability."""
+    if not isinstance(loaded, LoadedSkin):
+        raise ConfigError(
+            f"rules.judged: {path} is not a skin whose weights run on a base on this machine, such as a probe"
+        )
+    inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
+    if len(inputs) != 1 or label not in labels:
+        raise ConfigError(
+            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin "
+            f"with one input and the label {label!r} is wanted"
+        )
+
+    def judge(texts: Sequence[str]) -> list[float]:
+        answers = loaded.predict([{inputs[0]: text} for text in texts])
+        return [math.exp(answer.scores[label]) for answer in answers]
+
+    return judge
