@@ -296,7 +296,8 @@ class _Ladder:
     def _baseline(self, results: Mapping[str, Result]) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
         made = [one for one in self.candidates.values() if one.traits.role == "baseline" and one.name in results]
-        return min(made, key=lambda one: self.contexts.index(one.context)).name if made else None
+        order = [context.at for context in self.contexts]
+        return min(made, key=lambda one: order.index(one.context.at)).name if made else None
 
     def _test(
         self, nomination: gate.Nomination, results: Mapping[str, Result]

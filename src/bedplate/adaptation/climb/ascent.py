@@ -74,7 +74,7 @@ class Ascent:
         if self._growth.done or self._first.exhaustive or math.isinf(self._first.clock.left):
             return None
         kept = sum(self._schedule.least(one) for one in self._schedule.last())
-        for name in names_by_worth(self.outcomes):
+        for name in names_by_worth(self.candidates, self.outcomes):
             candidate = self.candidates[name]
             if name in self._again or not wants_more(candidate, self.outcomes[name]):
                 continue

@@ -9,6 +9,7 @@ command decides nothing anew.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,13 +22,14 @@ from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.climb.fingerprint import fingerprint, limits_of
 from bedplate.adaptation.climb.start import climb_candidate
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.fits import SMALLER
 from bedplate.adaptation.context.outcome import Plan, RungOutcome
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 
-SMALLER, GROWTH_FILE = Path("smaller"), "larger.json"
+GROWTH_FILE = "larger.json"
 CLEARLY = 1.3
-"""Times what was done at first; less is not worth doing again."""
+"""Times what was done at first; less is not worth doing again, unless it takes over what was finished."""
 
 PACES = (0.25, 4.0)
 """Bounds of how much quicker or slower a rung is taken to be than it was expected to be."""
@@ -79,7 +81,16 @@ class Growth:
 def smaller_of(candidate: Candidate) -> Candidate:
     """The candidate as it was climbed first, in its place beside the larger fit."""
     context = candidate.context
-    return replace(candidate, context=context.elsewhere(context.out / SMALLER, context.pace), inner=SMALLER)
+    return replace(candidate, context=_elsewhere(context, context.out / SMALLER), inner=SMALLER)
+
+
+def _elsewhere(context: Context, out: Path, *, fresh: bool = False, **changes: Any) -> Context:
+    """The same in another directory. fresh: the base's speed is measured anew."""
+    found = replace(context, out=out, until=math.inf, readings={}, **changes)
+    found.format_gain = context.format_gain
+    if not fresh:
+        found.throughput = context.throughput
+    return found
 
 
 def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
@@ -88,8 +99,6 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
         return False
     if outcome.status == "skipped":
         return outcome.skip == "budget" and not outcome.needs.keys() & {"p95_ms", "usd_per_1k_calls"}
-    if candidate.traits.role == "baseline":  # others were built on its prompt
-        return False
     return outcome.result is not None and bool(outcome.result.left_out)
 
 
@@ -98,7 +107,8 @@ def again_of(candidate: Candidate, outcome: RungOutcome) -> Candidate:
     context, before, pace = candidate.context, outcome.plan, 1.0
     if outcome.result is not None and before is not None and before.seconds > 0 and outcome.seconds > 0:
         pace = min(PACES[1], max(PACES[0], outcome.seconds / before.seconds))
-    again = context.elsewhere(context.out, pace, fresh=outcome.result is None)
+    done = None if outcome.result is None or before is None else before.settings
+    again = _elsewhere(context, context.out, pace=pace, before=done, fresh=outcome.result is None)
     again.until = context.until
     return replace(candidate, context=again)
 
@@ -112,7 +122,9 @@ def larger_plan(candidate: Candidate, outcome: RungOutcome) -> Candidate | None:
         return None
     if outcome.result is None or before is None:
         return again
-    return None if plan.seconds < CLEARLY * outcome.seconds or plan.settings == before.settings else again
+    takes_over = bool(plan.settings.get("takes_over"))
+    more = takes_over or plan.seconds >= CLEARLY * outcome.seconds
+    return again if more and plan.settings != before.settings else None
 
 
 def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) -> Larger:
@@ -120,7 +132,10 @@ def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) 
     the candidate as it was climbed before, with that outcome."""
     make_way(candidate)
     first = origin if origin.inner == SMALLER else smaller_of(origin)
+    chosen = candidate.context.chosen
+    prompt = chosen.prompt
     found = climb(candidate.context, candidate.rung.name, candidate.directory)
+    chosen.prompt = prompt  # what others were built on stays
     result, before = found.result, outcome.result
     named = replace(found, rung=candidate.name)
     if result is None:
@@ -164,11 +179,11 @@ def first_of(candidate: Candidate, growth: Growth) -> tuple[Candidate, RungOutco
     return candidate, climb_candidate(candidate)
 
 
-def names_by_worth(outcomes: Mapping[str, RungOutcome]) -> list[str]:
-    """Those that were climbed, the best on valid first, and then those that were left out."""
+def names_by_worth(candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome]) -> list[str]:
+    """What is expected to gain most from more time first; of equals the best on valid, and what was left out last."""
 
-    def standing(name: str) -> float:
+    def standing(name: str) -> tuple[float, float]:
         result = outcomes[name].result
-        return -1.0 if result is None else result.evaluation.estimate
+        return candidates[name].traits.worth, -1.0 if result is None else result.evaluation.estimate
 
-    return sorted(outcomes, key=lambda name: -standing(name))
+    return sorted(outcomes, key=standing, reverse=True)

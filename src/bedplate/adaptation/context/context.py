@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import Climbed, RungOutcome, test_seconds
+from bedplate.adaptation.context.outcome import Climbed, Result, RungOutcome
+from bedplate.adaptation.context.reserve import report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
     Reading,
     Throughput,
     embedding_throughput,
-    measure_calls,
     measure_throughput,
-    median_call,
-    median_text,
     pace_seconds,
+    read_calls,
+    read_texts,
 )
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
@@ -48,12 +49,6 @@ from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, 
 
 LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
 """Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
-
-JUDGED = 3
-"""Skins that test is expected to be asked of: two nominees, and the base as it is."""
-
-REPORT_SECONDS, REPORT_SHARE = 5.0, 0.1
-"""What the report takes at most, and of a short budget."""
 
 
 @dataclass
@@ -123,6 +118,9 @@ class Context:
     pace: float = 1.0
     """Seconds that this rung was seen to take for each that it was expected to take."""
 
+    before: Mapping[str, Any] | None = None
+    """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
+
     readings: dict[str, Reading] = field(default_factory=dict[str, Reading])
     """Calls of prompts that were timed again, by prompt."""
 
@@ -162,6 +160,9 @@ class Context:
             until=math.inf,
             parent=None,
             within=None if self.exhaustive else self.clock,
+            before=None,
+            pace=1.0,
+            settled=False,
         )
         if self.unfit is None:
             found.throughput, found.format_gain = self.throughput, self.format_gain
@@ -247,28 +248,17 @@ class Context:
         return min(self.test_n, self.latency_calls)
 
     def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
-        """What a call with this prompt takes, the least of a few medians, since what else the machine does only adds to
-        it; no more are taken once one is within `limit` seconds."""
+        """What a call with this prompt takes, the least of a few medians; no more are taken once one is within
+        `limit` seconds."""
         key = f"{prompt.format}/{prompt.template}"
         if key not in self.readings:
             rows = [example.inputs for example in self.ordered(self.valid, "pace")]
             if self.is_encoder:
-                texts = [str(prompt.text(one)) for one in rows]
-                self.readings[key] = measure_calls(lambda n, _: median_text(self.model, texts[:n]), limit)
+                self.readings[key] = read_texts(self.model, [str(prompt.text(one)) for one in rows], limit)
             else:
                 with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
-                    predictor.predict(rows[:1])
-                    self.readings[key] = measure_calls(lambda n, who: median_call(predictor, rows[:n], who), limit)
+                    self.readings[key] = read_calls(predictor, rows, limit)
         return self.readings[key]
-
-    def elsewhere(self, out: Path, pace: float, *, fresh: bool = False) -> Context:
-        """The same in another directory, with what a rung was seen to take. fresh: the base's speed is measured
-        anew."""
-        found = replace(self, out=out, pace=pace, until=math.inf, readings={})
-        found.format_gain = self.format_gain
-        if not fresh:
-            found.throughput = self.throughput
-        return found
 
     @cached_property
     def format_gain(self) -> float:
@@ -286,17 +276,20 @@ class Context:
     def on_test(self) -> float:
         """Expected seconds of test: of the skins that would be asked now as they were measured on valid, and of others
         that may follow as the plain prompt was measured."""
-        made = [self.climbed[name].result for name in self.likely if name in self.climbed]
-        missing = 0 if self.settled else max(0, JUDGED - len(made))
         alone = self.single_test_calls
         plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
-        return sum(test_seconds(result, self.test_n, alone) for result in made) + missing * plain
+        return seconds_on_test(self._to_test, self.test_n, alone, None if self.settled else plain)
 
     @property
     def for_test(self) -> float:
         """Seconds kept for test, for timing the nominees once more before it, and for the report."""
-        report = min(REPORT_SECONDS, REPORT_SHARE * (self.clock.seconds or math.inf))
-        return 1.1 * self.on_test + 2 * self.timing + report
+        again = sum((one.latency.calls + 1) * one.latency.mean for one in self._to_test)
+        return self.on_test + (again if self.settled else 2 * self.timing) + report_seconds(self.clock.seconds)
+
+    @property
+    def _to_test(self) -> list[Result]:
+        """Of the skins that would be asked on test now."""
+        return [self.climbed[name].result for name in self.likely if name in self.climbed]
 
     @property
     def test_reserve(self) -> float:
@@ -312,6 +305,10 @@ class Context:
         if self.exhaustive:
             return math.inf
         return min(self.clock.left - self.test_reserve, self.until - self.clock.used) / self.pace
+
+    def room(self, share: float) -> float:
+        """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""
+        return self.left * (1.0 if self.settled else share)
 
     @property
     def usd_left(self) -> float:

@@ -103,13 +103,6 @@ class Result:
         return seconds * usd_per_hour / 3600 if self.usd_per_call is None else self.usd_per_call
 
 
-def test_seconds(result: Result, rows: int, alone: int) -> float:
-    """What asking so many rows is expected to take, `alone` of them one call at a time, by what valid took."""
-    shares = [row.seconds for row in result.evaluation.rows if row.seconds is not None]
-    share = min(sum(shares) / len(shares), result.latency.mean) if shares else result.latency.mean
-    return (alone + 1) * result.latency.mean + max(0, rows - alone) * share
-
-
 @dataclass(frozen=True)
 class RungOutcome:
     """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took. plan:

@@ -15,7 +15,7 @@ from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.output import LabelOutput
 
 BATCH, CALLS = 64, 12
-LEAST_BATCH, LEAST_CALLS = 8, 4
+LEAST_BATCH, LEAST_CALLS = 4, 3
 PACE_SHARE = 0.05
 REPEATS, REPEAT_SECONDS = 3, 6.0
 """So often are calls timed before they exclude a rung, and about so long each time."""
@@ -62,7 +62,18 @@ class Reading:
         return times if self.load is None else f"{times}; load average {self.load:.1f}"
 
 
-def measure_calls(timed: Callable[[int, str], float], limit: float) -> Reading:
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> Reading:
+    """Of a skin's calls."""
+    predictor.predict(rows[:1])
+    return _read(lambda count, tenant: median_call(predictor, rows[:count], tenant), limit)
+
+
+def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
+    """Of texts that are embedded alone."""
+    return _read(lambda count, _: median_text(model, texts[:count]), limit)
+
+
+def _read(timed: Callable[[int, str], float], limit: float) -> Reading:
     """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
     many calls of a tenant."""
     call, times = math.inf, 0

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.fits import KEPT_WITHIN
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
@@ -47,8 +48,6 @@ FEW_ROWS, LEAST_ROWS = 300, 64
 TRIAL_SHARE = 0.1
 """The inputs alone are tried as well where that takes no more of the time that is left."""
 
-KEPT_WITHIN = 0.005
-"""The inputs alone keep the score where they lose no more of the metric than this on valid."""
 _POOLED = {"last": "last token", "mean": "mean of the tokens", "first": "first token"}
 LAYER_ROWS = 300
 """Valid rows that the layer is chosen on; the exported probe is then asked on all of them."""
@@ -84,7 +83,7 @@ class Probe(Rung):
         each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
-        rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
+        rows = int(min(n, max(few, (context.room(SHARE) - fixed) / each)))
         least = min(LEAST_ROWS, few)
         while fixed + each * rows > context.left and rows > least:
             rows = max(least, int(rows * 0.8))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_over, write_fit
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import ask, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
@@ -33,9 +33,6 @@ from bedplate.training.state import StateFile
 ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
-
-KEPT_WITHIN = 0.005
-"""A shorter prompt keeps the score where it loses no more of the metric than this on valid."""
 
 Settings = Mapping[str, Any]
 """A plan's."""
@@ -64,42 +61,6 @@ class Lessons:
 
     source: Callable[[int], BatchSource[Any]]
     head: Head | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """One seed's skin on one prompt, read back from disk, and how it does on valid."""
-
-    skin: Skin
-    seed: int
-    done: TrainResult
-    evaluation: Evaluation
-    prompt: str
-    by_id: Mapping[str, Prediction | None] = field(repr=False)
-
-
-def best_of(trained: Sequence[Trained]) -> Trained:
-    """The best seed on the shortest prompt that keeps the score on valid: the bare one, unless another's best is more
-    than KEPT_WITHIN above its best."""
-    by_prompt = {one.prompt: max((t for t in trained if t.prompt == one.prompt), key=_standing) for one in trained}
-    best = max(by_prompt.values(), key=_standing)
-    bare = by_prompt.get("bare", best)
-    return bare if bare.evaluation.estimate >= best.evaluation.estimate - KEPT_WITHIN else best
-
-
-def _standing(one: Trained) -> tuple[float, int]:
-    return one.evaluation.estimate, -one.seed
-
-
-def _kept(best: Trained, trained: Sequence[Trained]) -> str:
-    """Which of the fits is the rung's, in a few words."""
-    names = list(dict.fromkeys(one.prompt for one in trained))
-    said = f"seed {best.seed} is the best of {sum(t.prompt == best.prompt for t in trained)} on valid"
-    if len(names) == 1:
-        return said if best.prompt == "chosen" else f"{said}; trained on the bare inputs, for lack of room for more"
-    tops = {name: max(t.evaluation.estimate for t in trained if t.prompt == name) for name in names}
-    seen = " and ".join(f"{tops[name]:.3f} on the {name} prompt" for name in names)
-    return f"{seen} on valid, so the {best.prompt} one is kept; {said}"
 
 
 class TuningRung(Rung):
@@ -145,6 +106,8 @@ class TuningRung(Rung):
         def fits(rows: int, seeds: int) -> bool:
             return self.seconds(context, rows, seeds) <= left
 
+        if context.before is not None and context.before["rows"] == n:
+            return self._more_seeds(context, context.before, left)
         least, rows, seeds = min(recipe.least, n), min(recipe.rows, n), 1
         while not fits(rows, 1) and rows > least:
             rows = max(least, int(rows * 0.8))
@@ -172,6 +135,23 @@ class TuningRung(Rung):
             "epochs": recipe.epochs,
         }
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+
+    def _more_seeds(self, context: Context, before: Settings, left: float) -> Plan | Skip:
+        """Seeds beside those of an earlier fit on all rows, which is taken over and asked again on valid."""
+        n, done, most = len(context.train), int(before["seeds"]), self.recipe_on(context).seeds
+        judging = done * context.throughput.rows(len(context.valid), tuned=True)
+
+        def seconds(seeds: int) -> float:
+            return self.seconds(context, n, seeds - done) + judging
+
+        seeds = max((one for one in range(done + 1, most + 1) if seconds(one) <= left), default=done)
+        if seeds == done:
+            return no_time(seconds(done + 1), left)
+        kept = list(before.get("prompts", ("chosen",)))
+        prompts = [*kept, *(name for name in self._order(context) if name not in kept)][:seeds]
+        left_out = [f"{most - seeds} of {most} seeds were left out: no time"] if seeds < most else []
+        settings = {**before, "seeds": seeds, "prompts": prompts, "takes_over": done}
+        return Plan(settings, seconds(seeds), tuple(left_out))
 
     def _order(self, context: Context) -> list[str]:
         """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
@@ -280,6 +260,11 @@ class TuningRung(Rung):
             seed = context.seed + (0 if first else number - len(names) + 1)
             work = directory / (f"seed-{seed}" if name == "chosen" else f"seed-{seed}-{name}")
             prompt, output = prompts[name]
+            finished = taken_over(work) if number < settings.get("takes_over", 0) else None
+            if finished is not None:
+                skin, seconds, computed_in = finished
+                trained.append(self._judge(self.standing(context), skin, seed, seconds, computed_in, name))
+                continue
             lessons = self.lessons(context, prompt, output, chosen, settings)
             saving = self.saving(lessons.source(seed).steps or 1)
             config = TrainConfig(
@@ -289,9 +274,11 @@ class TuningRung(Rung):
             stands = self.standing(context)
             made: dict[str, Any] = {"output": output, **parts}
             skin = stands.skin(self.name, prompt, seed=seed, **made)
-            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done, name))
+            skin = export(skin, work / "skin")
+            write_fit(work, done.seconds, done.arithmetic.name)
+            trained.append(self._judge(stands, skin, seed, done.seconds, done.arithmetic.name, name))
         result = self._finish(context, plan, best_of(trained), trained)
-        for one in trained:  # finished: the optimizer's state has no further use
+        for one in trained:  # the optimizer's state of what is finished has no further use
             assert one.skin.directory is not None
             StateFile(one.skin.directory.parent).remove()
         return result
@@ -317,12 +304,12 @@ class TuningRung(Rung):
         return found
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, done: TrainResult, prompt: str) -> Trained:
+    def _judge(context: Context, skin: Skin, seed: int, seconds: float, computed_in: str, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
             predictions = ask(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, done, evaluation, prompt, by_id)
+        return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
         seeds: list[dict[str, Any]] = [
@@ -330,7 +317,7 @@ class TuningRung(Rung):
                 "seed": t.seed,
                 "estimate": t.evaluation.estimate,
                 "interval": list(t.evaluation.interval),
-                "train_seconds": t.done.seconds,
+                "train_seconds": t.seconds,
                 "chosen": t is best,
                 "prompt": t.prompt,
             }
@@ -340,8 +327,9 @@ class TuningRung(Rung):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        reason = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}; {_kept(best, trained)}"
-        seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)
+        what = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}"
+        reason = f"{what}; {chosen_by(best, trained)}"
+        seconds, stands = sum(t.seconds for t in trained), self.standing(context)
         result = judged(
             context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
         )
@@ -355,7 +343,7 @@ class TuningRung(Rung):
                 "seed": best.seed,
                 "prompt": best.prompt,
                 "learning_rate": settings["learning_rate"],
-                "computed_in": best.done.arithmetic.name,
+                "computed_in": best.computed_in,
                 **({} if context.parent is None else {"goes_on_from": None if parent is None else context.parent.id}),
             },
             child=self.child(),

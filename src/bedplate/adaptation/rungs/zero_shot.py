@@ -33,7 +33,7 @@ class ZeroShot(Rung):
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
         every = [first, second, *(["chat"] if context.model.tokenizer.chat is not None else []), *others]
-        n, room, first_rows = len(context.valid), context.left * SHARE, first_rows_of(context, FIRST_ROWS)
+        n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
             rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
