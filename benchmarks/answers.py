@@ -20,7 +20,7 @@ from comparison import start
 GOAL_SECONDS = 0.5
 DECIDE = Path(__file__).parent.parent / "examples" / "decide"
 COMMANDS: dict[str, list[str]] = {
-    "train": ["train", "--model", "llama-3.1-8b", "--tokens", "1T", "--devices", "512"],
+    "train": ["train", "llama-3.1-8b", "--tokens", "1T", "--devices", "512"],
     "serve": ["serve", "smollm2-135m", "--device", "H100", "--p95-ms", "3000"],
     **{
         f"decide {path.stem}": ["decide", str(path), "--prices", str(DECIDE / "prices.yaml")]

@@ -42,7 +42,7 @@ def main() -> None:
     runs = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
     skins = [(name, _skin(runs / name)) for name in GROUPS]
     skins.insert(3, ("questions", runs / "questions" / "skins" / "retrieval"))  # it has the other base to look up with
-    command = ["bedplate", "serve", BASES[0], "--base", BASES[1]]
+    command = ["bedplate", "serve", BASES[0], BASES[1]]
     for _, skin in skins:
         command += ["--skin", str(skin.relative_to(ROOT))]
     program = [sys.executable, "-m", "bedplate.cli.main", *command[1:], "--port", "0", "--json"]
@@ -53,7 +53,7 @@ def main() -> None:
         finally:
             server.terminate()
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    lines = " \\\n  ".join([" ".join(command[:5]), *(" ".join(command[i : i + 2]) for i in range(5, len(command), 2))])
+    lines = " \\\n  ".join([" ".join(command[:4]), *(" ".join(command[i : i + 2]) for i in range(4, len(command), 2))])
     text = f"{BEGIN}\n```sh\n{lines}\n```\n\n{shown}\n{END}"
     PAGE.write_text(f"{before}{text}{rest.split(END)[1]}", encoding="utf-8")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri
+from tests.core import grouped
 
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
@@ -90,14 +91,8 @@ class Judged:
 
 def summaries(rows: Rows, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates and design effects [ladders, candidates] of outcomes [ladders, candidates, n], all at once."""
-    n, count = rows.n, rows.groups
     sums = np.add.reduceat(right, rows.starts, axis=2, dtype=np.float64)
-    mean = sums.sum(axis=2) / n
-    clustered = count / (count - 1) * ((sums - rows.sizes * mean[..., None]) ** 2).sum(axis=2) / n**2
-    plain = mean * (1 - mean) / (n - 1)
-    effect = np.full(mean.shape, n / count)
-    np.divide(clustered, plain, out=effect, where=plain > 0)
-    return mean, effect
+    return sums.sum(axis=2) / rows.n, grouped.design_effect(sums, rows.sizes.astype(float))
 
 
 @dataclass

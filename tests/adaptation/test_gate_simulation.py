@@ -25,13 +25,18 @@ def power(nominees: int) -> float:
     """Probability that a candidate at bar + 0.05 clears the bar, from the design alone.
 
     Kish (1965): variance p (1 - p) deff / n with deff = 1 + (Σm²/n - 1) ρ. Korn & Graubard (1998): the exact binomial
-    bound at n / deff × (t[n-1] / t[G-1])², here at alpha / nominees; the estimate is taken as normal.
+    bound at n / deff × (t[n-1] / t[f])², here at alpha / nominees; the estimate is taken as normal. f: Satterthwaite's
+    degrees of freedom of CR2 at ρ, by matrices.
     """
     alpha = statistics.spent_alpha(1 - CONFIDENCE, 1) / nominees
     sizes = np.array(TEST_SIZES)
     n, truth = int(sizes.sum()), BAR + GAP
     effect = 1 + ((sizes**2).sum() / n - 1) * ICC
-    shrink = (stats.t.ppf(1 - alpha, n - 1) / stats.t.ppf(1 - alpha, len(sizes) - 1)) ** 2
+    share = sizes / n
+    away = np.eye(len(sizes)) - np.outer(share, np.ones(len(sizes)))
+    product = away.T @ np.diag(1 / (1 - share)) @ away @ np.diag(sizes * (1 + (sizes - 1) * ICC))
+    freedom = np.trace(product) ** 2 / np.trace(product @ product)
+    shrink = (stats.t.ppf(1 - alpha, n - 1) / stats.t.ppf(1 - alpha, freedom)) ** 2
     effective = n / effect * shrink
     right = np.arange(n + 1) / n * effective
     lower = stats.beta.ppf(alpha, np.maximum(right, 1e-9), effective - right + 1)

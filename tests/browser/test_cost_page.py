@@ -32,7 +32,7 @@ from .test_access import CONTRAST, FOCUS, UNNAMED
 
 EXAMPLES = Path(__file__).parents[2] / "examples/decide"
 CASES = sorted(path.stem for path in EXAMPLES.glob("*.yaml") if path.stem != "prices")
-TRAIN = ("--model", "llama-3.1-8b", "--tokens", "1T", "--device", "h100", "--devices", "64")
+TRAIN = ("llama-3.1-8b", "--tokens", "1T", "--device", "h100", "--devices", "64")
 SERVE = (
     *("llama-3.2-1b", "--device", "a100-80gb", "--devices", 2, "--calls-per-day", "5e6", "--prompt-tokens", "100-500"),
     *("--output-tokens", 4, "--skin-tokens", 200, "--max-rows", 24, "--p95-ms", 60),
@@ -233,7 +233,7 @@ def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
 def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) -> None:
     from bedplate.economics.training.layout_search import DoesNotFit
 
-    big = ("--model", "llama-3.1-70b", "--tokens", "1T", "--device", "a100-80gb", "--devices", "64")
+    big = ("llama-3.1-70b", "--tokens", "1T", "--device", "a100-80gb", "--devices", "64")
     page = opened(written(tmp_path / "big.html", "train", *big))
     enter(page, "devices", "4")
     assert moved(page) == {"devices": 4}
@@ -248,7 +248,7 @@ def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener,
     from bedplate.economics.hardware.table import DEVICES
 
     name = next(name for name, one in DEVICES.items() if one.rental is None)
-    page = opened(written(tmp_path / "p.html", "train", "--model", "smollm2-135m", "--tokens", "1B", "--device", name))
+    page = opened(written(tmp_path / "p.html", "train", "smollm2-135m", "--tokens", "1B", "--device", name))
     assert "no price" in page.locator("#headline").inner_text()
     assert "usd" not in figures(page)
     enter(page, "usd_per_hour", "1")  # where the slider stands already

@@ -12,7 +12,7 @@ import pytest
 from bedplate.cli.main import main
 
 CASE = Path(__file__).parents[2] / "examples/decide/hosted_at_low_volume.yaml"
-TRAIN = ("train", "--model", "smollm2-135m", "--tokens", "1B", "--device", "a100-80gb")
+TRAIN = ("train", "smollm2-135m", "--tokens", "1B", "--device", "a100-80gb")
 DECIDE = ("decide", str(CASE))
 SERVE = ("serve", "smollm2-135m", "--device", "a100-80gb", "--prompt-tokens", "20", "--output-tokens", "2")
 VERBS = [TRAIN, DECIDE, SERVE]
@@ -72,24 +72,22 @@ def test_what_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, _, error = run(capsys, "decide", CASE, CASE, "--page", page)
     assert (code, "--page is for one decision file; there are 2" in error) == (2, True)
     code, _, error = run(capsys, "train", "--budget-usd", "100k", "--page", page)
-    assert (code, "add --model" in error) == (2, True)
+    assert (code, "name it" in error) == (2, True)
     code, _, error = run(capsys, *SERVE, "--p95-ms", "0.001", "--page", page)
     assert (code, "no number of replicas helps" in error) == (2, True)
-    code, _, error = run(
-        capsys, "train", "--model", "llama-3.1-405b", "--tokens", "1T", "--devices", "1", "--page", page
-    )
+    code, _, error = run(capsys, "train", "llama-3.1-405b", "--tokens", "1T", "--devices", "1", "--page", page)
     assert (code, "fit" in error) == (2, True)
     assert not page.exists()
 
 
 def test_a_budget_s_tokens_are_what_the_page_begins_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
-    code, out, _ = run(capsys, *TRAIN[:3], "--budget-usd", "1k", "--device", "h100", "--page", page, "--json")
+    code, out, _ = run(capsys, *TRAIN[:2], "--budget-usd", "1k", "--device", "h100", "--page", page, "--json")
     assert code == 0
     text = page.read_text("utf-8")
     data = json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
     assert data["tokens"]["stated"] == json.loads(out)["tokens"]
-    assert data["command"] == ["bedplate", "plan", "train", "--model", "smollm2-135m", "--device", "h100"]
+    assert data["command"] == ["bedplate", "plan", "train", "smollm2-135m", "--device", "h100"]
 
 
 def test_a_page_loads_nothing_heavy_and_nothing_of_it_is_loaded_without(tmp_path: Path) -> None:

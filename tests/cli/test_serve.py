@@ -111,7 +111,7 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
 
 
 def test_several_bases_answer_under_their_names(bases, tmp_path):
-    line = ("serve", bases[0], "--port", "0", "--json", "--base", bases[1], "--base", bases[2], "--kernel", "torch")
+    line = ("serve", bases[0], "--port", "0", "--json", bases[1], bases[2], "--kernel", "torch")
     process = Command(tmp_path, *line)
     try:
         said = json.loads(process.first_line())
@@ -130,9 +130,11 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
         (("BASE", "--weights", "int3"), "int3"),
         (("BASE", "--kernel", "fast"), "fast"),
         (("--config", "FILE", "--weights", "int4"), "--weights does not go with --config"),
-        (("--config", "FILE", "--base", "BASE"), "--base does not go with --config"),
+        (("BASE", "--config", "FILE"), "and not both"),
+        (("BASE", "port=1"), "port=1 is a value of a server's file"),
         (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights does not go with --config"),
-        (("--base", "BASE"), "give a base to serve"),
+        (("port=1",), "give a base to serve"),
+        (("port=none", "--config", "FILE"), "override 'port=none'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(bases, asked, tmp_path, capsys, arguments, message):
@@ -145,3 +147,5 @@ def test_options_that_do_not_fit_are_refused(bases, asked, tmp_path, capsys, arg
     assert not asked
     assert run(capsys, "--config", file, "--json")[0] == 0
     assert asked[0].bases[0].source == str(bases[0])
+    assert run(capsys, "--config", file, "port=8123", "--json")[0] == 0
+    assert asked[1].port == 8123

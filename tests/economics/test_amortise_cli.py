@@ -23,11 +23,11 @@ def test_the_table_ends_with_what_the_rows_add_up_to(capsys: pytest.CaptureFixtu
     code, out, err = run(capsys, ACCOUNT)
     assert (code, err) == (0, "")
     assert out.startswith(
-        "one server, one hour: skins brought in $0.982, and cost $0.4 of machine and $0.228 of the base"
+        "one server, one hour: skins brought in $0.982, and cost $0.400 of machine and $0.228 of the base"
     )
     rows = [line.split() for line in out.splitlines()]
     footers = [row for row in rows if row[:1] == ["all"]]
-    assert [row[4:6] for row in footers] == [["$0.4", "$0.228"]] * 2
+    assert [row[4:6] for row in footers] == [["$0.400", "$0.228"]] * 2
     assert any(row[:2] == ["(idle)", "$0.371"] for row in rows)
 
 

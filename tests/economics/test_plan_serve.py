@@ -43,7 +43,8 @@ def test_json_has_every_figure_and_the_range(capsys: pytest.CaptureFixture[str])
 
 
 def test_people_see_formulas_and_where_speeds_are_from(capsys: pytest.CaptureFixture[str], measured: str) -> None:
-    code, out, err = call(capsys, "small", "--machine", measured, "--usd-per-hour", "0.5", "--p95-ms", "5000")
+    options = ("--usd-per-hour", "0.5", "--p95-ms", "5000", "--formulas")
+    code, out, err = call(capsys, "small", "--machine", measured, *options)
     assert (code, err) == (0, "")
     flat = " ".join(out.split())
     for part in ("usd per call", "idle machines are paid for", "measured 2026-01-02: small, int4", "$0.5 an hour"):
@@ -64,7 +65,7 @@ def test_a_range_end_that_misses_the_target_is_said(capsys: pytest.CaptureFixtur
     ("arguments", "part"),
     [
         (["small", "--machine", "FILE", "--calls-per-day", "0"], "calls_per_day is 0"),
-        (["small", "--machine", "FILE", "--calls-per-day", "nan"], "calls_per_day is nan"),
+        (["small", "--machine", "FILE", "--calls-per-day", "nan"], "'nan' is not a number"),
         (["small", "--machine", "FILE", "--usd-per-hour", "-1"], "usd_per_hour is -1"),
         (["small", "--machine", "FILE", "--prompt-tokens", "zero"], "--prompt-tokens is 'zero'"),
         (["small", "--machine", "FILE", "--p95-ms", "1"], "no number of replicas helps"),

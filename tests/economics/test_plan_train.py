@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from bedplate.cli.main import main
-from bedplate.cli.plan.train import parse_count
 from bedplate.core.errors import UsageError
+from bedplate.core.quantities import parse_count
 from bedplate.economics.training.training_cost import FORMULAS
 
-LLAMA = ("--model", "llama-3.1-405b", "--tokens", "15.6e12", "--device", "h100", "--devices", "16384")
+LLAMA = ("llama-3.1-405b", "--tokens", "15.6e12", "--device", "h100", "--devices", "16384")
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -39,8 +39,10 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
     assert found["layout"]["tensor"] >= 1
 
 
-def test_every_figure_stands_beside_its_formula_and_source(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, *LLAMA, "--usd-per-hour", "2")
+def test_formulas_are_shown_with_their_sources_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    _, plain, _ = call(capsys, *LLAMA, "--usd-per-hour", "2")
+    assert "2001.08361" not in plain
+    code, out, err = call(capsys, *LLAMA, "--usd-per-hour", "2", "--formulas")
     assert (code, err) == (0, "")
     flat = " ".join(out.split())
     for name in ("parameters", "flops", "mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd", "bytes_per_device"):
@@ -67,7 +69,7 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         "--hardware": str(file),
     }
     flat = [part for pair in options.items() for part in pair]
-    given = ("--model", "llama-3.1-8b", "--tokens", "1T", "--device", "ours", "--devices", "16")
+    given = ("llama-3.1-8b", "--tokens", "1T", "--device", "ours", "--devices", "16")
     code, out, _ = call(capsys, *given, *flat, "--json")
     assert code == 0
     found = json.loads(out)
@@ -92,7 +94,7 @@ def test_a_config_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path
     sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1536}
     config = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048, **sizes}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    code, out, err = call(capsys, "--model", str(tmp_path), "--tokens", "10B", "--devices", "1", "--json")
+    code, out, err = call(capsys, str(tmp_path), "--tokens", "10B", "--devices", "1", "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["parameters"] == 2 * 32000 * 512 + 8 * (4 * 512**2 + 3 * 512 * 1536 + 2 * 512) + 512
@@ -109,14 +111,14 @@ def test_a_budget_suggests_size_and_tokens(capsys: pytest.CaptureFixture[str]) -
     assert found["flops"] == pytest.approx(1e5 / 2 * 3600 * 989.4e12 * (0.30 + 0.16 * 8**-0.2) / 1.1)
     assert [one["inference_tokens"] for one in found["inference_aware"]] == [1e11, 1e12, 1e13]
     assert found["inference_aware"][-1]["parameters"] < best["parameters"]
-    code, out, _ = call(capsys, *arguments, "--inference-tokens", "5T")
+    code, out, _ = call(capsys, *arguments, "--inference-tokens", "5T", "--formulas")
     assert code == 0
     assert "5 T tokens of use" in out
     assert "2401.00448" in out
 
 
 def test_a_budget_and_a_model_say_how_many_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--model", "llama-3.2-1b", "--budget-usd", "10k", "--usd-per-hour", "2", "--json")
+    arguments = ("llama-3.2-1b", "--budget-usd", "10k", "--usd-per-hour", "2", "--json")
     code, out, _ = call(capsys, *arguments)
     assert code == 0
     found = json.loads(out)
@@ -132,26 +134,26 @@ def test_a_budget_and_a_model_say_how_many_tokens(capsys: pytest.CaptureFixture[
     ("arguments", "part"),
     [
         ((), "say what is trained"),
-        (("--model", "gpt2"), "say how much is trained"),
-        (("--model", "gpt2", "--tokens", "many"), "--tokens 'many' is not a number"),
-        (("--model", "gpt2", "--tokens", "0"), "--tokens is 0: it must be a number above 0"),
-        (("--model", "gpt2", "--tokens", "-1e9"), "above 0"),
-        (("--model", "gpt2", "--tokens", "nan"), "is not a number"),
-        (("--model", "gpt2", "--tokens", "1e999"), "above 0"),
-        (("--model", "gpt3", "--tokens", "1T"), "gpt3-175b"),
-        (("--model", "gpt2", "--tokens", "1B", "--device", "h1000"), "did you mean h100"),
-        (("--model", "gpt2", "--tokens", "1B", "--devices", "0"), "devices is 0"),
-        (("--model", "gpt2", "--tokens", "1B", "--usd-per-hour", "nan"), "usd_per_hour is nan"),
-        (("--model", "gpt2", "--tokens", "1B", "--usd-per-hour", "0"), "usd_per_hour is 0"),
-        (("--model", "gpt2", "--tokens", "1B", "--mfu", "40"), "mfu is 40"),
-        (("--model", "gpt2", "--tokens", "1B", "--overhead", "0"), "overhead is 0"),
-        (("--model", "gpt2", "--tokens", "1B", "--budget-usd", "5"), "give one"),
-        (("--model", "gpt2", "--tokens", "1B", "--inference-tokens", "5"), "is for --budget-usd"),
+        (("gpt2",), "say how much is trained"),
+        (("gpt2", "--tokens", "many"), "--tokens 'many' is not a number"),
+        (("gpt2", "--tokens", "0"), "--tokens is 0: it must be a number above 0"),
+        (("gpt2", "--tokens", "-1e9"), "above 0"),
+        (("gpt2", "--tokens", "nan"), "is not a number"),
+        (("gpt2", "--tokens", "1e999"), "above 0"),
+        (("gpt3", "--tokens", "1T"), "gpt3-175b"),
+        (("gpt2", "--tokens", "1B", "--device", "h1000"), "did you mean h100"),
+        (("gpt2", "--tokens", "1B", "--devices", "0"), "devices is 0"),
+        (("gpt2", "--tokens", "1B", "--usd-per-hour", "nan"), "usd_per_hour is nan"),
+        (("gpt2", "--tokens", "1B", "--usd-per-hour", "0"), "usd_per_hour is 0"),
+        (("gpt2", "--tokens", "1B", "--mfu", "40"), "mfu is 40"),
+        (("gpt2", "--tokens", "1B", "--overhead", "0"), "overhead is 0"),
+        (("gpt2", "--tokens", "1B", "--budget-usd", "5"), "give one"),
+        (("gpt2", "--tokens", "1B", "--inference-tokens", "5"), "is for --budget-usd"),
         (("--budget-usd", "-5"), "--budget-usd is -5"),
         (("--budget-usd", "5", "--device", "gb200"), "give --usd-per-hour"),
-        (("--model", "llama-3.1-405b", "--tokens", "1T"), "more than the 72.0 GB"),
-        (("--model", "gpt2", "--tokens", "1B", "--precision", "int3"), "--precision"),
-        (("--model", "gpt2", "--tokens", "1B", "--hardware", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("llama-3.1-405b", "--tokens", "1T"), "more than the 72.0 GB"),
+        (("gpt2", "--tokens", "1B", "--precision", "int3"), "--precision"),
+        (("gpt2", "--tokens", "1B", "--hardware", "/nowhere.yaml"), "/nowhere.yaml"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -168,7 +170,7 @@ def test_mistakes_are_one_line_and_exit_2(
 
 
 def test_what_does_not_fit_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "--model", "llama-3.1-405b", "--tokens", "1T", "--json")
+    code, out, _ = call(capsys, "llama-3.1-405b", "--tokens", "1T", "--json")
     assert code == 2
     error = json.loads(out)["error"]
     assert error["code"] == "does_not_fit"

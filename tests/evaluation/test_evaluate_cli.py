@@ -38,6 +38,8 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "data: {source: rows.csv, target: y, group_by: g, split: {train: 0.5, valid: 0.25, test: 0.25}}\n",
         "utf-8",
     )
+    (tmp_path / "skin").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
     return path
 
@@ -65,7 +67,7 @@ def test_json_agrees_with_the_rows_written(task_file: Path, capsys: pytest.Captu
 
 
 def test_text_shows_estimate_interval_and_groups(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, printed, _ = run(capsys, "skin", str(task_file), "--split", "test", "--set", "data.seed=2")
+    code, printed, _ = run(capsys, "skin", str(task_file), "--split", "test", "data.seed=2")
     assert code == 0
     assert "parity: accuracy 0." in printed
     assert "on test" in printed
@@ -85,8 +87,10 @@ class Cautious(ByLastDigit):
 def test_what_was_withheld_is_told(
     task_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metric: str
 ) -> None:
+    (tmp_path / "skin").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: Cautious())
-    asked = ("skin", str(task_file), "--set", "output.abstain={min_confidence: 0.9}", "--set", f"metric={metric}")
+    asked = ("skin", str(task_file), "output.abstain={min_confidence: 0.9}", f"metric={metric}")
     out = tmp_path / "report.json"
     _, printed, _ = run(capsys, *asked, "--out", str(out))
     rows = load_examples(load_task(task_file)).valid
@@ -95,6 +99,8 @@ def test_what_was_withheld_is_told(
     _, told, _ = run(capsys, *asked, "--json")
     for report in (json.loads(out.read_text("utf-8")), json.loads(told)):
         assert (report["coverage"], report["answered"]) == (pytest.approx(share), 1.0)
+    (tmp_path / "skin").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
     assert "abstained" not in run(capsys, *asked)[1]
 
@@ -103,8 +109,8 @@ def test_what_was_withheld_is_told(
     ("arguments", "code", "message"),
     [
         (["--split", "dev"], 2, "no split 'dev'"),
-        (["--set", "metric=f1"], 2, "no metric 'f1'"),
-        (["--set", "data.source=none.csv"], 1, "does not exist"),
+        (["metric=f1"], 2, "no metric 'f1'"),
+        (["data.source=none.csv"], 1, "does not exist"),
     ],
 )
 def test_bad_input_is_one_line(

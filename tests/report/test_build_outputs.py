@@ -12,6 +12,7 @@ from tests.report.sample import report
 
 from bedplate.adaptation import ladder
 from bedplate.adaptation.report.report import Report
+from bedplate.adaptation.task import first_look
 from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.report.html import headline
@@ -43,8 +44,19 @@ def test_the_command_ends_with_the_verdicts_code_and_writes_both_files(
 ):
     made = Report(ended(status), tmp_path)
     monkeypatch.setattr(ladder, "adapt", lambda *_, **__: made)
+    monkeypatch.setattr(first_look, "look", lambda *_: None)
+    (tmp_path / "task.yaml").write_text("task: t")
     xml, page = tmp_path / "junit.xml", tmp_path / "summary.md"
-    line = ["adapt", "task.yaml", "--out", str(tmp_path / "out"), "--junit", str(xml), "--markdown", str(page)]
+    line = [
+        "adapt",
+        str(tmp_path / "task.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+        "--junit",
+        str(xml),
+        "--markdown",
+        str(page),
+    ]
     with pytest.raises(SystemExit) as done:
         main([*line, "--json"])
     assert done.value.code == EXIT_CODES[status]
@@ -57,11 +69,12 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(ladder, "adapt", lambda *_, **__: pytest.fail("time was spent"))
-    for option, place in (("--junit", tmp_path / "no" / "a.xml"), ("--markdown", tmp_path)):
+    (tmp_path / "task.yaml").write_text("task: t")
+    for option, place in (("--junit", tmp_path / "task.yaml" / "a.xml"), ("--markdown", tmp_path)):
         with pytest.raises(SystemExit) as done:
-            main(["adapt", "task.yaml", "--out", str(tmp_path / "out"), option, str(place)])
+            main(["adapt", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "out"), option, str(place)])
         assert done.value.code == 2
-        assert "directory" in capsys.readouterr().err
+        assert "cannot write" in capsys.readouterr().err
 
 
 def test_cases_of_junit_are_the_verdict_and_every_candidate():

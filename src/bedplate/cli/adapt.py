@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import Overrides
+from bedplate.cli import paths
+from bedplate.cli.options import Overrides, Wide
+from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.quantities import parse_count, parse_seconds
+from bedplate.core.tables import Column, numbers
+from bedplate.core.tables import show as table
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
@@ -21,8 +26,15 @@ EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
 
 
 def adapt(
-    task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The run's directory; the same command goes on in it.", show_default=False)],
+    task_file: Annotated[
+        Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False, callback=paths.existing)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The run's directory; the same command resumes in it.", show_default=False, callback=paths.directory
+        ),
+    ],
     overrides: Overrides = None,
     rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
     budget: Annotated[
@@ -40,6 +52,7 @@ def adapt(
         typer.Option(
             help="A skin that the new ones take over from, on newer data: a directory, or a name or id.",
             show_default=False,
+            callback=paths.known,
         ),
     ] = None,
     dtype: Annotated[
@@ -55,11 +68,18 @@ def adapt(
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML, too.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write JUnit XML, for builds.", show_default=False, callback=paths.new_file
+        ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a summary in Markdown, too.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
+        ),
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
     """Find the cheapest adaptation of a base that provably meets the bar.
@@ -99,25 +119,26 @@ def adapt(
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
     afresh. What users corrected is such new data: `bedplate feedback export`.
     """
-    for path in (junit, markdown):
-        if path is not None:
-            _check_file(path)
-    from bedplate.adaptation.curve.learning_curve import parse_sizes
+    options = {"dtype": dtype, "weights": weights, "kernel": kernel}
+    held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
+    seconds = None if budget is None else parse_seconds("--budget", budget)
+    wanted = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
+    sizes = () if curve is None else _sizes(curve)
+    from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
+
+    look(task_file, [*(overrides or ()), *held], wanted)
     from bedplate.adaptation.ladder import adapt as climb
-    from bedplate.adaptation.task.spec import parse_budget
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    options = {"dtype": dtype, "weights": weights, "kernel": kernel}
-    held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
     report = climb(
         task_file,
         out,
-        rungs=None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
-        budget=None if budget is None else parse_budget(budget),
+        rungs=wanted,
+        budget=seconds,
         seed=seed,
         overrides=[*(overrides or ()), *held],
-        curve=() if curve is None else parse_sizes(curve),
+        curve=sizes,
         exhaustive=exhaustive,
         parent=None if parent is None else _directory(parent),
     )
@@ -127,20 +148,6 @@ def adapt(
     else:
         show(report)
     return EXIT_CODES[report.verdict["status"]]
-
-
-def _check_file(path: Path) -> None:
-    """UsageError for a file that could not be written in the end, before time is spent."""
-    import os
-
-    from bedplate.core.errors import UsageError
-
-    place = path.absolute().parent
-    if path.is_dir() or not place.is_dir():
-        what = "is a directory" if path.is_dir() else f"is in {place}, which is no directory"
-        raise UsageError(f"{path} {what}; name a file in a directory that is there")
-    if not os.access(path if path.exists() else place, os.W_OK):
-        raise UsageError(f"{path} cannot be written; choose a place that can be")
 
 
 def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
@@ -156,6 +163,14 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
         atomic_write(markdown, summary(report.data))
 
 
+def _sizes(text: str) -> list[int]:
+    """Numbers of labels, as in 50,100,1k."""
+    sizes = [parse_count("--curve", part) for part in text.split(",")]
+    if any(size != int(size) for size in sizes):
+        raise UsageError(f"--curve {text!r}: write whole numbers of labels, such as 50,100,200,500")
+    return [int(size) for size in sizes]
+
+
 def _directory(skin: str) -> Path:
     from bedplate.skins.catalog import Catalog
 
@@ -166,79 +181,71 @@ def _directory(skin: str) -> Path:
 def show(report: Report) -> None:
     """The table, the verdict, and what to do next."""
     from rich.markup import escape
-    from rich.table import Table
 
     data = report.data
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rung")
-    table.add_column("split")
-    for name in (data["target"]["metric"], "interval", "n", "groups", "$/1k calls", "p50 ms", "p95 ms", "fit s"):
-        table.add_column(name, justify="right")
-    for row in report.rungs:
-        if row["status"] != "done":
-            table.add_row(row["rung"], row["status"])
-            continue
-        low, high = row["interval"]
-        table.add_row(
-            row["rung"],
-            row["split"],
-            f"{row['estimate']:.3f}",
-            f"{low:.3f}-{high:.3f}",
-            str(row["n"]),
-            str(row["groups"]),
-            f"{row['usd_per_1k_calls']:.4f}",
-            f"{row['p50_ms']:.1f}",
-            f"{row['p95_ms']:.1f}",
-            f"{row['train_seconds']:.1f}",
-        )
+    extra = numbers("n", "groups", extra=True)
+    times = (*numbers("$/1k calls"), Column("p50 ms", right=True, extra=True), *numbers("p95 ms"))
+    columns = (*numbers(data["target"]["metric"], "interval"), *extra, *times, Column("fit s", right=True, extra=True))
+    table(("rung", "split", *columns), [_cells(row) for row in report.rungs])
     screen = console()
-    screen.print(table)
     for row in report.rungs:
         if row["status"] != "done":
-            screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}", highlight=False)
+            screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}")
     for one in data["not_tried"]:
         if one["what"] == "part":
-            screen.print(f"{one['rung']}: {escape(one['reason'])}", highlight=False)
+            screen.print(f"{one['rung']}: {escape(one['reason'])}")
     for rung, guards in data["guards"].items():
         for guard in guards:
             held = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
-            screen.print(f"{rung}: the {guard['guard']} guard {held}: {escape(guard['reason'])}", highlight=False)
+            screen.print(f"{rung}: the {guard['guard']} guard {held}: {escape(guard['reason'])}")
     for rung, found in data["formats"].items():
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
-        screen.print(f"{rung} {served}: {escape(found['reason'])}", highlight=False)
+        screen.print(f"{rung} {served}: {escape(found['reason'])}")
     for one in data["predictions"]:
         said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
-        screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}", highlight=False)
+        screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
         values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])
-        screen.print(f"{row['rung']}: seeds on valid {values}", highlight=False)
+        screen.print(f"{row['rung']}: seeds on valid {values}")
     if report.comparison is not None:
         c = report.comparison
         screen.print(
             f"on test, {c['a']} minus {c['b']}: {c['difference']:+.3f} ({c['interval'][0]:+.3f} to "
             f"{c['interval'][1]:+.3f}), p = {c['p_value']:.2g}",
-            highlight=False,
         )
     if data["curve"] is not None:
         show_curve(data["curve"])
     screen.print()
-    screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}", highlight=False)
+    screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row["status"] != "done":
+        return (row["rung"], row["status"], *[""] * 8)
+    low, high = row["interval"]
+    return (
+        row["rung"],
+        row["split"],
+        f"{row['estimate']:.3f}",
+        f"{low:.3f}-{high:.3f}",
+        str(row["n"]),
+        str(row["groups"]),
+        f"{row['usd_per_1k_calls']:.4f}",
+        f"{row['p50_ms']:.1f}",
+        f"{row['p95_ms']:.1f}",
+        f"{row['train_seconds']:.1f}",
+    )
 
 
 def show_curve(curve: Mapping[str, Any]) -> None:
     """Quality by rung and number of labels, what was left out, and the crossover."""
     from rich.markup import escape
-    from rich.table import Table
 
     screen = console()
-    table = Table(box=None, pad_edge=False, title=f"{curve['metric']} on valid, by labels", title_justify="left")
-    table.add_column("rung")
     sizes = sorted({point["size"] for point in curve["points"]})
-    for size in sizes:
-        table.add_column(f"{size:,}", justify="right")
     cells: dict[str, dict[int, str]] = {}
     for point in curve["points"]:
         low, high = point["interval"]
@@ -246,12 +253,11 @@ def show_curve(curve: Mapping[str, Any]) -> None:
     for flat in curve["flat"]:
         low, high = flat["interval"]
         cells[flat["rung"]] = dict.fromkeys(sizes, f"{flat['estimate']:.3f} ({low:.3f}-{high:.3f})")
-    for rung, found in cells.items():
-        table.add_row(rung, *(found.get(size, "") for size in sizes))
+    rows = [(rung, *(found.get(size, "") for size in sizes)) for rung, found in cells.items()]
     screen.print()
-    screen.print(table)
+    table(("rung", *numbers(*(f"{size:,}" for size in sizes))), rows, title=f"{curve['metric']} on valid, by labels")
     for line in (*curve["left_out"], *curve["says"]):
-        screen.print(escape(line), highlight=False)
+        screen.print(escape(line))
 
 
 def _next(report: Report) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
+from bedplate.cli import paths
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +52,12 @@ def chat(
     kernel: JudgedKernel = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     allow_other_weights: AllowOtherWeights = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may send nothing.")] = 600.0,
+    timeout: Annotated[float, duration(help="How long a server may send nothing. Default: 10m.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each line that is read.")] = False,
 ) -> int:
     """Chat with a base, a skin, or a running server. Piped lines are turns; on a terminal /help lists the commands."""
+    if url is None:
+        paths.skin_or_base(model)
     from bedplate.inference.chat.conversation import Conversation
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk

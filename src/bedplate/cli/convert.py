@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.export import write_out
 
 
@@ -14,11 +15,19 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False
+            metavar="SRC",
+            help="Catalogue name, directory, .gguf file or hf:owner/name.",
+            show_default=False,
+            callback=paths.base,
         ),
     ],
     destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="What to write: NAME.gguf, or else a Hugging Face directory.")
+        Path,
+        typer.Argument(
+            metavar="DST",
+            help="What to write: NAME.gguf, or else a Hugging Face directory.",
+            callback=paths.new_directory,
+        ),
     ],
     dtype: Annotated[
         str | None,

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
+from bedplate.cli.options import Wide
 from bedplate.core.progress import console
+from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
     from bedplate.inference.measure.doctor import Findings, Reading
@@ -17,9 +20,11 @@ def doctor(
     base: Annotated[
         str | None,
         typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name; none: a standard shape, nothing is pulled."
+            help="Catalogue name, directory, .gguf file or hf:owner/name; none: a standard shape, nothing is pulled.",
+            callback=paths.base,
         ),
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what this machine can do with a base, what each way of running it gives, and which one is chosen.
@@ -51,23 +56,16 @@ def doctor(
 
 def _show(found: Findings) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     screen = console()
     for line in (*_machine(found), *_kernel(found), *_roofs(found)):
-        screen.print(escape(line), highlight=False, soft_wrap=True)
+        screen.print(escape(line))
     screen.print()
-    title = f"{found.base}, stored as {' and '.join(found.stored)}"
-    table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left")
-    table.add_column("way")
-    for name in ("decode 1", "decode 16", "prefill"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for one in found.readings:
-        table.add_row(str(one.way), *_cells(one), escape(_note(one, found)))
-    screen.print(table, highlight=False)
+    columns = ("way", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
+    rows = [(str(one.way), *_cells(one), _note(one, found)) for one in found.readings]
+    show(columns, rows, title=f"{found.base}, stored as {' and '.join(found.stored)}")
     screen.print()
-    screen.print(f"[bold]chosen: {found.chosen}[/bold]: {escape(found.why)}", highlight=False, soft_wrap=True)
+    screen.print(f"[bold]chosen: {found.chosen}[/bold]: {escape(found.why)}")
 
 
 def _machine(found: Findings) -> list[str]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
+from bedplate.cli import paths
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, Overrides, Wide
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console
+from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
     from bedplate.evaluation.drift import Drift, Quality
@@ -22,28 +23,40 @@ if TYPE_CHECKING:
 
 def evaluate(
     skin: Annotated[
-        str, typer.Argument(help="A skin's directory, or for search and suites a base.", show_default=False)
+        str,
+        typer.Argument(
+            help="A skin's directory, or for search and suites a base.", show_default=False, callback=paths.skin_or_base
+        ),
     ],
     rows: Annotated[
         Path | None,
         typer.Argument(
-            metavar="TASK.yaml|NEW.jsonl", help="The task file, or new rows (.jsonl, .csv, .tsv).", show_default=False
+            metavar="TASK.yaml|NEW.jsonl",
+            help="The task file, or new rows (.jsonl, .csv, .tsv).",
+            show_default=False,
+            callback=paths.existing,
         ),
     ] = None,
+    overrides: Overrides = None,
     split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,
     task: Annotated[
-        Path | None, typer.Option(help="New rows: the task file. By default that of the run which made the skin.")
+        Path | None,
+        typer.Option(
+            help="New rows: the task file. By default that of the run which made the skin.", callback=paths.existing
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
+    ] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Of a suite: so many items at most. Default: all.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
     kernel: JudgedKernel = None,
     allow_other_weights: AllowOtherWeights = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
@@ -57,7 +70,7 @@ def evaluate(
     accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.
 
     \b
-      bedplate evaluate runs/x/skins/lora task.yaml --split test
+      bedplate evaluate runs/x/skins/lora task.yaml --split test data.seed=1
       bedplate evaluate runs/x/skins/lora october.jsonl
       bedplate evaluate smollm2-135m --suite core --limit 300
     """
@@ -75,7 +88,7 @@ def evaluate(
         _on_split(skin, rows, split or "valid", out, overrides or (), loading, as_json)
         return
     if split is not None or overrides:
-        raise UsageError("--split and --set go with a task file (.yaml); new rows are taken whole")
+        raise UsageError("--split and key=value go with a task file (.yaml); new rows are taken whole")
     _on_new_rows(skin, rows, task, out, loading, as_json)
 
 
@@ -88,14 +101,20 @@ def _on_split(
     loading: Mapping[str, Any],
     as_json: bool,
 ) -> None:
+    from bedplate.data.sources import check_source
+    from bedplate.evaluation.task import load_task
+
+    if split not in ("train", "valid", "test"):
+        raise UsageError(f"there is no split {split!r}; the splits are train, valid and test")
+    task = load_task(task_file, overrides)
+    for source in task.data.sources:
+        check_source(source, task.directory)
     from bedplate.evaluation import harness
     from bedplate.evaluation.examples import load_examples
-    from bedplate.evaluation.task import load_task
     from bedplate.inference.predict.predictor import Predictor
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    task = load_task(task_file, overrides)
     data = load_examples(task)
     loaded = harness.load_predictor(skin, **loading)
     if isinstance(loaded, Predictor):
@@ -132,14 +151,12 @@ def _on_suites(
     if as_json:
         print(json.dumps(report, allow_nan=False))
         return
-    from rich.table import Table
-
-    table = Table("suite", "measure", "value", "95% interval", "n", "groups", box=None)
+    rows: list[tuple[str, ...]] = []
     for name, result in found.items():
         for measure, one in result.measures.items():
             between = "" if one.interval is None else f"{one.interval[0]:.3f}-{one.interval[1]:.3f}"
-            table.add_row(name, measure, f"{one.value:.3f}", between, str(one.n), str(one.groups))
-    console().print(table)
+            rows.append((name, measure, f"{one.value:.3f}", between, str(one.n), str(one.groups)))
+    show(("suite", "measure", *numbers("value", "95% interval", "n", "groups")), rows)
     if out is not None:
         print(f"written to {out}")
 
@@ -172,18 +189,15 @@ def _write(report: dict[str, Any], out: Path | None) -> None:
 
 
 def _show_drift(found: Drift) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     compared = f" against {found.old_rows:,} that the skin was made from" if found.shifts else ""
     print(f"{found.new_rows:,} new rows{compared}; look {found.look} at this skin, which may be wrong", end=" ")
     print(f"with {found.spent:.2%} of the {found.alpha:.0%} for all looks")
-    table = Table("compared", "differs", "p", "p (Holm)", "what", box=None)
+    rows: list[tuple[str, ...]] = []
     for one in found.shifts:
         cells = ("yes" if one.differs else "no", f"{one.p_value:.2g}", f"{one.p_holm:.2g}")
-        table.add_row(one.what, *cells, escape(one.says))
+        rows.append((one.what, *cells, one.says))
     if found.shifts:
-        console().print(table)
+        show(("compared", "differs", *numbers("p", "p (Holm)"), Column("what", prose=True)), rows)
     for one in found.shifts:
         if one.differs and any(one.words):
             came, went = (", ".join(words) or "none" for words in one.words)
@@ -223,9 +237,6 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
 
 
 def _show(result: Evaluation, data: TaskData) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     from bedplate.evaluation.slices import calibration, slices
 
     low, high = result.interval
@@ -247,9 +258,8 @@ def _show(result: Evaluation, data: TaskData) -> None:
         print(f"note: {note}")
     if result.split == "test":
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")
-    table = Table("slice", "n", "row score", f"{percent} interval", box=None)
+    rows: list[tuple[str, ...]] = []
     for part in slices(result):
         low, high = part.interval
-        name = escape(f"{part.by} {part.value}")
-        table.add_row(name, str(part.n), f"{part.estimate:.3f}", f"{low:.3f}-{high:.3f}")
-    console().print(table)
+        rows.append((f"{part.by} {part.value}", str(part.n), f"{part.estimate:.3f}", f"{low:.3f}-{high:.3f}"))
+    show(("slice", *numbers("n", "row score", f"{percent} interval")), rows)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 def export(
     base: Annotated[
-        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+        str,
+        typer.Argument(
+            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new_directory),
+    ],
     file_format: Annotated[
         Literal["hf", "gguf"], typer.Option("--format", help="hf: a directory for transformers; gguf: one file.")
     ] = "hf",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console, progress
+from bedplate.core.progress import progress
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
     from bedplate.inference.measure.parity import Reading
@@ -23,9 +25,10 @@ _SEEDS = 3
 def families(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Families, by the model_type of their config.json; none: all."),
+        typer.Argument(metavar="NAME", help="Families, by the model_type of their config.json; none: all."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Prove them against transformers.")] = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the families of models whose checkpoints can be loaded, and what can be done with each.
@@ -56,22 +59,20 @@ def families(
 
 
 def _list(wanted: Sequence[str], as_json: bool) -> None:
-    from rich.table import Table
-
     from bedplate.inference.measure.support import supported
 
     found = [one for one in supported() if one.family in wanted]
     if as_json:
         print(json.dumps([asdict(one) for one in found]))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("family", "kind", "can", "adapters", "kernel", "gguf", "text of"):
-        table.add_column(column)
+    rows: list[tuple[str, ...]] = []
     for one in found:
         kernel = "yes" if one.kernel is None else f"no: {one.kernel}"
         can, adapters, text_of = (", ".join(names) for names in (one.can, one.adapters, one.text_of))
-        table.add_row(one.family, one.kind, can, adapters, kernel, one.gguf or "", text_of)
-    console().print(table, highlight=False)
+        rows.append((one.family, one.kind, can, adapters, kernel, one.gguf or "", text_of))
+    can, adapters = Column("can", prose=True), Column("adapters", prose=True)
+    kernel, text_of = Column("kernel", prose=True), Column("text of", prose=True, extra=True)
+    show(("family", "kind", can, adapters, kernel, Column("gguf", extra=True), text_of), rows)
 
 
 def _check(wanted: Sequence[str], as_json: bool) -> None:
@@ -82,7 +83,7 @@ def _check(wanted: Sequence[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(one) | {"holds": one.holds} for readings in found.values() for one in readings]))
     else:
-        _show(found)
+        _show_check(found)
     if not all(one.holds for readings in found.values() for one in readings):
         sys.exit(1)
 
@@ -103,17 +104,13 @@ def _readings(name: str) -> Iterator[Reading]:
                     yield from read(family, Path(scratch) / f"{example}-{seed}-{dtype}", example, seed, dtype)
 
 
-def _show(found: dict[str, list[Reading]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("family", "compared", "times", "largest difference", "at most", ""):
-        table.add_column(column)
+def _show_check(found: dict[str, list[Reading]]) -> None:
+    rows: list[tuple[str, ...]] = []
     for name, readings in found.items():
         for what in dict.fromkeys((one.what, one.dtype) for one in readings):
             alike = [one for one in readings if (one.what, one.dtype) == what]
             worst = max(alike, key=lambda one: one.difference)
-            said = "[green]holds[/green]" if all(one.holds for one in alike) else "[red]DIFFERS[/red]"
+            said = "holds" if all(one.holds for one in alike) else "DIFFERS"
             numbers = (str(len(alike)), f"{worst.difference:.1g}", f"{worst.bound:.0g}")
-            table.add_row(name, f"{what[0]}, {what[1]}", *numbers, said)
-    console().print(table, highlight=False)
+            rows.append((name, f"{what[0]}, {what[1]}", *numbers, said))
+    show(("family", "compared", "times", "largest difference", "at most", "result"), rows)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bedplate.cli import paths
+from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
-from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.serving.durable.feedback_store import FeedbackStore
@@ -22,9 +24,12 @@ def feedback(
         str | None,
         typer.Argument(help="export, purge: the model name that the skin was served under.", show_default=False),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="export: the .jsonl file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="export: the .jsonl file to write.", callback=paths.new_file)] = None,
     task: Annotated[
-        Path | None, typer.Option(help="export: the task file whose columns the rows get. Default: the input names.")
+        Path | None,
+        typer.Option(
+            help="export: the task file whose columns the rows get. Default: the input names.", callback=paths.existing
+        ),
     ] = None,
     target: Annotated[str, typer.Option(help="export: the target's column, where no task names it.")] = "target",
     id: Annotated[list[str] | None, typer.Option(help="purge: a reply's id. Repeatable.")] = None,
@@ -33,6 +38,7 @@ def feedback(
     state: Annotated[
         Path | None, typer.Option(help="The server's state directory. Default: serve/ in BEDPLATE_HOME.")
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
@@ -55,12 +61,8 @@ def _list(store: FeedbackStore, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"models": found}))
         return
-    from rich.table import Table
-
-    table = Table("model", "replies", "with texts", "feedback", "corrections", box=None)
-    for row in found:
-        table.add_row(*map(str, row.values()))
-    console().print(table)
+    columns = ("model", *numbers("replies", "with texts", "feedback", "corrections"))
+    show(columns, [tuple(map(str, row.values())) for row in found])
 
 
 def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
@@ -15,7 +16,10 @@ from bedplate.core.garbage import left_alone
 
 def generate(
     base: Annotated[
-        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+        str,
+        typer.Argument(
+            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
+        ),
     ],
     prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
     chat: Annotated[

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.cli.options import Wide, whole
 from bedplate.core.errors import UsageError
+from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
     from bedplate.serving.callers.keys import Key, KeysFile
@@ -30,14 +32,15 @@ def keys(
         list[str] | None, typer.Option(help="create: a model that the key may use. Repeatable. Default: all.")
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="create: calls in any minute.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="create: tokens in any minute.")] = None,
+    requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
+    tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="create: calls that run at once.")] = None,
     usd_per_day: Annotated[float | None, typer.Option(help="create: dollars a day; needs the server's price.")] = None,
     usd_per_month: Annotated[float | None, typer.Option(help="create: dollars a month.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="create: tokens a day.")] = None,
-    tokens_per_month: Annotated[int | None, typer.Option(min=1, help="create: tokens a month.")] = None,
+    tokens_per_day: Annotated[int | None, whole(help="create: tokens a day, such as 2M.")] = None,
+    tokens_per_month: Annotated[int | None, whole(help="create: tokens a month.")] = None,
     expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
@@ -115,14 +118,9 @@ def _list(found: KeysFile, as_json: bool) -> None:
         rows = [{**key.model_dump(mode="json", exclude={"hash"}), "state": key.state(now)} for key in found.keys]
         print(json.dumps({"keys": rows}))
         return
-    from rich.table import Table
-
-    from bedplate.core.progress import console
-
-    table = Table("id", "name", "state", "tenant", "models", "admin", "limits", "quota", "expires", box=None)
-    for key in found.keys:
-        table.add_row(key.id, key.name, key.state(now), *_rights(key))
-    console().print(table)
+    names = ("id", "name", "state", "tenant", Column("models", prose=True), "admin")
+    rest = (Column("limits", prose=True), Column("quota", prose=True), "expires")
+    show((*names, *rest), [(key.id, key.name, key.state(now), *_rights(key)) for key in found.keys])
 
 
 def _rights(key: Key) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "families": ("bedplate.cli.families", "The published families of models that are supported, and their proof."),
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
+    "init": ("bedplate.cli.init", "Look at a file of rows and write a task file for it."),
     "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),
     "plan": ("bedplate.cli.plan", "What it costs: to train, to serve, and whether to prompt, tune, buy or build."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; resumes where it stopped."),

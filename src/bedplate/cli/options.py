@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,12 @@ import typer
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.quantities import count_of, seconds_of
+from bedplate.core.tables import Column, show, show_wide
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
@@ -46,6 +49,63 @@ AllowOtherWeights = Annotated[
         "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
     ),
 ]
+
+
+Formulas = Annotated[bool, typer.Option("--formulas", help="Also how each figure is computed, and the source.")]
+
+
+def show_formulas(formulas: Mapping[str, tuple[str, str]]) -> None:
+    """By figure: the formula, and where it is from."""
+    columns = ("figure", Column("formula", prose=True), Column("source", prose=True))
+    show(columns, [(name.replace("_", " "), *both) for name, both in formulas.items()])
+
+
+def _wide(wanted: bool) -> bool:
+    show_wide(wanted)
+    return wanted
+
+
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="Show every column of a table, however narrow the terminal is.", callback=_wide),
+]
+
+
+def _counted(given: str | float) -> float:
+    value = count_of(given) if isinstance(given, str) else given
+    if value is None:
+        raise typer.BadParameter(f"{given!r} is not a number; write for example 300, 50k or 1.5M")
+    return value
+
+
+def count(*names: str, help: str) -> Any:
+    """An option for a number, which may be written as 50k or 15.6T; a parameter of type float."""
+    return typer.Option(*names, help=help, parser=_counted, metavar="COUNT")
+
+
+def whole(*names: str, help: str) -> Any:
+    """An option for a whole number above 0 that is None by default, written as with `count`; of type int."""
+
+    def parsed(given: str | int) -> int:
+        value = _counted(given)
+        if value < 1 or value != int(value):
+            raise typer.BadParameter(f"{given!r} is not a whole number above 0")
+        return int(value)
+
+    return typer.Option(*names, help=help, parser=parsed, metavar="COUNT", show_default=False)
+
+
+def duration(*names: str, help: str) -> Any:
+    """An option for a length of time, such as 90s or 10m; a parameter of type float, in seconds.
+    The help says the default."""
+
+    def parsed(given: str | float) -> float:
+        value = seconds_of(given, "s") if isinstance(given, str) else given
+        if value is None or not 0 <= value < math.inf:
+            raise typer.BadParameter(f"{given!r} is not a length of time; write for example 90s, 10m or 1.5h")
+        return value
+
+    return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
 
 
 def _checked_page(path: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def predict(
-    skin: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False)],
+    skin: Annotated[
+        Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)
+    ],
     rows: Annotated[
         str,
         typer.Argument(

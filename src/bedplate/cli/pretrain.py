@@ -9,26 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bedplate.cli.options import Overrides
+from bedplate.cli import paths
+from bedplate.cli.options import Overrides, Wide
 from bedplate.core.errors import RankError
-from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.pretraining.run.pretrain import Pretrained
 
 
 def pretrain(
-    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False, callback=paths.existing)
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.", show_default=False
+            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.",
+            show_default=False,
+            callback=paths.directory,
         ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")
     ] = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a base: from texts or a corpus, from nothing or further from a base (`base:` in the file).
@@ -88,16 +94,14 @@ def _values(done: Pretrained) -> dict[str, Any]:
 
 
 def _show(done: Pretrained) -> None:
-    from rich.table import Table
-
     result = done.result
     print(f"{done.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
     names = list(dict.fromkeys(name for found in done.baselines.values() for name in found))
-    table = Table("held out", "bits a byte", *names, box=None)
+    rows: list[tuple[str, ...]] = []
     for name, held in done.judged["held_out"].items():
         others = (f"{done.baselines[name][other]:.3f}" if name in done.baselines else "" for other in names)
-        table.add_row(name, f"{held['bits_per_byte']:.3f}", *others)
-    console().print(table)
+        rows.append((name, f"{held['bits_per_byte']:.3f}", *others))
+    show(("held out", *numbers("bits a byte", *names)), rows)
     for name, one in done.judged["suites"].items():
         print(f"{name}: {one['measure']} {one['value']:.3f} of {one['n']} items")
     print(f"base: {done.base}")

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console
+from bedplate.core.tables import Column, show
 
 
 def pull(
@@ -19,6 +20,7 @@ def pull(
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="You accept the item's licence, where it asks for that.")
     ] = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fetch a base, an encoder or data, check its hash, and show where it lies and under which licence."""
@@ -72,14 +74,13 @@ def _show_list(as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    from rich.table import Table
-
-    table = Table("name", "kind", "download", "licence", "description", "here", box=None)
+    cells: list[tuple[str, ...]] = []
     for item, row in zip(CATALOG.values(), rows, strict=True):
         here = "yes" if row["path"] else ""
         licence = item.licence if row["accepted"] else f"{item.licence} (to be accepted)"
-        table.add_row(item.name, item.kind, _megabytes(item.download_bytes), licence, item.description, here)
-    console().print(table)
+        cells.append((item.name, item.kind, _megabytes(item.download_bytes), here, licence, item.description))
+    licence, about = Column("licence", prose=True), Column("description", prose=True, extra=True)
+    show(("name", "kind", Column("download", right=True), "here", licence, about), cells)
 
 
 def _megabytes(size: int) -> str:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bedplate.cli import paths
+from bedplate.cli.options import duration
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
     from bedplate.serving.call.state import ServerState
 
-BESIDE_CONFIG = frozenset(("config", "skin", "as_json"))
-"""Options that also go with a server's file."""
+BESIDE_CONFIG = frozenset(("base", "more", "config", "skin", "as_json"))
+"""Parameters that also go with a server's file."""
 
 SHOWN = 20
 
@@ -24,17 +26,33 @@ SHOWN = 20
 def serve(
     context: typer.Context,
     base: Annotated[
-        str | None, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Catalogue name, directory, .gguf file or hf:owner/name.",
+            show_default=False,
+            callback=paths.base_or_value,
+        ),
     ] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--base", help="One more base beside it, under its own name, held by default. Repeatable."),
+        typer.Argument(
+            metavar="BASE|KEY=VALUE",
+            help="More bases beside it, under their own names. With --config: values over the file's.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A server's YAML file, instead of a base and the options but --skin and --json.")
+        Path | None,
+        typer.Option(
+            help="A server's YAML file, instead of a base and the options but --skin and --json.",
+            callback=paths.existing,
+        ),
     ] = None,
     skin: Annotated[
-        list[str] | None, typer.Option(help="A skin's directory, served under the skin's name. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A skin's directory, served under the skin's name. Repeatable.", callback=paths.skin_directories
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
@@ -56,7 +74,7 @@ def serve(
     max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are answered 429.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are answered 413.")] = 2 * 1024 * 1024,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get at the end.")] = 10.0,
+    grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
@@ -66,27 +84,40 @@ def serve(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and the models as JSON.")] = False,
 ) -> None:
-    """Serve a base and its skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM."""
+    """Serve a base and its skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM.
+
+    \b
+      bedplate serve smollm2-135m --skin runs/x/skins/lora
+      bedplate serve smollm2-135m minilm-l6 --skin runs/x/skins/retrieval
+      bedplate serve --config server.yaml port=8080
+    """
+    from bedplate.core.config import load_config
+    from bedplate.serving.settings.config import ServerConfig
+
+    words = [one for one in (base, *(more or ())) if one is not None]
+    overrides = [one for one in words if "=" in one and not Path(one).exists()]
+    bases = [one for one in words if one not in overrides]
+    if bool(bases) == (config is not None):
+        raise UsageError("give a base to serve, or a server's file with --config, and not both")
+    for one in bases:
+        paths.base(one)
+    settings = None
+    if config is not None:
+        _only_with_base(context)
+        settings = load_config(config, ServerConfig, overrides)
+    elif overrides:
+        raise UsageError(f"{overrides[0]} is a value of a server's file; give it with --config, or use the options")
     try:
         from bedplate.serving.server.app import serve as run
         from bedplate.serving.server.loading import server_config
         from bedplate.serving.settings.logs import write_logs
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
-    from bedplate.core.config import load_config
     from bedplate.inference.ways.threads import use_cores
-    from bedplate.serving.settings.config import ServerConfig
 
-    if (base is None) == (config is None):
-        raise UsageError("give a base to serve, or a server's file with --config, and not both")
-    if config is not None:
-        _only_with_base(context)
-        settings = load_config(config, ServerConfig)
-    else:
-        assert base is not None
+    if settings is None:
         settings = server_config(
-            base,
-            *(more or ()),
+            *bases,
             host=host,
             port=port,
             grace_seconds=grace,

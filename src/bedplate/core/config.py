@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import types
 import typing
@@ -15,13 +16,18 @@ import yaml
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
+from bedplate.core.quantities import SECONDS, count_of, seconds_of
 from bedplate.core.suggestions import did_you_mean, nearest
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Strict(pydantic.BaseModel):
-    """Base of every configuration: frozen, no unknown keys, no NaN or infinity, no boolean where a number is wanted."""
+    """Base of every configuration: frozen, no unknown keys, no NaN or infinity, no boolean where a number is wanted.
+
+    A number may be written as people write it: 50k, 15.6T; and where the field's name ends in a unit of time, as a
+    time: `train_minutes: 90s` is one and a half.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -30,11 +36,30 @@ class Strict(pydantic.BaseModel):
     def _no_boolean_numbers(cls, values: Any) -> Any:
         # pydantic reads True as 1; in a file that is a typing mistake (`r: yes`)
         if isinstance(values, Mapping):
-            for name, value in cast("Mapping[Any, Any]", values).items():
+            values = cast("Mapping[Any, Any]", values)
+            numbers: dict[Any, Any] = {}
+            for name, value in values.items():
                 field = cls.model_fields.get(name) if isinstance(name, str) else None
                 if isinstance(value, bool) and field is not None and _wants_number_only(field.annotation):
                     raise ValueError(f"{name} is the boolean {str(value).lower()}, but a number is wanted")
-        return cast("Any", values)
+                if isinstance(value, str) and field is not None and _wants_quantity(field.annotation):
+                    numbers[name] = _quantity(str(name), value)
+            return {**values, **numbers} if numbers else values
+        return values
+
+
+_UNITS = {"ms": "ms", "s": "s", "seconds": "s", "minutes": "m", "hours": "h", "days": "d"}
+"""Ends of the names of fields that are times, and their units."""
+
+
+def _quantity(name: str, text: str) -> Any:
+    """A text such as 50k as the number that it stands for; where it stands for none, as it is."""
+    unit = _UNITS.get(name.rpartition("_")[2]) if "_" in name else None
+    seconds = None if unit is None else seconds_of(text)
+    value = count_of(text) if unit is None or seconds is None else seconds / SECONDS[unit]
+    if value is None or not math.isfinite(value):
+        return text
+    return int(value) if value.is_integer() else value
 
 
 class Grown(Strict):
@@ -93,6 +118,12 @@ def dump_config(config: pydantic.BaseModel) -> str:
     """The resolved configuration as YAML that `parse_config` reads back to an equal model."""
     values = config.model_dump(mode="json", by_alias=True)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML on one line, which is read back as the same value."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1e9)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 # --- YAML
@@ -380,6 +411,10 @@ def _has_tag(model: type[pydantic.BaseModel], tag: str | int) -> bool:
 def _wants_number_only(annotation: Any) -> bool:
     members = _members(annotation)
     return bool not in members and any(m is int or m is float for m in members)
+
+
+def _wants_quantity(annotation: Any) -> bool:
+    return _wants_number_only(annotation) and str not in _members(annotation)
 
 
 def _type_name(value: Any) -> str:

@@ -167,6 +167,18 @@ def unwritable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write {path}: {error.strerror or error}; {what}")
 
 
+def check_writable(path: Path | str) -> None:
+    """UsageError where something to be written as `path` has no directory above it that can be written."""
+    place = Path(path).absolute()
+    above = place.parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UsageError(f"cannot write {path}: {above} is not a directory; choose a place that can be written")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {above} does not allow it; choose a place that can be written")
+
+
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,30 +3,64 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
+    import rich.text
 
 T = TypeVar("T")
 
+_MARGIN = re.compile(r"\s*(?:- )?")
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
 
 
 def console(stderr: bool = False) -> rich.console.Console:
-    """A rich console on stdout (or stderr): colours only on a terminal and without NO_COLOR in the environment."""
+    """A rich console on stdout (or stderr): colours only on a terminal and without NO_COLOR in the environment. Lines
+    are wrapped between words; a word that is longer than the terminal is wide, such as a path, stays whole."""
     import rich.console
+
+    class Console(rich.console.Console):
+        def print(self, *objects: Any, **how: Any) -> None:
+            whole: dict[str, Any] = {"overflow": "ignore", "no_wrap": True, "crop": False, "highlight": False, **how}
+            if len(objects) == 1 and isinstance(objects[0], str) and not how.get("soft_wrap"):
+                markup = how.get("markup", True)
+                objects = tuple(_lines(self.render_str(objects[0], markup=markup, highlight=False), self.width))
+                whole["sep"] = "\n"
+            super().print(*objects, **whole)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return rich.console.Console(stderr=stderr, width=width)
+    return Console(stderr=stderr, width=width)
+
+
+def _lines(text: rich.text.Text, width: int) -> Iterator[rich.text.Text]:
+    """A text in lines that are broken at spaces alone; those that go on begin below the first word, behind a dash of
+    a list."""
+    import rich.text
+
+    for line in text.split("\n", allow_blank=True):
+        words = [(one.start(), one.end()) for one in re.finditer(r"\S+", line.plain)]
+        margin = len(_MARGIN.match(line.plain)[0])  # pyright: ignore[reportOptionalSubscript]
+        start, before = 0, ""
+        for at, end in words[1:]:
+            if len(before) + end - start > width:
+                yield rich.text.Text(before).append_text(_without_end(line[start:at]))
+                start, before = at, " " * margin
+        yield rich.text.Text(before).append_text(line[start:])
+
+
+def _without_end(line: rich.text.Text) -> rich.text.Text:
+    line.rstrip()
+    return line
 
 
 def progress(iterable: Iterable[T], description: str, total: float | None = None, unit: str = "it") -> Iterator[T]:

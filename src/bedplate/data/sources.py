@@ -35,6 +35,20 @@ def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
         return _suite_rows(source)
     if source in STDLIB_SETS:
         return read_stdlib(source)
+    return _read(Path(relative_to) / source, source, _reader(source), None)
+
+
+def check_source(source: str, relative_to: Path | str = ".") -> None:
+    """DataError for a source that `read_rows` cannot read because it is neither a known data set nor a file."""
+    if source in DATASETS or source in SUITE_SETS or source in STDLIB_SETS:
+        return
+    _reader(source)
+    path = Path(relative_to) / source
+    if not path.is_file():
+        raise DataError(f"{path}: the data file {'is a directory' if path.is_dir() else 'does not exist'}")
+
+
+def _reader(source: str) -> Reader:
     suffix = Path(source).suffix.lower()
     if suffix == ".parquet":
         raise DataError(f"{source}: .parquet files are not supported; write the rows as .jsonl")
@@ -42,7 +56,7 @@ def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
         known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
         hint = did_you_mean(nearest(source, known), f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}")
         raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
-    return _read(Path(relative_to) / source, source, FORMATS[suffix], None)
+    return FORMATS[suffix]
 
 
 def _suite_rows(source: str) -> Rows:

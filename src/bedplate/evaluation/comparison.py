@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bedplate.core import statistics
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups
+from bedplate.core.statistics import InsufficientGroups, enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.metrics import METRICS
@@ -85,7 +85,7 @@ def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed:
         return mean_drop(scores, [place[row.row_hash] for row in before.rows], groups, confidence, units=units)
     low, high = found.interval
     se = (high - low) / 2 / _normal_quantile(confidence)
-    if found.groups < MINIMUM_GROUPS:
+    if not enough_groups([row.group for row in before.rows]):
         return Drop(found.difference, None, None, se, confidence, found.n, found.groups)
     unseen = hidden(units, confidence)
     low, high = min(low, found.difference - unseen), max(high, found.difference + unseen)

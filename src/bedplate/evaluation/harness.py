@@ -19,6 +19,7 @@ from bedplate.core import statistics
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
+from bedplate.core.statistics.bootstrap import influence
 from bedplate.core.statistics.proportions import Side
 from bedplate.core.values import Values
 from bedplate.data.splits import Record, split_hash
@@ -128,10 +129,7 @@ class Evaluation:
             return None
         if self.n < 2:
             return 0.0
-        mean, step = self.parts.mean(0), 1e-6 * np.eye(self.parts.shape[1])
-        up, down = mean + step, np.maximum(mean - step, 0.0)  # counts are no less than 0
-        slope = (self.of_sums(up) - self.of_sums(down)) / np.diagonal(up - down)
-        return float(np.var((self.parts - mean) @ slope, ddof=1))
+        return float(np.var(influence(self.parts, self.of_sums), ddof=1))
 
     @cached_property
     def parts(self) -> NDArray[np.float64]:

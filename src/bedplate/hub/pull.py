@@ -62,6 +62,18 @@ def resolve(source: str | Path, *, quiet: bool = False) -> Path:
             from bedplate.hub import huggingface
 
             return huggingface.snapshot(name, quiet=quiet)
+    return _local(source)
+
+
+def check_source(source: str | Path) -> None:
+    """UnknownItemError for what `resolve` cannot have, as far as this can be said without asking anybody."""
+    if not (isinstance(source, str) and (source in CATALOG or source.startswith("hf:"))):
+        _local(source)
+
+
+def _local(source: str | Path) -> Path:
+    """A model directory or .gguf file on this machine. UnknownItemError, with what may have been meant."""
+    name = str(source)
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path

@@ -22,7 +22,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
 from bedplate.adaptation.context.outcome import Result
 from bedplate.core.errors import BedplateError
-from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
 from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.harness import Evaluation
@@ -161,8 +161,8 @@ def _said(
 def too_few(context: Context, evaluation: Evaluation) -> str | None:
     """Why valid cannot show that a format is no worse, even if no answer changed; None where it can."""
     margin, confidence = context.spec.formats.margin, context.spec.target.confidence
-    if evaluation.groups < MINIMUM_GROUPS:
-        return f"valid has {evaluation.groups} groups, and under {MINIMUM_GROUPS} no bound of a difference holds"
+    if not enough_groups([row.group for row in evaluation.rows]):
+        return f"valid has {evaluation.groups} groups, too few, or of too unequal sizes, for a bound of a difference"
     units = independent_rows(evaluation)
     unseen = hidden(units, confidence)
     if unseen < margin:

@@ -29,7 +29,7 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
-from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
@@ -265,8 +265,8 @@ class Context:
         """How many times as fast the base was measured to be in the best of the formats that nominees are tried in; 1
         where there is none, or valid has too few rows to say anything of one."""
         spec = self.spec.formats
-        groups = len({example.group for example in self.valid})
-        enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence) and groups >= MINIMUM_GROUPS
+        enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence)
+        enough = enough and enough_groups([example.group for example in self.valid])
         if self.is_encoder or not spec.allowed or not enough:
             return 1.0
         found = worth_trying(self.model, spec, writes=not self.labels)

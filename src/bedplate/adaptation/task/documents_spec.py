@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from bedplate.core.config import Strict
 from bedplate.core.progress import progress
 from bedplate.data.documents import Document, Documents, read_documents
-from bedplate.skins.passages import Chunk
 from bedplate.text.chunks import pieces
+
+if TYPE_CHECKING:
+    from bedplate.skins.passages import Chunk
 
 
 class DocumentsSpec(Strict):
@@ -41,6 +43,8 @@ def task_documents(spec: DocumentsSpec, relative_to: Path) -> Documents:
 
 def cut(documents: Sequence[Document], size: int, overlap: float, count: Callable[[str], int]) -> list[Chunk]:
     """The documents in passages of at most `size` tokens, the white space around them left off."""
+    from bedplate.skins.passages import Chunk  # a task file is read without torch
+
     found: list[Chunk] = []
     for document in progress(documents, f"passages of {size} tokens", unit="documents"):
         for piece in pieces(document.text, size, int(size * overlap), count):

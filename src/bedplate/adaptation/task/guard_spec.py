@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from bedplate.core.config import Strict
-from bedplate.evaluation.suites.items import CORE
 
+CORE = ("piqa", "openbookqa", "commonsenseqa", "boolq")
+"""The core sets' names (`evaluation.suites.items`), here so that a task file is read without torch."""
 GENERAL_TEXT = ("vader-news", "vader-movies")
 """Edited prose first; the second for tasks that train on it."""
 
@@ -23,7 +24,7 @@ class RetentionGuard(Strict):
     """
 
     max_drop: Margin = 0.02
-    sets: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(CORE)
+    sets: Annotated[tuple[str, ...], Field(min_length=1)] = CORE
     per_set: Annotated[int, Field(ge=1)] = 300
     source: str | None = None
 

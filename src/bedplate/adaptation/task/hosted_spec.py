@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from bedplate.core.endpoint import EndpointSpec
-from bedplate.inference.remote.account import Price
-from bedplate.skins.skin import EndpointReference
+
+if TYPE_CHECKING:
+    from bedplate.inference.remote.account import Price
+    from bedplate.skins.skin import EndpointReference
 
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -28,6 +30,8 @@ class HostedSpec(EndpointSpec):
     @property
     def price(self) -> Price:
         """Cached tokens cost what others do where nothing else is said."""
+        from bedplate.inference.remote.account import Price
+
         cached = self.usd_per_million_cached_input
         whole = self.usd_per_million_input
         return Price(whole, whole if cached is None else cached, self.usd_per_million_output)
@@ -35,4 +39,6 @@ class HostedSpec(EndpointSpec):
     @property
     def reference(self) -> EndpointReference:
         """The endpoint as a skin names it."""
+        from bedplate.skins.skin import EndpointReference  # a task file is read without torch
+
         return EndpointReference(**self.model_dump(include=set(EndpointSpec.model_fields)))

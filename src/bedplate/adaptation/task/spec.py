@@ -6,7 +6,7 @@ import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,14 +17,17 @@ from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.adaptation.task.raw_text import RawText
 from bedplate.core.config import Strict
-from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.core.files import read_text
+from bedplate.core.quantities import parse_seconds
 from bedplate.evaluation.task import Task
-from bedplate.inference.predict.opening import Asked
-from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.inference.ways.names import Kernel, Weights
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
+
+if TYPE_CHECKING:
+    from bedplate.inference.predict.opening import Asked
 
 _LATER_FIELDS = ("traffic", "own_prompt")
 
@@ -173,6 +176,8 @@ class AdaptSpec(Strict):
 
     def opening(self, task: Task) -> Asked:
         """How the task's bases are to be opened."""
+        from bedplate.inference.predict.opening import Asked  # a task file is read without torch
+
         return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
 
     def wants(self, rung: str) -> bool:
@@ -182,7 +187,4 @@ class AdaptSpec(Strict):
 
 def parse_budget(text: str) -> float:
     """Seconds of a duration such as 90s, 10m, 1.5h. UsageError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
-    if found is None or float(found[1]) <= 0:
-        raise UsageError(f"the budget {text!r} is no duration; write for example 90s, 10m or 1.5h")
-    return float(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}[found[2]]
+    return parse_seconds("the budget", text)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import Overrides
+from bedplate.cli import paths
+from bedplate.cli.options import Overrides, Wide
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 
 
 def build(
-    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False)],
+    recipe_file: Annotated[
+        Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False, callback=paths.existing)
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", show_default=False),
+        typer.Option(
+            help="The corpus directory. By default corpora/NAME of the recipe.",
+            show_default=False,
+            callback=paths.directory,
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -31,6 +38,7 @@ def build(
         ),
     ] = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read, curate, tokenise: a recipe's sources become a corpus directory.

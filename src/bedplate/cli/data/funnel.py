@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.options import PageFile, write_page
+from bedplate.cli.options import PageFile, Wide, write_page
 from bedplate.core.progress import console
+from bedplate.core.tables import Column, numbers
+from bedplate.core.tables import show as table
 
 
 def funnel(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
     page: PageFile = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What each rule removed from a corpus, in order, with the reasons, and what came out by source.
@@ -37,27 +40,21 @@ def funnel(
 
 def show(found: Mapping[str, Any]) -> None:
     """The tables on the terminal."""
-    from rich.markup import escape
-    from rich.table import Table
-
     screen = console()
-    table = Table(title=escape(f"{found['corpus']}: what was kept"), title_justify="left")
-    for name in ("step", "in", "dropped", "out", "why"):
-        table.add_column(name, justify="right" if name in {"in", "dropped", "out"} else "left")
-    table.add_row("read", "", "", f"{found['documents']:,}", f"{found['bytes'] / 1e6:,.1f} MB")
+    rows: list[tuple[str, ...]] = [("read", "", "", f"{found['documents']:,}", f"{found['bytes'] / 1e6:,.1f} MB")]
     for step in found["steps"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in step["reasons"].items())
-        table.add_row(step["rule"], f"{step['in']:,}", f"{step['dropped']:,}", f"{step['out']:,}", escape(reasons))
-    table.add_row("kept", "", "", f"{found['kept']:,}", f"{found['kept_bytes'] / 1e6:,.1f} MB")
-    screen.print(table)
-    table = Table(title="By source", title_justify="left")
-    for name in ("source", "read", "kept", "train", "valid", "tokens", "bytes per token"):
-        table.add_column(name, justify="left" if name == "source" else "right")
+        rows.append((step["rule"], f"{step['in']:,}", f"{step['dropped']:,}", f"{step['out']:,}", reasons))
+    rows.append(("kept", "", "", f"{found['kept']:,}", f"{found['kept_bytes'] / 1e6:,.1f} MB"))
+    columns = ("step", *numbers("in", "dropped", "out"), Column("why", prose=True))
+    table(columns, rows, title=f"{found['corpus']}: what was kept")
+    screen.print()
+    rows = []
     for name, one in found["sources"].items():
         splits = (f"{one['splits'].get(split, 0):,}" for split in ("train", "valid"))
         counts = f"{one['documents']:,}", f"{one['kept']:,}", *splits, f"{one['tokens']:,}"
-        table.add_row(escape(name), *counts, f"{one['bytes_per_token']:.2f}")
-    screen.print(table)
+        rows.append((name, *counts, f"{one['bytes_per_token']:.2f}"))
+    table(("source", *numbers("read", "kept", "train", "valid", "tokens", "bytes per token")), rows, title="By source")
     if found["changed"]:
         changed = ", ".join(f"{rule} {count:,}" for rule, count in found["changed"].items())
         screen.print(f"Documents that were kept with a changed text: {changed}", highlight=False)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import Overrides
+from bedplate.cli import paths
+from bedplate.cli.options import Overrides, Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.pretraining.mixing.best import Spread
@@ -19,11 +21,20 @@ if TYPE_CHECKING:
 
 
 def search_mixture(
-    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file of one small run.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN.yaml", help="The run file of one small run.", show_default=False, callback=paths.existing
+        ),
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The search's directory. By default mixtures/NAME of the run file.", show_default=False),
+        typer.Option(
+            help="The search's directory. By default mixtures/NAME of the run file.",
+            show_default=False,
+            callback=paths.directory,
+        ),
     ] = None,
     runs: Annotated[
         int | None,
@@ -46,6 +57,7 @@ def search_mixture(
             show_default=False,
         ),
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search for the mixture of a corpus's sources that is best for held-out texts.
@@ -90,7 +102,7 @@ def _goal(words: list[str]) -> dict[str, float]:
 
 
 def _count(text: str) -> float:
-    from bedplate.cli.plan.train import parse_count
+    from bedplate.core.quantities import parse_count
 
     return parse_count("--tokens", text)
 
@@ -106,28 +118,27 @@ def _told(number: int, count: int, one: Proxy) -> None:
 
 
 def _show(done: Search) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     values = done.to_json()
     percent = f"{values['confidence']:.0%} interval"
-    table = Table("source", "share before", "best share", percent, box=None)
+    rows: list[tuple[str, ...]] = []
     for name, share in zip(done.sources, done.best.shares, strict=True):
         before = done.proxies[0].shares[name]
-        table.add_row(escape(name), f"{before:.1%}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
-    console().print(table)
-    table = Table("held out", "bits a byte before", "predicted", percent, "one run of it", "explained", box=None)
+        rows.append((name, f"{before:.1%}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"))
+    show(("source", *numbers("share before", "best share", percent)), rows)
+    rows = []
     for place, (name, response) in enumerate(done.responses.items()):
         predicted = done.best.losses[place]
-        table.add_row(
-            escape(name),
-            f"{done.proxies[0].losses[name]:.4f}",
-            f"{predicted.value:.4f}",
-            _interval(predicted),
-            f"{done.checked.losses[name]:.4f}",
-            f"{max(0.0, response.explained):.0%}",
+        rows.append(
+            (
+                name,
+                f"{done.proxies[0].losses[name]:.4f}",
+                f"{predicted.value:.4f}",
+                _interval(predicted),
+                f"{done.checked.losses[name]:.4f}",
+                f"{max(0.0, response.explained):.0%}",
+            )
         )
-    console().print(table)
+    show(("held out", *numbers("bits a byte before", "predicted", percent, "one run of it", "explained")), rows)
     gain = done.best.gain
     print(
         f"gain: {gain.value:.4f} bits a byte predicted ({_interval(gain)}), {values['gain']['measured']:.4f} measured "

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import Overrides
+from bedplate.cli.options import Overrides, Wide
 from bedplate.core.progress import console
+from bedplate.core.quantities import adding_up
+from bedplate.core.tables import numbers, show
+from bedplate.economics.numbers.money import bills, exact_usd
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from bedplate.economics.bills.amortisation import Statement, StatementRow
 
 
@@ -23,6 +24,7 @@ def amortise(
         Path, typer.Argument(metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False)
     ],
     overrides: Overrides = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Who carries a base's and its machines' cost: profit and loss by skin and tenant, idle time as a row of its own.
@@ -56,62 +58,67 @@ def _show(statement: Statement) -> None:
     from rich.markup import escape
 
     screen = console()
-    screen.print(f"[bold]{escape(_sentence(statement))}[/bold]", highlight=False)
+    screen.print(f"[bold]{escape(_sentence(statement))}[/bold]")
     for title, rows in (("skin", statement.skins), ("tenant", statement.tenants)):
         if rows:
             screen.print()
-            screen.print(_table(title, rows, statement))
+            _table(title, rows)
     for line in statement.warnings:
-        screen.print(f"[yellow]{escape(line)}[/yellow]", highlight=False)
+        screen.print(f"[yellow]{escape(line)}[/yellow]")
 
 
 def _sentence(statement: Statement) -> str:
     rows = statement.skins
-    revenue, idle = sum(row.revenue_usd for row in rows), sum(row.machine_usd for row in rows if row.kind == "idle")
-    profit = revenue - statement.bill_usd - statement.base_usd
+    idle = sum(row.machine_usd for row in rows if row.kind == "idle")
+    (machine, base, revenue), digits = _rounded(rows)
+    profit = sum(revenue) - sum(machine) - sum(base)
     share, outcome = 100 * idle / statement.bill_usd, "a loss" if profit < 0 else "a profit"
-    base = f" and {_text(statement.base_usd)} of the base" if statement.base_usd else ""
+    of_base = f" and {exact_usd(sum(base), digits)} of the base" if statement.base_usd else ""
     return (
-        f"{statement.account.amortise}: skins brought in {_text(revenue)}, and cost {_text(statement.bill_usd)} of "
-        f"machine{base}: {outcome} of {_text(abs(profit))}; {_text(idle)} ({share:.0f}%) of the "
-        "machine's bill was for standing idle."
+        f"{statement.account.amortise}: skins brought in {exact_usd(sum(revenue), digits)}, and cost "
+        f"{exact_usd(sum(machine), digits)} of machine{of_base}: {outcome} of {exact_usd(abs(profit), digits)}; "
+        f"{exact_usd(float(idle), digits)} ({share:.0f}%) of the machine's bill was for standing idle."
     )
 
 
-def _table(title: str, rows: Sequence[StatementRow], statement: Statement) -> object:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_footer=True)
-    table.add_column(title, "all", no_wrap=True)
-    sums = (
-        ("calls", f"{sum(row.calls for row in rows):,.0f}"),
-        ("tokens", f"{sum(row.tokens for row in rows):,.0f}"),
-        ("compute s", f"{sum(row.compute_seconds for row in rows):,.0f}"),
-        ("machine", _text(sum(row.machine_usd for row in rows))),
-        ("base", _text(sum(row.base_usd for row in rows))),
-        ("base a call", ""),
-        ("revenue", _text(sum(row.revenue_usd for row in rows))),
-        ("profit", _text(sum(row.profit_usd for row in rows))),
+def _rounded(rows: Sequence[StatementRow]) -> tuple[list[list[float]], int]:
+    """Machine, base and revenue of each row, so that every column adds up as it is printed."""
+    return bills(
+        [float(row.machine_usd) for row in rows],
+        [float(row.base_usd) for row in rows],
+        [float(row.revenue_usd) for row in rows],
     )
-    for name, total in sums:
-        table.add_column(name, total, justify="right", no_wrap=True)
-    for row in rows:
+
+
+def _table(title: str, rows: Sequence[StatementRow]) -> None:
+    columns, digits = _rounded(rows)
+    seconds = adding_up([row.compute_seconds for row in rows], 0)
+    lines: list[tuple[str, ...]] = []
+    for row, spent, machine, base, revenue in zip(rows, seconds, *columns, strict=True):
         used = row.kind in {"skin", "tenant"}
-        table.add_row(
-            row.name,
-            f"{row.calls:,.0f}" if used else "",
-            f"{row.tokens:,.0f}" if used else "",
-            f"{row.compute_seconds:,.0f}" if used else "",
-            _text(row.machine_usd),
-            _text(row.base_usd) if used else "",
-            "" if not row.base_usd_per_call else f"${row.base_usd_per_call:.3g}",
-            _text(row.revenue_usd) if used else "",
-            _text(row.profit_usd),
+        counts = (f"{row.calls:,.0f}", f"{row.tokens:,.0f}", f"{spent:,.0f}") if used else ("", "", "")
+        lines.append(
+            (
+                row.name,
+                *counts,
+                exact_usd(machine, digits),
+                exact_usd(base, digits) if used else "",
+                "" if not row.base_usd_per_call else f"${row.base_usd_per_call:.3g}",
+                exact_usd(revenue, digits) if used else "",
+                exact_usd(revenue - machine - base, digits),
+            )
         )
-    return table
-
-
-def _text(value: Decimal | int) -> str:
-    from bedplate.economics.numbers.money import usd
-
-    return usd(float(value)) if value else "$0"
+    machine, base, revenue = map(sum, columns)
+    sums = (
+        "all",
+        f"{sum(row.calls for row in rows):,.0f}",
+        f"{sum(row.tokens for row in rows):,.0f}",
+        f"{sum(seconds):,.0f}",
+        exact_usd(machine, digits),
+        exact_usd(base, digits),
+        "",
+        exact_usd(revenue, digits),
+        exact_usd(revenue - machine - base, digits),
+    )
+    names = (*numbers("calls"), *numbers("tokens", "compute s", extra=True), *numbers("machine", "base"))
+    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), lines, footer=sums)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import Dtype, Kernel, Weights
+from bedplate.cli import paths
+from bedplate.cli.options import Dtype, Kernel, Weights, Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.economics.hardware.machine import EngineSpeed, Machine
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 def calibrate(
     base: Annotated[
-        str | None, typer.Argument(help="The base whose engine is measured too; none: the machine alone.")
+        str | None,
+        typer.Argument(help="The base whose engine is measured too; none: the machine alone.", callback=paths.base),
     ] = None,
     dtype: Dtype = "auto",
     weights: Weights = "auto",
@@ -30,7 +33,10 @@ def calibrate(
             help="A running server of this base here: measures what it adds to its engine.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.", callback=paths.new_file)
+    ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure memory bandwidth, products, the steps of a base's engine and of its tuning, in about a minute; other work
@@ -93,23 +99,21 @@ def _measure_base(
 
 
 def _show(machine: Machine, out: Path) -> None:
-    from rich.table import Table
+    from rich.markup import escape
 
     console().print(
-        f"[bold]{machine.cpu}[/], {machine.threads} threads, {machine.memory_bytes / 1e9:.0f} GB: reads "
+        f"[bold]{escape(machine.cpu)}[/], {machine.threads} threads, {machine.memory_bytes / 1e9:.0f} GB: reads "
         f"{machine.bandwidth_bytes_per_second / 1e9:.0f} GB/s; products "
-        + ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in machine.flops_per_second.items()),
-        highlight=False,
+        + ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in machine.flops_per_second.items())
     )
-    table = Table("engine", "weights", "kernel", "prefill 512", "decode 1", "decode 16", "fit's median error", box=None)
-    for one in machine.engines:
-        table.add_row(one.base, one.weights, one.kernel, *_speeds(one))
     if machine.engines:
-        console().print(table, highlight=False)
+        speeds = numbers("prefill 512", "decode 1", "decode 16", "fit's median error")
+        rows = [(one.base, one.weights, one.kernel, *_speeds(one)) for one in machine.engines]
+        show(("base", "weights", "kernel", *speeds), rows)
     for one in machine.tuning:
         rate = 1024 / one.seconds(1024, 1024 * 64 / 2, 16)
-        console().print(f"tuning {one.base}, {one.dtype}, rank {one.rank}: {rate:,.0f} tokens/s", highlight=False)
-    console().print(f"kept in {out}", highlight=False)
+        console().print(f"tuning {one.base}, {one.dtype}, rank {one.rank}: {rate:,.0f} tokens/s", markup=False)
+    console().print(f"kept in {out}", markup=False)
 
 
 def _speeds(one: EngineSpeed) -> list[str]:

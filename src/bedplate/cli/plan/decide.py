@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import PageFile, as_given, write_page
+from bedplate.cli.options import PageFile, Wide, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.core.progress import console
+from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +43,7 @@ def decide(
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")
     ] = False,
     page: PageFile = None,
+    wide: Wide = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one object, or {cases: [...]} of several files.")
     ] = False,
@@ -105,9 +107,9 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
 
     from bedplate.economics.bills.decisions import words
 
-    screen.print(f"[bold]{escape(decision.case.case)}[/bold]", highlight=False)
-    screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n", highlight=False)
-    screen.print(_table(decision))
+    screen.print(f"[bold]{escape(decision.case.case)}[/bold]")
+    screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n")
+    _table(decision)
     _list(screen, "why", words.reasons(decision))
     _list(screen, "break-even volumes", [words.break_even(one) for one in decision.break_evens])
     flipping = [words.flips(each) for each in decision.sensitivities if each.flips]
@@ -120,45 +122,40 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
             _list(screen, f"the bill of {one.name}", _bill(one))
     elif len(flipping) > _FLIPS or steady:
         more = f"{len(flipping) - len(shown)} more flip it further off, " if len(flipping) > _FLIPS else ""
-        screen.print(f"  {more}{len(steady)} do not as far as looked (--all shows them)", highlight=False)
+        screen.print(f"  {more}{len(steady)} do not as far as looked (--all shows them)")
     _list(screen, "taken for granted", [f"{one.name}: {note}" for one in decision.outcomes for note in one.notes])
     _list(screen, "prices", decision.warnings)
 
 
 def _list(screen: Console, title: str, lines: Sequence[str]) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
     if lines:
-        screen.print(f"\n{title}", highlight=False)
+        screen.print(f"\n{title}", markup=False)
     for line in lines:
-        screen.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False), highlight=False)
+        screen.print(f"  - {line}", markup=False)
 
 
-def _table(decision: Decision) -> object:
-    from rich.table import Table
-
+def _table(decision: Decision) -> None:
     from bedplate.economics.numbers.money import short_usd, usd
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("option", no_wrap=True)
-    table.add_column("weights, method")
-    for name in ("total", "90% interval", "a call", "right answer", "quality (low)", "p95 ms", "best in"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[tuple[str, ...]] = []
     for one in sorted(decision.outcomes, key=lambda each: (not each.feasible, each.net_usd)):
         low, high = one.total_interval
-        table.add_row(
-            one.name,
-            one.method_in_short,
-            short_usd(one.total_usd),
-            "" if low == high else f"{short_usd(low)} to {short_usd(high)}",
-            usd(one.cost_per_call),
-            "" if one.cost_per_right_answer is None else usd(one.cost_per_right_answer),
-            _quality(one),
-            "" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
-            f"{one.best_in:.0%}" if one.feasible else "out",
+        rows.append(
+            (
+                one.name,
+                one.method_in_short,
+                short_usd(one.total_usd),
+                "" if low == high else f"{short_usd(low)} to {short_usd(high)}",
+                usd(one.cost_per_call),
+                "" if one.cost_per_right_answer is None else usd(one.cost_per_right_answer),
+                _quality(one),
+                "" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
+                f"{one.best_in:.0%}" if one.feasible else "out",
+            )
         )
-    return table
+    method = Column("weights, method", prose=True, extra=True)
+    money = (*numbers("total", "90% interval"), *numbers("a call", "right answer", extra=True))
+    show(("option", method, *money, *numbers("quality (low)", "p95 ms", "best in")), rows)
 
 
 def _quality(one: OptionOutcome) -> str:
@@ -169,7 +166,16 @@ def _quality(one: OptionOutcome) -> str:
 
 
 def _bill(one: OptionOutcome) -> list[str]:
-    from bedplate.economics.numbers.money import usd
+    from bedplate.economics.numbers.money import bills, exact_usd
 
-    lines = [f"{usd(amount)} {what} ({when})" for when, what, amount in sorted(one.lines, key=lambda line: -line[2])]
-    return [*lines, f"{one.prompt_tokens:,.0f} prompt tokens and {one.output_tokens:,.0f} output tokens a call"]
+    sorted_lines = sorted(one.lines, key=lambda line: -line[2])
+    (amounts,), digits = bills([amount for *_, amount in sorted_lines])
+    lines = [
+        f"{exact_usd(amount, digits)} {what} ({when})"
+        for (when, what, _), amount in zip(sorted_lines, amounts, strict=True)
+    ]
+    return [
+        *lines,
+        f"{exact_usd(sum(amounts), digits)} in all",
+        f"{one.prompt_tokens:,.0f} prompt tokens and {one.output_tokens:,.0f} output tokens a call",
+    ]

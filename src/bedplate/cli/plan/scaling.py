@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 
 def scaling(
@@ -28,6 +29,7 @@ def scaling(
             show_default=False,
         ),
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fit a scaling law to a ladder of small runs, and predict the largest one, which is held out of the fit.
@@ -45,16 +47,15 @@ def scaling(
             del one["loss"]
         print(json.dumps(values, allow_nan=False))
         return
-    from rich.table import Table
-
-    table = Table("run", "parameters", "tokens", "operations", "loss", "predicted", "95% interval", box=None)
+    rows: list[tuple[str, ...]] = []
     for point in found.points:
         is_held = point is found.held
         guess = found.law.predict(point)
         between = f"{guess.low:.4f} to {guess.high:.4f}" if is_held else ""
         cells = (f"{point.parameters:,.0f}", f"{point.tokens:,.0f}", f"{point.flops:.2e}", f"{point.loss:.4f}")
-        table.add_row(point.name + (" (held out)" if is_held else ""), *cells, f"{guess.loss:.4f}", between)
-    console().print(table)
+        rows.append((point.name + (" (held out)" if is_held else ""), *cells, f"{guess.loss:.4f}", between))
+    columns = numbers("parameters", "tokens", "operations", "loss", "predicted", "95% interval")
+    show(("run", *columns), rows)
     constants = ", ".join(f"{name} {value:.4g}" for name, value in found.law.constants.items())
     print(f"law: {found.law.form}, {constants}; scatter {found.law.residual:.2%} of the loss")
     where = "inside" if found.inside else "OUTSIDE"
@@ -67,7 +68,7 @@ def scaling(
 
 
 def _asked(text: str) -> tuple[float, float]:
-    from bedplate.cli.plan.train import parse_count
+    from bedplate.core.quantities import parse_count
 
     parameters, colon, tokens = text.partition(":")
     if not colon:

@@ -9,22 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bedplate.cli.options import PageFile, as_given, write_page
+from bedplate.cli.options import Formulas, PageFile, Wide, as_given, count, show_formulas, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.economics.serving.serving_cost import ServingPlan
 
 _MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
+_LABELS = {
+    "capacity": "calls/s of a replica, at most",
+    "tokens_per_second": "tokens/s of a full replica",
+}
+"""Figures that need more words than their name."""
 _Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
-    calls_per_day: Annotated[float, typer.Option(help="Calls of an average day.")] = 50_000,
+    calls_per_day: Annotated[float, count(help="Calls of an average day, such as 50k.")] = 50_000,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
     ] = "300",
@@ -65,6 +71,8 @@ def serve(
     ] = None,
     hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
     page: PageFile = None,
+    formulas: Formulas = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What serving takes: latency, throughput, replicas and dollars a call, from a simulation of the engine's scheduler
@@ -128,7 +136,7 @@ def serve(
         ranges = {case: plan.as_json() for case, plan in plans.items() if case != "central"}
         print(json.dumps(found | ({"range": ranges} if ranges else {}), ensure_ascii=False))
         return
-    _show(model, plans)
+    _show(model, plans, formulas)
 
 
 def _seconds(milliseconds: float | None, name: str) -> float | None:
@@ -143,39 +151,40 @@ def _seconds(milliseconds: float | None, name: str) -> float | None:
 # --- for people
 
 
-def _show(model: str, plans: dict[str, ServingPlan]) -> None:
+def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from bedplate.economics.serving.serving_cost import FORMULAS
 
     out, plan = console(), plans["central"]
-    out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day", highlight=False)
-    table = Table("figure", "value", "range", "how", box=None)
-    for name, value in _figures(plan):
+    out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day")
+    figures = dict(_figures(plan))
+    rows: list[tuple[str, ...]] = []
+    for name, value in figures.items():
         low_high = [dict(_figures(plans[case]))[name] if case in plans else "never" for case in _cases(plans)]
-        text, source = FORMULAS.get(name.split(",")[0], ("", ""))
-        how = f"{text} [dim]({source})[/]" if text else ""
-        table.add_row(name.replace("_", " "), value, " to ".join(dict.fromkeys(low_high)), how)
-    out.print(table, highlight=False)
-    latencies = Table(
-        "one replica", "calls/s", "first token p50 / p95", "whole answer p50 / p95 / p99", "a step runs", box=None
-    )
+        rows.append((_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(low_high))))
+    show(("figure", *numbers("value", "range")), rows)
+    rows = []
     for name, one in (
         ("a call alone", plan.alone),
         ("on average", plan.at_mean),
         ("in the busiest hour", plan.at_peak),
     ):
-        latencies.add_row(
-            name,
-            f"{one.calls_per_second:.3g}" if one.calls_per_second else "–",
-            f"{one.first_token_p50:.3g} / {one.first_token_p95:.3g} s",
-            f"{one.total_p50:.3g} / {one.total_p95:.3g} / {one.total_p99:.3g} s",
-            f"{one.utilisation:.0%}",
+        rows.append(
+            (
+                name,
+                f"{one.calls_per_second:.3g}" if one.calls_per_second else "–",
+                f"{one.first_token_p50:.3g} / {one.first_token_p95:.3g}",
+                f"{one.total_p50:.3g} / {one.total_p95:.3g} / {one.total_p99:.3g}",
+                f"{one.utilisation:.0%}",
+            )
         )
-    out.print(latencies, highlight=False)
+    names = ("calls/s", "first token s, p50 / p95", "answer s, p50 / p95 / p99", "busy")
+    show(("one replica", *numbers(*names)), rows)
     for line in _notes(plan):
-        out.print(f"- {line}", highlight=False, markup=False)
+        out.print(f"- {line}", markup=False)
+    if formulas:
+        show_formulas({name: FORMULAS[name] for name in figures if name in FORMULAS})
 
 
 def _cases(plans: dict[str, ServingPlan]) -> tuple[str, ...]:
@@ -185,8 +194,8 @@ def _cases(plans: dict[str, ServingPlan]) -> tuple[str, ...]:
 
 def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
     yield "replicas", f"{plan.replicas:,}"
-    yield "capacity", f"{plan.capacity_calls_per_second:.3g} calls/s each"
-    yield "tokens_per_second", f"{plan.saturated_tokens_per_second:,.0f} each, when full"
+    yield "capacity", f"{plan.capacity_calls_per_second:.3g}"
+    yield "tokens_per_second", f"{plan.saturated_tokens_per_second:,.0f}"
     if plan.usd_per_call is not None and plan.usd_per_million_tokens is not None:
         yield "usd_per_call", f"${plan.usd_per_call:.3g}"
         yield "usd_per_million_tokens", f"${plan.usd_per_million_tokens:.3g}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import PageFile, as_given, write_page
+from bedplate.cli.options import Formulas, PageFile, Wide, as_given, show_formulas, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.quantities import adding_up, parse_count
+from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
     from bedplate.economics.hardware.mfu import Mfu
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
 _PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
 _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
 """What a page's own sliders say, or is none of its matter."""
-_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 def train(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="A preset's name, or the path of a config.json or a base.", show_default=False)
+        str | None, typer.Argument(help="A preset's name, or the path of a config.json or a base.", show_default=False)
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Tokens to train on: 15.6T, 300B or 1e12.", show_default=False)
@@ -67,11 +67,17 @@ def train(
     ] = None,
     hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
     page: PageFile = None,
+    formulas: Formulas = False,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What training a model takes: layout, memory, hours, energy and dollars, each figure with its formula's source.
+    """What training a model takes: layout, memory, hours, energy and dollars; --formulas says how each is computed.
 
     With --budget-usd: what a sum trains, the size and tokens of least loss, and those of least cost over its use.
+
+    \b
+      bedplate plan train llama-3.1-8b --tokens 1T --device h100 --devices 512
+      bedplate plan train --budget-usd 100k --device h100 --devices 64
     """
     from bedplate.economics.hardware.table import find_device
 
@@ -98,13 +104,13 @@ def train(
         budget = plan_budget(parse_count("--budget-usd", budget_usd), row, devices, inference_tokens=use, **common)
         if model is None:
             if page is not None:
-                raise UsageError("--page shows the training of a model; add --model NAME")
-            _print(budget.as_json()) if as_json else _show_budget(budget)
+                raise UsageError("--page shows the training of a model; name it: bedplate plan train MODEL")
+            _print(budget.as_json()) if as_json else _show_budget(budget, formulas)
             return
     elif inference_tokens is not None:
         raise UsageError("--inference-tokens is for --budget-usd: it weighs a model's use against its training")
     if model is None:
-        raise UsageError("say what is trained: --model NAME and --tokens N, or --budget-usd USD")
+        raise UsageError("say what is trained: bedplate plan train MODEL --tokens N, or --budget-usd USD")
 
     from bedplate.economics.training.training_cost import plan_training, tokens_for_flops
 
@@ -133,21 +139,9 @@ def train(
         found = plan.as_json()
         _print(found if budget is None else {**found, "budget": budget.as_json()})
         return
-    _show_plan(plan)
+    _show_plan(plan, formulas)
     if budget is not None:
-        _show_budget(budget)
-
-
-def parse_count(name: str, text: str) -> float:
-    """A number such as 1e12, 15.6T, 300B, 50_000. UsageError for anything else, and for what is not above 0."""
-    whole = r"\d{1,3}(?:,\d{3})+|\d[\d_]*"  # a comma only between thousands: 1,5M is not 15M
-    found = re.fullmatch(rf"\s*([-+]?(?:(?:{whole})\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
-    if found is None:
-        raise UsageError(f"{name} {text!r} is not a number; write for example 1e12, 15.6T, 300B or 2M")
-    value = float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()]
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")
-    return value
+        _show_budget(budget, formulas)
 
 
 def _print(found: Mapping[str, Any]) -> None:
@@ -157,9 +151,8 @@ def _print(found: Mapping[str, Any]) -> None:
 # --- for people
 
 
-def _show_plan(plan: TrainingPlan) -> None:
+def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from bedplate.economics.training.layout_search import describe
     from bedplate.economics.training.training_cost import FORMULAS
@@ -168,25 +161,22 @@ def _show_plan(plan: TrainingPlan) -> None:
     out.print(
         f"[bold]{escape(plan.model)}[/] on {_number(plan.tokens)} tokens, {plan.devices:,} × {plan.device.title}, "
         f"{plan.precision}, {plan.execution}, overhead {plan.overhead:g}",
-        highlight=False,
     )
-    table = Table("figure", "value", "range", "formula and source", box=None)
-    for name, value, between in _figures(plan):
-        formula, source = FORMULAS.get(name, ("", ""))
-        table.add_row(name, value, between, f"{formula} [dim]({source})[/]" if formula else "")
-    out.print(table, highlight=False)
-    out.print(f"layout: {describe(plan.layout)}", highlight=False)
+    figures = list(_figures(plan))
+    show(("figure", *numbers("value", "range")), figures)
+    out.print(f"layout: {describe(plan.layout)}")
     out.print(
         f"of an estimated step, bubble {plan.bubble_share:.0%}, communication that is waited for "
         f"{plan.communication_share:.0%}",
-        highlight=False,
     )
-    held = Table("a device holds", "GB", box=None)
-    for name in ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "total"):
-        held.add_row(name, f"{getattr(plan.bytes, name) / 1e9:,.2f}")
-    held.add_row("[dim]of[/]", f"{plan.device.memory_bytes / 1e9:,.0f}")
-    out.print(held, highlight=False)
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+    held = adding_up([getattr(plan.bytes, name) / 1e9 for name in parts], 2)
+    rows = [(name, f"{size:,.2f}") for name, size in zip(parts, held, strict=True)]
+    rows += [("total", f"{sum(held):,.2f}"), ("of", f"{plan.device.memory_bytes / 1e9:,.2f}")]
+    show(("a device holds", *numbers("GB")), rows)
     _show_lines(_notes(plan))
+    if formulas:
+        show_formulas({name: FORMULAS[name] for name, *_ in figures if name in FORMULAS})
 
 
 def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
@@ -216,24 +206,22 @@ def _notes(plan: TrainingPlan) -> Iterable[str]:
     yield from plan.suggestions
 
 
-def _show_budget(plan: BudgetPlan) -> None:
-    from rich.table import Table
-
+def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     from bedplate.economics.training.budget import FORMULAS
 
     out = console()
     out.print(
         f"[bold]${plan.usd:,.0f}[/] on {plan.devices:,} × {plan.device.title}: {plan.flops.central:.3e} operations "
         f"({plan.flops.low:.2e} to {plan.flops.high:.2e})",
-        highlight=False,
     )
-    table = Table("least", "parameters", "tokens", "loss, nats a token", "operations, training + use", box=None)
-    table.add_row("loss of this training", *_optimum(plan.optimal))
+    rows = [("loss of this training", *_optimum(plan.optimal))]
     for demand, one in plan.in_use.items():
-        table.add_row(f"cost at that loss, {_number(demand)} tokens of use", *_optimum(one))
-    out.print(table, highlight=False)
-    lines = [f"{name}: {formula} ({source})" for name, (formula, source) in FORMULAS.items()]
-    _show_lines([*lines, f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"])
+        rows.append((f"cost at that loss, {_number(demand)} tokens of use", *_optimum(one)))
+    columns = numbers("parameters", "tokens", "loss, nats a token", "operations, training + use")
+    show((Column("least", prose=True), *columns), rows)
+    if formulas:
+        show_formulas(FORMULAS)
+    _show_lines([f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"])
     _show_lines(dict.fromkeys(plan.optimal.warnings))
 
 
@@ -246,7 +234,7 @@ def _optimum(one: Optimum) -> tuple[str, str, str, str]:
 
 def _show_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        console().print(f"- {line}", highlight=False, markup=False)
+        console().print(f"- {line}", markup=False)
 
 
 def _between(found: Range | Mfu, form: str = "") -> str:

@@ -8,23 +8,39 @@ from typing import Annotated
 
 import typer
 
-from bedplate.core.progress import console
+from bedplate.cli import paths
+from bedplate.cli.options import Wide
+from bedplate.core.tables import numbers, show
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="That of the skin it is compared with.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
+    b: Annotated[
+        Path,
+        typer.Argument(help="That of the skin it is compared with.", show_default=False, callback=paths.skin_directory),
+    ],
     rows: Annotated[
         Path,
-        typer.Argument(metavar="DATA.jsonl", help="New rows with targets: .jsonl, .csv or .tsv.", show_default=False),
+        typer.Argument(
+            metavar="DATA.jsonl",
+            help="New rows with targets: .jsonl, .csv or .tsv.",
+            show_default=False,
+            callback=paths.existing,
+        ),
     ],
     task: Annotated[
-        Path | None, typer.Option(help="The task file. By default that of the run which made the first skin.")
+        Path | None,
+        typer.Option(
+            help="The task file. By default that of the run which made the first skin.", callback=paths.existing
+        ),
     ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of this machine costs. Default: as the task file says.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
+    ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Compare two skins on the same rows: quality row by row with whole groups as units, and the time and price of
@@ -49,19 +65,14 @@ def compare(
             del report[side]["evaluation"]["rows"]
         print(json.dumps(report, allow_nan=False))
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    metric = found.comparison.metric
-    table = Table("skin", box=None)
-    for name in (metric, "interval", "p50 ms", "p95 ms", "$/1k calls"):
-        table.add_column(name, justify="right")
+    rows_shown: list[tuple[str, ...]] = []
     for side in (found.a, found.b):
         low, high = side.evaluation.interval
         price = "" if side.usd_per_1k_calls is None else f"{side.usd_per_1k_calls:.4f}"
         times = (f"{side.latency.p50 * 1000:.1f}", f"{side.latency.p95 * 1000:.1f}")
-        table.add_row(escape(side.name), f"{side.evaluation.estimate:.3f}", f"{low:.3f}-{high:.3f}", *times, price)
-    console().print(table)
+        rows_shown.append((side.name, f"{side.evaluation.estimate:.3f}", f"{low:.3f}-{high:.3f}", *times, price))
+    columns = numbers(found.comparison.metric, "interval", "p50 ms", "p95 ms", "$/1k calls")
+    show(("skin", *columns), rows_shown)
     print(f"{found.comparison.n} rows in {found.comparison.groups} groups; {found.a.name} minus {found.b.name}:")
     for one in (found.comparison, *found.others):
         low, high = one.interval

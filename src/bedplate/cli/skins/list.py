@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
-from bedplate.core.progress import console
+from bedplate.cli.options import Wide
+from bedplate.core.tables import show
 
 
 def list(
     directories: Annotated[
         builtins.list[str] | None, typer.Argument(help="Directories to look through and record.", show_default=False)
     ] = None,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the catalogue's skins; what lies below the given directories is recorded first."""
@@ -29,13 +31,11 @@ def list(
     if as_json:
         print(json.dumps({"skins": [entry.to_json() for entry in entries], "problems": problems}))
         return
-    from rich.table import Table
-
-    table = Table("name", "kind", "task", "base", "id", "path", box=None)
+    rows: builtins.list[tuple[str, ...]] = []
     for entry in entries:
         cells = (str(entry.details.get(key) or "") for key in ("kind", "task", "base"))
         gone = "" if entry.path and Path(entry.path).is_dir() else " (gone)"
-        table.add_row(entry.name, *cells, entry.id[:12], f"{entry.path}{gone}")
-    console().print(table)
+        rows.append((entry.name, *cells, entry.id[:12], f"{entry.path}{gone}"))
+    show(("name", "kind", "task", "base", "id", "path"), rows)
     for problem in problems:
         print(f"not recorded: {problem}")

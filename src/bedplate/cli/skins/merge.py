@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
+from bedplate.cli import paths
+
 
 def merge(
-    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist yet.", show_default=False)],
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The directory to write; it must not exist yet.", show_default=False, callback=paths.new_directory
+        ),
+    ],
     base: Annotated[str | None, typer.Option(help="Where the skin's base is now.")] = None,
     dtype: Annotated[str, typer.Option(help="How the weights are stored.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

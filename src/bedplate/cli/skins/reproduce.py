@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
+
 if TYPE_CHECKING:
     from bedplate.adaptation.after.reproduce import Reproduction
 
 
 def reproduce(
-    skin: Annotated[str, typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False)],
+    skin: Annotated[
+        str,
+        typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.known),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The new run's directory. By default the skin's name with -again, here.")
+        Path | None,
+        typer.Option(
+            help="The new run's directory. By default the skin's name with -again, here.", callback=paths.directory
+        ),
     ] = None,
     task: Annotated[
-        Path | None, typer.Option(help="The task file, where the run is gone or its task file has moved.")
+        Path | None,
+        typer.Option(help="The task file, where the run is gone or its task file has moved.", callback=paths.existing),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bedplate.cli import paths
+
 if TYPE_CHECKING:
     from bedplate.skins.catalog import Catalog
     from bedplate.skins.skin import Skin
 
 
 def show(
-    skin: Annotated[str, typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False)],
+    skin: Annotated[
+        str,
+        typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.known),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a skin consists of, and what the catalogue knows of its lineage."""

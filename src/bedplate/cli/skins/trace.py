@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
+
 if TYPE_CHECKING:
     from bedplate.skins.lineage import Node
 
@@ -22,6 +24,7 @@ def trace(
             metavar="SKIN|HASH",
             help="A directory of a skin, base or run; a data file; or a name, id or hash in the catalogue.",
             show_default=False,
+            callback=paths.known,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

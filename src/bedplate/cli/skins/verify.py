@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from bedplate.cli import paths
+
 
 def verify(
-    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False)],
-    base: Annotated[str | None, typer.Option(help="Check the skin against this base too.")] = None,
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
+    base: Annotated[str | None, typer.Option(help="Check the skin against this base too.", callback=paths.base)] = None,
     dtype: Annotated[str, typer.Option(help="--base: how the base's weights would be held.")] = "auto",
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")

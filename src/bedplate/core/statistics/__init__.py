@@ -1,6 +1,7 @@
 """Intervals, tests and sample sizes behind every verdict. One file per idea; scipy is imported inside functions only.
 
 proportions.py   exact (Clopper-Pearson) and Wilson bounds of a proportion of independent rows
+unequal.py       what the variance of few or unequal groups is worth: bias, degrees of freedom, skewness, the floor
 clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
 bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
-    MINIMUM_GROUPS,
     Bound,
     ClusteredMean,
-    InsufficientGroups,
+    RobustMean,
     clustered_mean,
     design_effect,
     effective_n_bound,
     effective_n_interval,
     intraclass_correlation,
+    robust_mean,
 )
 from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
@@ -32,6 +33,7 @@ from bedplate.core.statistics.two_sample import (
     share_distance,
     two_sample,
 )
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups, worth
 
 __all__ = [
     "MINIMUM_GROUPS",
@@ -41,6 +43,7 @@ __all__ = [
     "HolmBound",
     "InsufficientGroups",
     "PairedDifference",
+    "RobustMean",
     "TwoSample",
     "bca_cluster_bootstrap",
     "bca_of_sums",
@@ -51,6 +54,7 @@ __all__ = [
     "design_effect",
     "effective_n_bound",
     "effective_n_interval",
+    "enough_groups",
     "holm",
     "holm_bounds",
     "independent_difference",
@@ -60,6 +64,7 @@ __all__ = [
     "mean_of_sums",
     "needed_n",
     "paired_difference",
+    "robust_mean",
     "share_distance",
     "sign_flip",
     "simultaneous",
@@ -67,4 +72,5 @@ __all__ = [
     "swap_test",
     "two_sample",
     "wilson",
+    "worth",
 ]

@@ -4,8 +4,9 @@ Efron (1987), JASA 82:171: bias-corrected and accelerated; the acceleration come
 A percentile interval is too short here (seen: covers 0.91 at 60 groups), and so is BCa where few groups fail (seen:
 its lower bound at 0.975 misses a mean of 0.91 in 9% of samples of 50). Hence two corrections: its normal quantiles
 become those of t with G - 1 degrees of freedom times sqrt(G / (G - 1)) (Hesterberg 2015, The American Statistician
-69:371), and no bound is nearer than what groups of a kind that was not seen could make it (1 - alpha^(1/G) of them).
-G counts only groups that the statistic can see: a ratio says nothing of groups that add nothing to either side.
+69:371; of groups of unequal sizes what `unequal` puts in their place), and no bound is nearer than what groups of a
+kind that was not seen could make it (1 - alpha^(1/G) of them, G as many as the groups are worth of one size).
+Only groups that the statistic can see are counted: a ratio says nothing of groups that add nothing to either side.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import MINIMUM_GROUPS, InsufficientGroups, group_codes
+from bedplate.core.statistics.clusters import group_codes, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, stretch, worth
 
 Statistic = Callable[[NDArray[np.int64]], float]
 SumStatistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -54,15 +56,19 @@ def bca_cluster_bootstrap(
     support: tuple[float, float] = (0.0, 1.0),
     unseen: bool = True,
     minimum_groups: int = MINIMUM_GROUPS,
+    icc: float = 1.0,
 ) -> Bootstrap:
     """Bounds of `statistic(rows)`, a function of row numbers (int64, with repeats), resampling whole groups.
 
     `support` is the range the statistic can take. No bound is nearer to the estimate than what a share 1 - alpha^(1/G)
     of unseen groups at the far end of it would make it; with `unseen` False (a difference is hardly ever at its far
     end) that holds only where every resample gives the same value, so that no width is zero.
-    Raises InsufficientGroups under `minimum_groups` groups (every row its own group counts as that many groups).
+    Raises InsufficientGroups under `minimum_groups` groups (every row its own group counts as that many groups), or
+    where they are worth less than half of that. icc: how alike rows of a group are, which matters where groups have
+    different sizes.
     """
     members, codes, count = _members(groups, confidence, minimum_groups)
+    shape = _shape(codes, icc)
     everything = np.arange(codes.size)
     estimate = float(statistic(everything))
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -70,7 +76,7 @@ def bca_cluster_bootstrap(
         [statistic(np.concatenate([members[g] for g in rng.integers(0, count, count)])) for _ in range(resamples)]
     )
     jackknife = np.array([statistic(everything[codes != g]) for g in range(count)])
-    return _bootstrap(estimate, draws, jackknife, confidence, support, unseen)
+    return _bootstrap(estimate, draws, jackknife, confidence, support, unseen, shape)
 
 
 def bca_of_sums(
@@ -107,7 +113,17 @@ def bca_of_sums(
         places = drawn + count * np.arange(len(drawn))[:, None]
         times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
         draws[start : start + len(drawn)] = statistic(times @ sums)
-    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen)
+    shape = _shape(codes, intraclass_correlation(influence(rows, statistic), codes))
+    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen, shape)
+
+
+def influence(rows: NDArray[np.float64], statistic: SumStatistic) -> NDArray[np.float64]:
+    """What each row adds to a statistic of sums, to first order (the delta method), from what rows add to the sums
+    [n, d] → [n], with mean 0: the statistic of n independent rows has their variance over n."""
+    mean, step = rows.mean(0), 1e-6 * np.eye(rows.shape[1])
+    up, down = mean + step, np.maximum(mean - step, 0.0)  # counts are no less than 0
+    slope = (statistic(up) - statistic(down)) / np.diagonal(up - down)
+    return (rows - mean) @ slope
 
 
 def mean_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,9 +136,23 @@ def _members(
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], int]:
     check_confidence(confidence)
     codes, count = group_codes(groups)
-    if count < max(2, minimum_groups):
-        raise InsufficientGroups(count, max(2, minimum_groups))
+    check_groups(np.bincount(codes).astype(np.float64), minimum_groups)
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]), codes, count
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of the groups: how far the normal quantiles are stretched, with what degrees of freedom, and what they are
+    worth."""
+
+    stretch: float
+    freedom: float
+    worth: float
+
+
+def _shape(codes: NDArray[np.int64], icc: float) -> _Shape:
+    sizes = np.bincount(codes).astype(np.float64)
+    return _Shape(*stretch(sizes, icc), worth(sizes))
 
 
 def _bootstrap(
@@ -132,6 +162,7 @@ def _bootstrap(
     confidence: float,
     support: tuple[float, float],
     unseen: bool | UnseenEnds,
+    shape: _Shape,
 ) -> Bootstrap:
     if not (np.isfinite(draws).all() and np.isfinite(jackknife).all() and math.isfinite(estimate)):
         raise UsageError("the statistic must be finite on every resample of the groups")
@@ -139,9 +170,9 @@ def _bootstrap(
     constant = bool(np.ptp(draws) <= _TIE)
     ends: list[tuple[float, float]] = []
     for a in (alpha / 2, alpha):
-        low, high = (estimate, estimate) if constant else _ends(estimate, draws, jackknife, a)
+        low, high = (estimate, estimate) if constant else _ends(estimate, draws, jackknife, a, shape)
         if unseen or constant:
-            least, most = unseen_ends(estimate, support, count, a)
+            least, most = unseen_ends(estimate, support, shape.worth, a)
             low, high = min(low, least), max(high, most)
         if callable(unseen):
             least, most = unseen(a)
@@ -151,7 +182,9 @@ def _bootstrap(
     return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, draws.size)
 
 
-def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64], a: float) -> tuple[float, float]:
+def _ends(
+    estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64], a: float, shape: _Shape
+) -> tuple[float, float]:
     from scipy.special import ndtr, ndtri, stdtrit
 
     # ties count half: with 0/1-like statistics many resamples equal the estimate exactly
@@ -162,8 +195,7 @@ def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.flo
     scale = float((gap**2).sum()) ** 1.5
     acceleration = float((gap**3).sum()) / (6 * scale) if scale > 0 else 0.0
     quantiles: list[float] = []
-    groups = jackknife.size
-    far = math.sqrt(groups / (groups - 1)) * float(stdtrit(groups - 1, 1 - a))
+    far = shape.stretch * float(stdtrit(shape.freedom, 1 - a))
     for z in (-far, far):
         shifted = bias + z
         quantiles.append(float(ndtr(bias + shifted / max(1e-9, 1 - acceleration * shifted))))
@@ -171,7 +203,7 @@ def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.flo
     return min(float(low), estimate), max(float(high), estimate)
 
 
-def unseen_ends(estimate: float, support: tuple[float, float], groups: int, a: float) -> tuple[float, float]:
+def unseen_ends(estimate: float, support: tuple[float, float], groups: float, a: float) -> tuple[float, float]:
     """Ends for an estimate that every resample repeats: what a share 1 - a^(1/G) of unseen groups could make of it."""
     share = 1 - a ** (1 / groups)
     low, high = support

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import MINIMUM_GROUPS, group_codes
+from bedplate.core.statistics.clusters import group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import InsufficientGroups, check_groups, robust, worth
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,16 @@ def mean_drop(
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
 
-    t with G - 1 degrees of freedom on the cluster-robust error. The bounds are never nearer than `hidden` of the units:
-    by default the G groups, as if a whole group changed together or not at all; where rows of a group are known to be
-    nearly independent, their effective number. No bounds under `MINIMUM_GROUPS` groups.
+    t on the cluster-robust error, both as `unequal` has them. The bounds are never nearer than `hidden` of the units:
+    by default as many as the groups are worth, as if a whole group changed together or not at all; where rows of a
+    group are known to be nearly independent, their effective number. No bounds where `check_groups` finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
-    return _drop(
-        x - y, np.ones_like(x), codes, count, confidence, hidden(count if units is None else units, confidence)
-    )
+    alike = worth(np.bincount(codes, minlength=count).astype(np.float64))
+    unseen = hidden(alike if units is None else units, confidence)
+    return _drop(x - y, np.ones_like(x), codes, count, confidence, unseen, intraclass_correlation(x - y, codes))
 
 
 def hidden(units: float, confidence: float) -> float:
@@ -87,13 +88,14 @@ def rate_rise(
     """Rise of a rate: (sum of after - sum of before) / sum of weights, from totals and weights of rows [n].
 
     The ratio estimator (Cochran 1977, Sampling Techniques, ch. 6), linearised, with whole groups as units: what a
-    weighted least squares mean with cluster-robust errors gives. Losses per token: totals are sums over the tokens.
+    weighted least squares mean with cluster-robust errors gives, corrected as `unequal` has it (what is added to a
+    row's total is taken to grow with its weight). Losses per token: totals are sums over the tokens.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     w = np.asarray(weights, dtype=float)
     if w.shape != x.shape or not (w >= 0).all() or w.sum() == 0:
         raise UsageError("weights must be one for each row, not negative, and not all zero")
-    return _drop(y - x, w, codes, count, confidence, 0.0)
+    return _drop(y - x, w, codes, count, confidence, 0.0, 1.0)
 
 
 def _pair(
@@ -115,16 +117,22 @@ def _drop(
     count: int,
     confidence: float,
     unseen: float,
+    icc: float,
 ) -> Drop:
     from scipy.special import stdtrit
 
     total = float(weights.sum())
     value = float(change.sum()) / total
-    if count < 2:
+    sizes = group_sums(weights, codes, count)
+    kept = np.flatnonzero(sizes > 0)  # a group without weight adds nothing, and is not counted
+    if kept.size < 2:
         return Drop(value, None, None, math.nan, confidence, change.size, count)
-    residuals = np.bincount(codes, weights=change - value * weights, minlength=count)
-    se = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / total
-    if count < MINIMUM_GROUPS:
+    residuals = group_sums(change - value * weights, codes, count)[kept]
+    found = robust(residuals, sizes[kept], icc)
+    se = math.sqrt(found.variance)
+    try:
+        check_groups(sizes[kept])
+    except InsufficientGroups:
         return Drop(value, None, None, se, confidence, change.size, count)
-    half = max(unseen, float(stdtrit(count - 1, confidence)) * se)
+    half = max(unseen, float(stdtrit(found.freedom, confidence)) * se)
     return Drop(value, value - half, value + half, se, confidence, change.size, count)

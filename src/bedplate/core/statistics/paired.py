@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import clustered_mean, group_codes
+from bedplate.core.statistics.clusters import group_codes, robust_mean
 from bedplate.core.statistics.proportions import check_confidence
 
 _ENUMERATE_UP_TO = 20_000
@@ -105,10 +105,11 @@ def paired_difference(
     seed: int = 0,
     binary: bool | None = None,
 ) -> PairedDifference:
-    """Mean of a - b over the same rows: clustered t interval (G - 1 degrees of freedom), and the test that fits.
+    """Mean of a - b over the same rows: clustered t interval (`robust_mean`), and the test that fits.
 
     Independent 0/1 rows: exact McNemar. Otherwise the clustered sign-flip. The interval is never of zero width: where
-    no row differs it is what unseen groups could hide, 1 - (alpha/2)^(1/G). Scores are taken to lie in 0 to 1.
+    no row differs it is what unseen groups could hide, 1 - (alpha/2)^(1/G), G as many as they are worth of one size.
+    Scores are taken to lie in 0 to 1.
     binary: whether rows can only score 0 or 1; None says so where they all do.
     """
     from scipy.special import stdtrit
@@ -118,7 +119,7 @@ def paired_difference(
     if x.shape != y.shape or x.ndim != 1 or x.size == 0:
         raise UsageError(f"the two candidates need the same rows, at least one: shapes {x.shape} and {y.shape}")
     units: Sequence[Hashable] = range(x.size) if groups is None else groups
-    mean = clustered_mean(x - y, units)
+    mean = robust_mean(x - y, units)
     independent = mean.groups == mean.n
     if binary is None:
         binary = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
@@ -130,8 +131,8 @@ def paired_difference(
         return PairedDifference(mean.mean, (-1.0, 1.0), p_value, test, mean.n, 1)
     tail = (1 - confidence) / 2
     half = max(
-        mean.se * float(stdtrit(mean.groups - 1, 1 - tail)),
-        1 - math.pow(tail, 1 / mean.groups) if mean.se <= _TOLERANCE else 0.0,
+        mean.se * float(stdtrit(mean.freedom, 1 - tail)),
+        1 - math.pow(tail, 1 / mean.worth) if mean.se <= _TOLERANCE else 0.0,
     )
     interval = (max(-1.0, mean.mean - half), min(1.0, mean.mean + half))
     return PairedDifference(mean.mean, interval, p_value, test, mean.n, mean.groups)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from bedplate.core.quantities import adding_up
 
 
 def usd(value: float) -> str:
@@ -40,3 +43,17 @@ def figures(value: float, count: int) -> str:
     places = max(0, count - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def bills(*columns: Sequence[float]) -> tuple[list[list[float]], int]:
+    """Columns of dollars, each rounded so that it adds up to its rounded sum, and how many digits behind the point they
+    are to be shown with: cents, three figures of the largest sum where that is below a dollar, whole dollars from ten
+    thousand on."""
+    most = max((abs(math.fsum(one)) for one in columns), default=0.0)
+    digits = 0 if most >= 1e4 else 2 if most >= 1 or not most else min(6, 2 - math.floor(math.log10(most)))
+    return [adding_up(one, digits) for one in columns], digits
+
+
+def exact_usd(value: float, digits: int) -> str:
+    """With so many digits behind the point: -$1,234.50."""
+    return f"{'-' if round(value, digits) < 0 else ''}${abs(value):,.{digits}f}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import model_validator
 
 from bedplate.core.config import Strict
+from bedplate.core.quantities import count_of
 
 _TIMES = 10.0
 LARGEST = 1e15
@@ -35,6 +36,7 @@ class Quantity(Strict):
     def _from_number(cls, given: Any) -> Any:
         if isinstance(given, Quantity):
             return {"value": given.value, "low": given.low, "high": given.high}
+        given = count_of(given) or given if isinstance(given, str) else given
         if isinstance(given, int | float) and not isinstance(given, bool):
             return {"value": given, "low": given, "high": given}
         if not isinstance(given, Mapping):

@@ -13,14 +13,12 @@ from typing import Literal, NamedTuple
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve, spec_of
 from bedplate.inference.native.sources import takes
+from bedplate.inference.ways.names import Kernel, Weights
 from bedplate.models.checkpoints.base import locate, refuse_deeper
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.gguf_header import read_header
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
-
-Weights = Literal["auto", "float32", "bfloat16", "int8", "int4"]
-Kernel = Literal["auto", "torch", "native"]
 
 QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
 NATIVE = ("bfloat16", "float32")

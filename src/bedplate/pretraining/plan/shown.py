@@ -6,29 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.progress import console
+from bedplate.core.quantities import adding_up
+from bedplate.core.tables import Column, numbers, show
 from bedplate.pretraining.runfile.counts import shown
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """Prints what `plan_run` found."""
     from rich.markup import escape
-    from rich.table import Table
 
     out = console()
-    out.print(f"[bold]{escape(plan['run'])}[/] on {escape(plan['on'])}", highlight=False)
-    table = Table("what", "value", box=None, show_header=False)
-    for name, value in _lines(plan):
-        table.add_row(name, escape(value))
-    out.print(table, highlight=False)
-    held = Table("a device holds", "GB", box=None)
-    for name, count in plan["bytes"].items():
-        held.add_row(name, f"{count / 1e9:,.3f}")
-    held.add_row("total", f"{plan['bytes_per_device'] / 1e9:,.3f}")
+    out.print(f"[bold]{escape(plan['run'])}[/] on {escape(plan['on'])}")
+    show(("", Column("", prose=True)), _lines(plan))
+    parts = dict(zip(plan["bytes"], adding_up([count / 1e9 for count in plan["bytes"].values()], 3), strict=True))
+    rows = [(name, f"{size:,.3f}") for name, size in parts.items()] + [("total", f"{sum(parts.values()):,.3f}")]
     if plan["memory_bytes"] is not None:
-        held.add_row("[dim]of[/]", f"{plan['memory_bytes'] / 1e9:,.1f}")
-    out.print(held, highlight=False)
+        rows.append(("of", f"{plan['memory_bytes'] / 1e9:,.3f}"))
+    show(("a device holds", *numbers("GB")), rows)
     for note in plan["notes"]:
-        out.print(f"- {note}", highlight=False, markup=False)
+        out.print(f"- {note}", markup=False)
 
 
 def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

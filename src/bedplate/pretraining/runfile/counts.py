@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-_WHOLE = r"\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*"  # a comma only between thousands: 1,5M is no 15M
-_COUNT = re.compile(rf"\s*((?:{_WHOLE})(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKmMbBgGtT]?)\s*")
+from bedplate.core import quantities
 
 
 def count_of(value: Any) -> Any:
@@ -16,10 +13,9 @@ def count_of(value: Any) -> Any:
         return int(value)
     if not isinstance(value, str):
         return value
-    found = _COUNT.fullmatch(value)
-    if found is None:
+    count = quantities.count_of(value)
+    if count is None or count < 0:
         raise ValueError(f"{value!r} is not a count; write for example 5M, 300k or 1.5B")
-    count = float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()]
     if count >= 1e18:
         raise ValueError(f"{value!r} is more than can be counted here; 15T is a large corpus")
     return round(count)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.core.statistics import MINIMUM_GROUPS, clustered_mean, paired_difference, sign_flip, wilson
+from bedplate.core.statistics import enough_groups, paired_difference, robust_mean, sign_flip, wilson
 
 CONFIDENCE = 0.95
 _RESAMPLES = 5000
@@ -72,11 +72,11 @@ def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> J
 
 def _groups(tenants: Sequence[str]) -> tuple[str, Sequence[Hashable]]:
     """By tenant where there are enough for it, else every call for itself."""
-    return ("tenant", tenants) if len(set(tenants)) >= MINIMUM_GROUPS else ("call", range(len(tenants)))
+    return ("tenant", tenants) if enough_groups(tenants) else ("call", range(len(tenants)))
 
 
 def _times(rows: Sequence[tuple[float, float, str]]) -> Json | None:
-    """The shadow's time minus ours: mean, t interval (G − 1 degrees of freedom), sign-flip p-value."""
+    """The shadow's time minus ours: mean, t interval (for tenants of any sizes), sign-flip p-value."""
     if len(rows) < 2:
         return None
     from scipy.special import stdtrit
@@ -84,8 +84,8 @@ def _times(rows: Sequence[tuple[float, float, str]]) -> Json | None:
     ours, shadow = [row[0] for row in rows], [row[1] for row in rows]
     differences = [b - a for a, b, _ in rows]
     unit, groups = _groups([tenant for _, _, tenant in rows])
-    mean = clustered_mean(differences, groups)
-    half = mean.se * float(stdtrit(mean.groups - 1, 1 - (1 - CONFIDENCE) / 2))
+    mean = robust_mean(differences, groups)
+    half = mean.se * float(stdtrit(mean.freedom, 1 - (1 - CONFIDENCE) / 2))
     return {
         "version": math.fsum(ours) / len(ours),
         "shadow": math.fsum(shadow) / len(shadow),

@@ -1,0 +1,346 @@
+"""A task file drafted from a look at its data: which column is asked with, which is the answer, what must not be split.
+
+What is guessed is guessed from names and shapes, said with its reason, and the writer's to change.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bedplate.core.config import one_line
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.profile import Profile, profiles
+from bedplate.data.rows import Rows
+from bedplate.data.splits import Record, deduplicate, row_hash
+from bedplate.evaluation.metrics import METRICS
+
+MOST_LABELS = 200
+_TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
+_GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
+_FEW = 20
+"""Rows of the rarest label below which it is said that there are few."""
+
+Kind = Literal["label", "labels", "text", "json"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the task file will say. notes: what was seen that the writer should know, in full sentences."""
+
+    inputs: tuple[str, ...]
+    target: str
+    group: str | None
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    json_schema: Mapping[str, Any] | None = None
+    separator: str | None = None
+    metric: str = "accuracy"
+    bar: float = 0.8
+    rows: int = 0
+    usable: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+
+def draft(
+    rows: Rows,
+    *,
+    inputs: Sequence[str] = (),
+    target: str | None = None,
+    group: str | None = None,
+    grouped: bool = True,
+) -> Draft:
+    """A task over these rows. inputs, target, group: columns, guessed where they are not given; grouped: whether a
+    group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values that
+    cannot be targets."""
+    found = profiles(rows, MOST_LABELS + 1)
+    for name in (*inputs, *filter(None, (target, group))):
+        if name not in found:
+            hint = did_you_mean(nearest(name, found), f"the columns are {', '.join(found)}")
+            raise UsageError(f"{rows.source}: no column {name!r}; {hint}")
+    target = target or guess_target(found, inputs)
+    if target is None:
+        raise UsageError(f"{rows.source}: which column is the answer? Name it with --target; there are {_seen(found)}")
+    chosen = tuple(inputs) or guess_inputs(found, target, group)
+    if not chosen:
+        raise UsageError(f"{rows.source}: no column has text to be asked with; name one with --input ({_seen(found)})")
+    if target in chosen:
+        raise UsageError(f"{target!r} is both an input and the target; name another column for one of them")
+    if group is None and grouped:
+        group = guess_group(found, (*chosen, target))
+    answer = _answer(rows, found[target])
+    duplicates = deduplicate(
+        [
+            Record(str(number), row_hash({name: str(row.get(name) or "") for name in chosen}), str(row.get(target)), "")
+            for number, row in enumerate(rows.rows)
+        ]
+    )
+    notes = [*_notes(rows, found, chosen, target, group, answer)]
+    if duplicates.duplicates:
+        notes.append(f"Copies of a text are left out: {duplicates.duplicates:,}.")
+    if duplicates.contradictory:
+        notes.append(
+            f"Copies of a text with different values of {target} are all left out, because nobody knows which is "
+            f"right: {duplicates.contradictory:,}. Correct them if you can."
+        )
+    return Draft(
+        chosen, target, group, **answer, rows=len(rows.rows), usable=len(duplicates.records), notes=tuple(notes)
+    )
+
+
+# --- the file
+
+
+def task_text(
+    made: Draft,
+    *,
+    name: str,
+    source: str,
+    instructions: str | None,
+    bases: Sequence[str],
+    bar: float | None,
+    minutes: float,
+    usd_per_hour: float,
+    today: datetime.date,
+) -> str:
+    """The task file, with what each part is for. source: the data file, as from beside the task file."""
+    inputs = {input_name(column): {"column": column, "kind": "text"} for column in made.inputs}
+    output: dict[str, Any] = {"kind": made.kind}
+    for key in ("labels", "max_tokens", "json_schema", "separator"):
+        value = getattr(made, key)
+        if value not in (None, ()):
+            output[key] = list(value) if isinstance(value, tuple) else value
+    others = [one for one, metric in METRICS.items() if made.kind in metric.outputs and one != made.metric]
+    group = "" if made.group is None else f", group_by: {one_line(made.group)}"
+    kept = "" if made.group is None else f"# Rows with the same {made.group} stay together in one split.\n"
+    return f"""\
+# What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
+task: {one_line(name)}
+
+# What the base is asked with, and what it answers.
+inputs: {one_line(inputs)}
+output: {one_line(output)}
+
+# What every prompt begins with: say in a sentence or two what is to be done. The clearer it is, the better.
+instructions: {one_line(instructions or default_instructions(made))}
+
+# The source is a path from this file. Skins are tuned on train, chosen on valid, and judged once, on test.
+{kept}data:
+  {{source: {one_line(source)}, target: {one_line(made.target)}{group},
+   split: {{train: 0.6, valid: 0.2, test: 0.2}}, seed: 0}}
+
+# What is measured. Also possible: {", ".join(others) or "a function of your own (docs/task-file.md)"}.
+metric: {made.metric}
+
+adapt:
+  # `bedplate pull --list` shows bases; a directory, a .gguf file or hf:owner/name will do, and several may compete.
+  bases: {one_line(list(bases))}
+  # The bar: what the metric must be shown to reach, and with which confidence.
+  target: {{value: {made.bar if bar is None else bar:g}, confidence: 0.95}}
+  # What the whole search may take; add p95_ms, usd_per_1k_calls or max_prompt_tokens to bound what a call may cost.
+  budget: {{train_minutes: {minutes:g}}}
+  # What an hour of the machine costs that will answer; every price follows from it.
+  machine: {{usd_per_hour: {usd_per_hour:g}, as_of: {today}}}
+  # Ways to adapt (`bedplate adapt --help` lists them); auto tries all that fit.
+  rungs: auto
+"""
+
+
+def input_name(column: str) -> str:
+    """A column's name as prompts refer to it: letters, digits and _."""
+    name = re.sub(r"\W+", "_", column).strip("_").lower() or "text"
+    return f"_{name}" if name[0].isdigit() else name
+
+
+def default_instructions(made: Draft) -> str:
+    """A sentence to begin with."""
+    what = " and the ".join(column.replace("_", " ") for column in made.inputs)
+    target = made.target.replace("_", " ")
+    if made.kind == "label":
+        return f"Decide which {target} the {what} has."
+    if made.kind == "labels":
+        return f"Decide which {target} the {what} has. There may be none or several."
+    return (
+        f"Write the {target} of the {what}."
+        if made.kind == "text"
+        else f"Read the {what} and give its {target} as JSON."
+    )
+
+
+# --- guesses
+
+
+def guess_target(found: Mapping[str, Profile], inputs: Sequence[str] = ()) -> str | None:
+    """The column of answers: by its name, else the one with fewest different values, each on several rows."""
+    open_to = [one for name, one in found.items() if name not in inputs and one.rows]
+    for wanted in _TARGETS:
+        named = [one.name for one in open_to if one.name.lower() == wanted]
+        if named:
+            return named[0]
+    few = [one for one in open_to if 2 <= one.distinct <= MOST_LABELS and one.repeats >= 4 and one.kind == "text"]
+    few = [one for one in few if not _is_group_name(one.name)]
+    return min(few, key=lambda one: one.distinct).name if few else None
+
+
+def guess_inputs(found: Mapping[str, Profile], target: str, group: str | None = None) -> tuple[str, ...]:
+    """The column with the longest texts."""
+    texts = [one for one in found.values() if one.kind == "text" and one.as_text and one.name not in (target, group)]
+    return (max(texts, key=lambda one: one.characters[0]).name,) if texts else ()
+
+
+def guess_group(found: Mapping[str, Profile], without: Sequence[str]) -> str | None:
+    """A column whose name says that it holds what rows belong to, with values on more than one row and none missing."""
+    for one in found.values():
+        named = _is_group_name(one.name) and one.name not in without
+        if named and not one.empty and one.distinct >= 10 and one.repeats > 1.05 and one.kind in ("text", "number"):
+            return one.name
+    return None
+
+
+def _is_group_name(name: str) -> bool:
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return (words[-1] == "id" and len(words) > 1) or bool({*words} & {*_GROUPS})
+
+
+# --- the answer
+
+
+def _answer(rows: Rows, target: Profile) -> dict[str, Any]:
+    """Kind, labels, schema and metric, from the values of the target."""
+    values = [row.get(target.name) for row in rows.rows if row.get(target.name) not in (None, "")]
+    if not values:
+        raise DataError(f"{rows.source}: the column {target.name!r} is empty; the answers belong there")
+    if target.kind == "mixed":
+        raise DataError(f"{rows.source}: the column {target.name!r} holds values of several kinds; write them alike")
+    if target.kind == "list":
+        names = Counter(str(one) for value in values if isinstance(value, list) for one in value)
+        return {"kind": "labels", "labels": tuple(sorted(names)), "metric": "example_f1", "bar": 0.7}
+    parsed = [_object(value) for value in values]
+    if all(one is not None for one in parsed):
+        schema = schema_of([one for one in parsed if one is not None])
+        return {
+            "kind": "json",
+            "json_schema": schema,
+            "metric": "json_fields",
+            "bar": 0.8,
+            "max_tokens": _tokens(target),
+        }
+    if target.distinct <= MOST_LABELS and (target.repeats >= 3 or target.distinct <= 2):
+        return _label(rows, target)
+    separator = _separator([str(value) for value in values])
+    if separator is not None:
+        names = Counter(name.strip() for value in values for name in str(value).split(separator) if name.strip())
+        answer = {"kind": "labels", "labels": tuple(sorted(names)), "separator": separator}
+        return answer | {"metric": "example_f1", "bar": 0.7}
+    metric = "rouge_l" if target.characters[0] > 60 else "token_f1"
+    return {"kind": "text", "max_tokens": _tokens(target), "metric": metric, "bar": 0.4}
+
+
+def _label(rows: Rows, target: Profile) -> dict[str, Any]:
+    if not target.as_text:
+        raise DataError(
+            f"{rows.source}: the labels of {target.name!r} are {target.kind} values; write them as text, such as "
+            f'"{target.commonest[0][0]}", or better as words that say what they mean'
+        )
+    odd = next((name for name, _ in target.commonest if name != name.strip()), None)
+    if odd is not None:
+        raise DataError(f"{rows.source}: the label {odd!r} of {target.name!r} has spaces around it; take them away")
+    counts = dict(target.commonest)
+    most, least = max(counts.values()), min(counts.values())
+    share = most / target.rows
+    bar = 0.8 if share < 0.75 else round(min(0.98, share + (1 - share) / 2), 2)
+    metric = "macro_f1" if len(counts) > 2 and most >= 5 * least else "accuracy"
+    return {"kind": "label", "labels": tuple(sorted(counts)), "metric": metric, "bar": bar}
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def schema_of(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A JSON schema of flat or nested objects as they were seen: a key is required where every one has it."""
+    names = dict.fromkeys(name for value in values for name in value)
+    properties = {name: _schema([value[name] for value in values if name in value]) for name in names}
+    required = [name for name in names if all(name in value for value in values)]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _schema(values: Sequence[Any]) -> dict[str, Any]:
+    if all(isinstance(value, dict) for value in values):
+        return schema_of(values)
+    if all(isinstance(value, list) for value in values):
+        inner = [one for value in values for one in value]
+        return {"type": "array", **({"items": _schema(inner)} if inner else {})}
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
+    kinds = sorted({names.get(type(value), "object" if isinstance(value, dict) else "array") for value in values})
+    if kinds == ["integer", "number"]:
+        kinds = ["number"]
+    return {"type": kinds[0] if len(kinds) == 1 else kinds}
+
+
+def _separator(values: Sequence[str]) -> str | None:
+    """What stands between several labels in one text: where the parts repeat far more than the whole does."""
+    for separator in (";", "|", ","):
+        parts = Counter(name.strip() for value in values for name in value.split(separator))
+        several = sum(separator in value for value in values)
+        if several >= len(values) / 10 and 2 <= len(parts) <= MOST_LABELS and sum(parts.values()) >= 5 * len(parts):
+            return separator
+    return None
+
+
+def _tokens(target: Profile) -> int:
+    """Room for the longest answer: about three characters make a token, and some more are left free."""
+    return max(16, -(-target.characters[2] // 3 // 16 + 1) * 16)
+
+
+def _notes(
+    rows: Rows,
+    found: Mapping[str, Profile],
+    inputs: Sequence[str],
+    target: str,
+    group: str | None,
+    answer: Mapping[str, Any],
+) -> list[str]:
+    notes: list[str] = []
+    for name in inputs:
+        if found[name].empty:
+            notes.append(f"Rows without {name}: {found[name].empty:,}. Rows without any input are left out.")
+    if found[target].empty:
+        notes.append(f"Rows without {target}: {found[target].empty:,}. Fill it in, or take them out of the file.")
+    if answer["kind"] == "label":
+        rare = [(name, count) for name, count in found[target].commonest if count < _FEW]
+        if rare:
+            shown = ", ".join(f"{name} ({count})" for name, count in rare[:5]) + (", …" if len(rare) > 5 else "")
+            notes.append(f"Labels with fewer than {_FEW} rows: {shown}. Little can be said of these.")
+        common, count = found[target].commonest[0]
+        if count / found[target].rows >= 0.5:
+            share = f"{count / found[target].rows:.0%}"
+            notes.append(f"{share} of the rows are {common!r}: who always says so is right that often.")
+    if group is None:
+        notes.append(
+            "Rows are taken as independent. If several come from one document or user, name it: --group COLUMN."
+        )
+    else:
+        notes.append(
+            f"Rows with the same {group} stay together in one split ({found[group].distinct:,} groups); --group none "
+            "takes rows as independent."
+        )
+    if len(rows.rows) < 500:
+        notes.append(f"{len(rows.rows)} rows are few: a verdict needs a hundred or more in the test split.")
+    return notes
+
+
+def _seen(found: Mapping[str, Profile]) -> str:
+    return ", ".join(f"{one.name} ({one.kind}, {one.distinct:,} different)" for one in found.values())

@@ -1,0 +1,86 @@
+"""Arguments that name a file, a directory, a base or a skin: what is wrong with one is said while the command line is
+read, before anything heavy is imported.
+
+What was there then may be gone later, and more may be wrong with what is there: whoever reads or writes it says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bedplate.core.errors import SkinError, UsageError
+from bedplate.core.files import check_writable
+
+
+def existing(path: Path | None) -> Path | None:
+    """A file that is read."""
+    if path is not None and str(path) != "-" and not path.is_file():
+        raise UsageError(f"{path} {'is a directory, not a file' if path.is_dir() else 'does not exist'}")
+    return path
+
+
+def new_file(path: Path | None) -> Path | None:
+    """A file that is written."""
+    if path is not None and str(path) != "-":
+        if path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a directory; name a file")
+        check_writable(path)
+    return path
+
+
+def directory(path: Path | None) -> Path | None:
+    """A directory that is written."""
+    if path is not None:
+        if path.is_file():
+            raise UsageError(f"cannot write {path}: it is a file; name a directory")
+        check_writable(path)
+    return path
+
+
+def new_directory(path: Path | None) -> Path | None:
+    """A directory that is written and must not be there yet."""
+    if path is not None and path.exists():
+        raise UsageError(f"{path} exists already; choose another name or remove it")
+    return directory(path)
+
+
+def base(source: str | None) -> str | None:
+    """A base: a catalogue name, hf:owner/name, a directory or a .gguf file."""
+    if source is not None:
+        from bedplate.hub.pull import check_source
+
+        check_source(source)
+    return source
+
+
+def skin_or_base(source: str | None) -> str | None:
+    """A skin's directory, or a base."""
+    return source if source is not None and Path(source).is_dir() else base(source)
+
+
+def skin_directory(path: Path | str) -> Path | str:
+    """A skin's directory."""
+    if not (Path(path) / "skin.json").is_file():
+        what = "has no skin.json" if Path(path).is_dir() else "does not exist"
+        raise SkinError(f"{path} is not a skin: it {what}; `bedplate adapt` makes skins")
+    return path
+
+
+def skin_directories(paths: Sequence[str] | None) -> Sequence[str] | None:
+    """Directories of skins."""
+    for path in paths or ():
+        skin_directory(path)
+    return paths
+
+
+def known(target: str | None) -> str | None:
+    """A directory, or a name or id of the catalogue: of what is written as a path, that it is there."""
+    if target is not None and ("/" in target or target.startswith(".")) and not Path(target).exists():
+        raise UsageError(f"{target} does not exist; give a directory, or a name or id of `bedplate skins list`")
+    return target
+
+
+def base_or_value(source: str | None) -> str | None:
+    """A base, or key=value over a file's."""
+    return source if source is not None and "=" in source else base(source)

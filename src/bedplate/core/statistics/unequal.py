@@ -1,0 +1,141 @@
+"""What a cluster-robust variance is worth where groups are few or of unequal sizes.
+
+Forty groups of which one holds a quarter of the rows are no forty. The squared residuals of groups are weighted as in
+CR2 (Bell & McCaffrey 2002, Survey Methodology 28:169), and their expectation and degrees of freedom (Satterthwaite) are
+those under a working model: rows of a group are equally correlated, at the correlation that was estimated (Imbens &
+Kolesár 2016, Review of Economics and Statistics 98:701; for regressions Pustejovsky & Tipton 2018, JBES 36:672). With
+groups of one size this is the common rule: G / (G - 1), and G - 1 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import DataError
+
+MINIMUM_GROUPS = 40
+"""So many groups at least, which must be worth half as many of one size (`worth`). By simulation (benchmarks/gate.py):
+with fewer groups of one size, at a bar of 0.9 and a correlation of 0.2, candidates at the bar pass in over 5%; unequal
+ones are held by their degrees of freedom down to a worth of about 10, but then a handful of groups says everything."""
+
+
+class InsufficientGroups(DataError):
+    """Too few groups for a clustered bound: the verdict is INSUFFICIENT DATA, whatever the estimate."""
+
+    code = "insufficient_groups"
+
+    def __init__(self, groups: int, needed: int, worth: float | None = None) -> None:
+        if worth is None:
+            text = (
+                f"{groups} groups are too few for a bound that allows for correlation within groups; "
+                f"at least {needed} are needed: label rows from more groups"
+            )
+        else:
+            text = (
+                f"{groups} groups of very unequal sizes are worth {worth:.0f} of one size, too few for a bound that "
+                f"allows for correlation within groups; at least {needed / 2:g} are needed: label rows from more "
+                "groups, and fewer rows of the largest"
+            )
+        super().__init__(text)
+        self.groups = groups
+        self.needed = needed
+        self.worth = worth
+
+
+@dataclass(frozen=True)
+class Robust:
+    """The variance of a mean by `robust`, its degrees of freedom, and the correlation within groups that both were
+    taken at."""
+
+    variance: float
+    freedom: float
+    icc: float
+
+
+def worth(weights: NDArray[np.float64]) -> float:
+    """How many groups of one size are as good as groups of these sizes [G], where rows of a group are alike:
+    (Σm)² / Σm² (Kish 1965)."""
+    return float(weights.sum() ** 2 / (weights @ weights))
+
+
+def check_groups(weights: NDArray[np.float64], minimum: int = MINIMUM_GROUPS) -> None:
+    """Raises InsufficientGroups for fewer than `minimum` groups, or ones worth less than half of it."""
+    if weights.size < max(2, minimum):
+        raise InsufficientGroups(weights.size, max(2, minimum))
+    found = worth(weights)
+    if found < minimum / 2:
+        raise InsufficientGroups(weights.size, minimum, found)
+
+
+def enough_groups(groups: Sequence[Hashable]) -> bool:
+    """Whether rows with these groups [n] allow a bound."""
+    counts: dict[Hashable, int] = {}
+    for group in groups:
+        counts[group] = counts.get(group, 0) + 1
+    try:
+        check_groups(np.array(list(counts.values()), dtype=np.float64))
+    except InsufficientGroups:
+        return False
+    return True
+
+
+def robust(residuals: NDArray[np.float64], weights: NDArray[np.float64], icc: float) -> Robust:
+    """Variance of Σ(sums) / Σ(weights) over groups, from `residuals` [G] = sums - mean × weights.
+
+    weights: rows of each group (or what its rows weigh in a ratio) [G], at least two groups. icc: the correlation
+    within groups, taken into 0 to 1; at 1 a group's sum varies as its weight does. Where nothing was seen to vary it
+    cannot be known (nan), and 1 is taken.
+    """
+    rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
+    inverse = 1 / np.maximum(1 - weights / weights.sum(), 1e-12)
+    expected, freedom = moments(weights, weights * (1 - rho) + weights**2 * rho, inverse)
+    seen = float(inverse @ residuals**2) / float(weights.sum()) ** 2
+    return Robust(seen / expected, freedom, rho)
+
+
+def stretch(weights: NDArray[np.float64], icc: float) -> tuple[float, float]:
+    """What the standard error of a bootstrap of groups with these weights [G] is short by, as a factor, and its degrees
+    of freedom. A resample's variance is that of `robust` without the division."""
+    rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
+    variances = weights * (1 - rho) + weights**2 * rho
+    expected, freedom = moments(weights, variances, np.ones_like(weights))
+    return 1 / math.sqrt(expected), freedom
+
+
+def moments(
+    weights: NDArray[np.float64], variances: NDArray[np.float64], a: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Of Q = Σ a r² over groups, where sums of groups are independent with `variances` [G] and r is what a sum is off
+    the common mean: E[Q] / Σ variances, and Satterthwaite's degrees of freedom 2 E[Q]² / Var[Q].
+
+    r = S - share ΣS has covariance D - h v' - v h' + h h' Σv; with x = v - h Σv / 2 its part off D is -(h x' + x h').
+    """
+    share, total = weights / weights.sum(), float(variances.sum())
+    own = variances - 2 * share * variances + share**2 * total
+    x = variances - share * total / 2
+    every = 2 * float(a @ share**2) * float(a @ x**2) + 2 * float(a @ (share * x)) ** 2
+    beside = every - float(a**2 @ (2 * share * x) ** 2)
+    expected = float(a @ own)
+    return expected / total, expected**2 / (float(a**2 @ own**2) + beside)
+
+
+def skewness(sizes: NDArray[np.float64], mean: float, icc: float) -> float:
+    """Of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two rows of a
+    group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial)."""
+    if icc <= 0:
+        return (1 - 2 * mean) / math.sqrt(mean * (1 - mean) * float(sizes.sum()))
+    spread = 1 / icc - 1  # the two parameters of the Beta, added
+    first = mean
+    second = first * (mean * spread + 1) / (spread + 1)
+    third = second * (mean * spread + 2) / (spread + 2)
+    within = first - second  # E[R(1 - R)]
+    between = second - first**2
+    lean = third - 3 * first * second + 2 * first**3
+    k2 = sizes * within + sizes**2 * between
+    k3 = sizes * (first - 3 * second + 2 * third) + 3 * sizes**2 * (second - third - first * within) + sizes**3 * lean
+    return float(k3.sum()) / float(k2.sum()) ** 1.5

@@ -1,0 +1,186 @@
+"""Tables for people, in which no number, id or name is ever cut.
+
+A table that is wider than the terminal first wraps its columns of prose between words, then leaves out the columns that
+are marked as extra and says so, and where that is not enough is printed as one block of lines for each row. Without a
+terminal it is as wide as it has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from bedplate.core.progress import console
+
+_GAP = "  "
+_LEAST_PROSE = 24
+"""A column of prose is not made narrower than this many characters."""
+_PIPE_PROSE = 60
+"""How wide prose is where there is no terminal."""
+
+_wide: ContextVar[bool] = ContextVar("wide", default=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column by its heading. right: numbers. prose: sentences, which may be wrapped between words. extra: left out
+    first where the terminal is narrow."""
+
+    name: str
+    right: bool = False
+    prose: bool = False
+    extra: bool = False
+
+
+def numbers(*names: str, extra: bool = False) -> list[Column]:
+    """Columns of numbers."""
+    return [Column(name, right=True, extra=extra) for name in names]
+
+
+def show_wide(wanted: bool) -> None:
+    """Whether tables are printed as wide as they are, whatever the terminal's width."""
+    _wide.set(wanted)
+
+
+def show(
+    columns: Sequence[Column | str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    footer: Sequence[str] = (),
+) -> None:
+    """Print a table on stdout, as wide as the terminal is. footer: a last row, of sums."""
+    out = console()
+    free = _wide.get() or not (sys.stdout.isatty() or os.environ.get("COLUMNS"))
+    heads = [Column(one) if isinstance(one, str) else one for one in columns]
+    lines = laid_out(heads, rows, width=None if free else out.width, footer=footer)
+    if title is not None:
+        out.print(_styled(title, "italic"))
+    for number, line in enumerate(lines):
+        out.print(_styled(line, "bold" if number == 0 else ""))
+
+
+def laid_out(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None, footer: Sequence[str] = ()
+) -> list[str]:
+    """The lines of a table, none of which is longer than `width` unless a single word of it is. None: as wide as it is.
+
+    Raises ValueError for a row of another length than the columns.
+    """
+    every = [list(row) for row in (*rows, *([footer] if footer else []))]
+    for row in every:
+        if len(row) != len(columns):
+            raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
+    shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in every)]
+    heads = [columns[place] for place in shown]
+    every = [[row[place] for place in shown] for row in every]
+    if width is None:
+        return _grid(heads, every, _widths(heads, every, _PIPE_PROSE))
+    for kept in _choices(heads):
+        some = [heads[place] for place in kept]
+        cells = [[row[place] for place in kept] for row in every]
+        widths = _fitting(some, cells, width)
+        if widths is not None:
+            left = [column.name for place, column in enumerate(heads) if place not in kept]
+            note = textwrap.wrap(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
+            return [*_grid(some, cells, widths), *note]
+    return _stacked(heads, every, width, footer=bool(footer))
+
+
+def _choices(columns: Sequence[Column]) -> list[list[int]]:
+    """Which columns are shown: all, then one extra one less each time, the last first."""
+    kept = list(range(len(columns)))
+    choices = [kept]
+    for place in reversed([place for place, column in enumerate(columns) if column.extra]):
+        kept = [one for one in kept if one != place]
+        choices.append(kept)
+    return choices
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int | None = None) -> list[int]:
+    widths: list[int] = []
+    for place, column in enumerate(columns):
+        cells = [column.name, *(line for row in rows for line in row[place].split("\n"))]
+        natural = max(map(_length, cells))
+        longest = max((_length(word) for cell in cells for word in cell.split()), default=0)
+        widths.append(natural if prose is None or not column.prose else min(natural, max(prose, longest)))
+    return widths
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """The width of each column, that of prose made smaller so far as it has to be; None where even that is too wide."""
+    least = _widths(columns, rows, _LEAST_PROSE)
+    room = width - sum(least) - len(_GAP) * (len(columns) - 1)
+    if room < 0:
+        return None
+    widths: list[int] = []
+    for small, natural in zip(least, _widths(columns, rows), strict=True):
+        widths.append(min(natural, small + room))
+        room -= widths[-1] - small
+    return widths
+
+
+def _grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
+    lines: list[str] = []
+    heads = [column.name for column in columns]
+    for row in ([heads] if any(heads) else []) + [list(row) for row in rows]:
+        cells = [
+            _wrapped(cell, width) if column.prose else (cell.split("\n") or [""])
+            for cell, column, width in zip(row, columns, widths, strict=True)
+        ]
+        for depth in range(max(map(len, cells), default=1)):
+            parts = [
+                _padded(cell[depth] if depth < len(cell) else "", width, column.right)
+                for cell, column, width in zip(cells, columns, widths, strict=True)
+            ]
+            lines.append(_GAP.join(parts).rstrip())
+    return lines
+
+
+def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, *, footer: bool) -> list[str]:
+    """Each row as a block: its first cell, then a line for each other cell that is not empty."""
+    lines: list[str] = []
+    inner = max((_length(column.name) for column in columns[1:]), default=0)
+    for number, row in enumerate(rows):
+        last = footer and number == len(rows) - 1
+        lines.append(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"))
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                indent = "  " + _padded(column.name, inner, False) + "  "
+                first, *more = _wrapped(cell, max(width - _length(indent), 1))
+                lines.append((indent + first).rstrip())
+                lines += [(" " * _length(indent) + one).rstrip() for one in more]
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text, broken at spaces alone."""
+    lines: list[str] = []
+    for one in text.split("\n"):
+        lines += textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) or [""]
+    return lines
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _length(text))
+    return space + text if right else text + space
+
+
+def _length(text: str) -> int:
+    """Places on a terminal: a character of Chinese takes two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _styled(text: str, style: str) -> Any:
+    from rich.text import Text
+
+    return Text(text, style=style, no_wrap=True, overflow="ignore")

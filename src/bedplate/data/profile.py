@@ -1,0 +1,87 @@
+"""What a file of rows looks like, column by column: what kind of values, how many differ, how long they are."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bedplate.data.rows import Rows
+
+Kind = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One column. kind: of the values that are not empty; a number may stand as text, as it does in .csv files.
+
+    rows: that have the column and a value in it; empty: that have none. distinct: different values. commonest: the most
+    frequent values with their counts. characters: the median, 95th percentile and maximum of the values' lengths.
+    """
+
+    name: str
+    kind: Kind
+    as_text: bool
+    rows: int
+    empty: int
+    distinct: int
+    commonest: tuple[tuple[str, int], ...]
+    characters: tuple[int, int, int]
+
+    @property
+    def repeats(self) -> float:
+        """Rows for each different value."""
+        return self.rows / self.distinct if self.distinct else 0.0
+
+
+def profiles(rows: Rows, commonest: int = 200) -> dict[str, Profile]:
+    """Every column of the rows, by name. commonest: how many of its most frequent values are kept."""
+    return {name: _profile(name, [row.get(name) for row in rows.rows], commonest) for name in rows.columns}
+
+
+def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:
+    given = [value for value in values if not _empty(value)]
+    shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in given]
+    kinds: set[Kind] = {_kind(value) for value in given}
+    kind: Kind = "mixed" if kinds else "empty"
+    if len(kinds) == 1:
+        (kind,) = kinds
+    if kind == "text" and all(_is_number(text) for text in shown):
+        kind = "number"
+    counts = Counter(shown)
+    lengths = sorted(map(len, shown)) or [0]
+    return Profile(
+        name,
+        kind,
+        all(isinstance(value, str) for value in given),
+        len(given),
+        len(values) - len(given),
+        len(counts),
+        tuple(sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:commonest]),
+        (round(statistics.median(lengths)), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1]),
+    )
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _kind(value: Any) -> Kind:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, list):
+        return "list"
+    return "object" if isinstance(value, dict) else "text"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

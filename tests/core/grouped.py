@@ -1,0 +1,94 @@
+"""The bound of a proportion from rows in groups, for many samples at once: the formulas of `effective_n_bound` on
+arrays, which the tests hold to the function itself on some of the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtrit
+
+from bedplate.core.statistics.clusters import SKEWNESS_SHARE
+
+Floats = NDArray[np.float64]
+
+
+def intraclass(sums: Floats, sizes: Floats) -> Floats:
+    """Fisher's estimator from right answers and rows of each group [..., G], within 0 and 1."""
+    n, count = sizes.sum(-1), sizes.shape[-1]
+    mean, share = sums.sum(-1) / n, sums / sizes
+    between = (sizes * (share - mean[..., None]) ** 2).sum(-1) / (count - 1)
+    within = (sums * (1 - share)).sum(-1) / np.maximum(n - count, 1)
+    typical = (n - (sizes**2).sum(-1) / n) / (count - 1)
+    total = between + (typical - 1) * within
+    found = np.divide(between - within, total, out=np.ones_like(total), where=total > 1e-12)
+    return np.clip(found, 0.0, 1.0)
+
+
+def variance(sums: Floats, sizes: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of the mean, with its degrees of freedom, and the correlation that both were taken at [...]."""
+    n = sizes.sum(-1, keepdims=True)
+    rho = intraclass(sums, sizes)
+    h = sizes / n
+    v = sizes * (1 + (sizes - 1) * rho[..., None])
+    whole = v.sum(-1, keepdims=True)
+    a = 1 / (1 - h)
+    own = v - 2 * h * v + h * h * whole
+    x = v - h * whole / 2
+    beside = 2 * (a * h * h).sum(-1) * (a * x * x).sum(-1) + 2 * (a * h * x).sum(-1) ** 2
+    beside = beside - (a * a * (2 * h * x) ** 2).sum(-1)
+    expected = (a * own).sum(-1)
+    freedom = expected**2 / (((a * own) ** 2).sum(-1) + beside)
+    residuals = sums - sizes * (sums.sum(-1, keepdims=True) / n)
+    seen = (a * residuals**2).sum(-1) / n[..., 0] ** 2
+    return seen * whole[..., 0] / expected, freedom, rho
+
+
+def design_effect(sums: Floats, sizes: Floats) -> Floats:
+    """[...], before it is held to be at least 1."""
+    n = sizes.sum(-1)
+    mean = sums.sum(-1) / n
+    plain = mean * (1 - mean) / (n - 1)
+    unseen = np.broadcast_to((sizes**2).sum(-1) / n, plain.shape).copy()
+    return np.divide(variance(sums, sizes)[0], plain, out=unseen, where=plain > 1e-15)
+
+
+def _third(sizes: Floats, mean: Floats, rho: Floats) -> Floats:
+    """Skewness of the mean of beta-binomial groups, from raw moments of the Beta."""
+    spread = 1 / np.maximum(rho, 1e-9) - 1
+    second = mean * (mean * spread + 1) / (spread + 1)
+    third = second * (mean * spread + 2) / (spread + 2)
+    k2 = sizes * (mean - second)[..., None] + sizes**2 * (second - mean**2)[..., None]
+    lean = third - 3 * mean * second + 2 * mean**3
+    k3 = sizes * (mean - 3 * second + 2 * third)[..., None] + sizes**3 * lean[..., None]
+    k3 = k3 + 3 * sizes**2 * (second - third - mean * (mean - second))[..., None]
+    return k3.sum(-1) / k2.sum(-1) ** 1.5
+
+
+def bounds(sums: Any, sizes: Any, confidence: float, side: str, share: float = SKEWNESS_SHARE) -> Floats:
+    """One-sided bounds [...] from right answers [..., G] and rows [..., G] of each group. share: of the correction for
+    skewness."""
+    sums, sizes = np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float)
+    n = np.broadcast_to(sizes.sum(-1), sums.shape[:-1])
+    mean = sums.sum(-1) / n
+    effect = np.maximum(1.0, design_effect(sums, sizes))
+    _, freedom, rho = variance(sums, sizes)
+    far = stdtrit(freedom, confidence)
+
+    def at(quantile: Floats) -> Floats:
+        effective = n / effect * (stdtrit(n - 1, confidence) / quantile) ** 2
+        right = mean * effective
+        if side == "lower":
+            low = betaincinv(np.maximum(right, 1e-12), effective - right + 1, 1 - confidence)
+            return np.where(mean > 0, low, 0.0)
+        return np.where(mean < 1, betaincinv(right + 1, np.maximum(effective - right, 1e-12), confidence), 1.0)
+
+    first = at(far)
+    near = np.clip(first, 1e-9, 1 - 1e-9)
+    kish = 1 + ((sizes**2).sum(-1) / n - 1) * rho
+    binomial = (1 - 2 * near) / np.sqrt(near * (1 - near) * n / kish)
+    beyond = binomial - _third(sizes, near, rho)
+    lean = np.maximum(0.0, beyond if side == "lower" else -beyond) * (2 * far**2 + 1) / 6
+    leans = (first > 0) & (first < 1) & (rho > 0) & (mean > 0) & (mean < 1)
+    return np.where(leans, at(far + share * lean), first)
