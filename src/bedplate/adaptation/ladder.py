@@ -21,6 +21,7 @@ from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
+from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.report.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
@@ -306,7 +307,7 @@ class _Ladder:
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
-        self.reserved = self.context.on_test
+        self.reserved = 0.0
         question = {
             "task": self.task.task,
             "rows": handle.split_hash,
@@ -321,6 +322,9 @@ class _Ladder:
         for name, result in results.items():
             candidate = self.candidates[name]
             wanted = name in nomination.nominees or name == self._baseline(results)
+            if wanted:
+                alone = candidate.context.single_test_calls
+                self.reserved += seconds_on_test([result], self.data.test.n, alone, None)
             if wanted or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)

@@ -30,6 +30,9 @@ class Schedule:
     def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
         self.candidates, self.outcomes, self.favours = candidates, outcomes, favours
         self._least: dict[tuple[str, bool], float] = {}
+        self._usual: dict[tuple[str, bool], float] = {}
+        """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
+        base chose a prompt: planning measures and reads, so it is done once."""
 
     def next(self) -> Candidate | None:
         """The next candidate: what needs no base in front; then, on the bases, the one that is worth most for its
@@ -76,11 +79,12 @@ class Schedule:
         """What it is worth for a second, as large as its usual version is. A rung that is left out comes last: time may
         be saved before it."""
         context = candidate.context
-        context.until = math.inf
-        plan = planner.planned(context, candidate.rung)
-        if isinstance(plan, Skip):
-            return -1.0
-        return self.worth(candidate) / max(plan.seconds, 0.1)
+        key = candidate.name, context.chosen.prompt is None
+        if key not in self._usual:
+            context.until = math.inf
+            plan = planner.planned(context, candidate.rung)
+            self._usual[key] = math.inf if isinstance(plan, Skip) else max(plan.seconds, 0.1)
+        return self.worth(candidate) / self._usual[key]
 
     def worth(self, candidate: Candidate) -> float:
         """Beside what was climbed on the same base."""

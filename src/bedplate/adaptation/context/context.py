@@ -13,7 +13,7 @@ from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
 from bedplate.adaptation.context.outcome import Climbed, Result, RungOutcome
-from bedplate.adaptation.context.reserve import report_seconds, seconds_on_test
+from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
     Reading,
     Throughput,
@@ -47,8 +47,8 @@ from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin
 
-LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
-"""Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
+LATENCY_CALLS, LEAST_CALLS = 64, 12
+"""Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
 
 
 @dataclass
@@ -235,7 +235,8 @@ class Context:
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
-        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.throughput.call, 1e-9))))
+        count = int(latency_seconds(self.clock.seconds) / max(self.throughput.call, 1e-9))
+        return min(LATENCY_CALLS, max(LEAST_CALLS, count))
 
     @property
     def timing(self) -> float:

@@ -8,22 +8,30 @@ from collections.abc import Sequence
 from bedplate.adaptation.context.outcome import Result
 
 JUDGED = 3
-"""Skins that test is expected to be asked of: two nominees, and the base as it is."""
+"""Skins that test is expected to be asked of at most: two nominees, and the base as it is."""
 
 REPORT_SECONDS, REPORT_SHARE = 5.0, 0.05
 """What the report takes at most, and of a short budget."""
 
+LATENCY_SECONDS, LATENCY_SHARE = 20.0, 0.02
+"""What timing one skin takes at most, and of a short budget."""
+
 
 def seconds_on_test(made: Sequence[Result], rows: int, alone: int, plain: float | None) -> float:
     """Expected seconds of test: of skins that there are as they were measured on valid, `alone` of the rows one call at
-    a time; of each that may follow, `plain` (None where nothing follows)."""
-    missing = 0 if plain is None else max(0, JUDGED - len(made))
-    return sum(_seconds(one, rows, alone) for one in made) + missing * (plain or 0.0)
+    a time; and `plain` for the next one, which is planned beside them (None where nothing follows)."""
+    follows = plain if plain is not None and len(made) < JUDGED else 0.0
+    return sum(_seconds(one, rows, alone) for one in made) + follows
 
 
 def report_seconds(budget: float | None) -> float:
     """For the report."""
     return min(REPORT_SECONDS, REPORT_SHARE * (math.inf if budget is None else budget))
+
+
+def latency_seconds(budget: float | None) -> float:
+    """For timing one skin by single calls."""
+    return min(LATENCY_SECONDS, LATENCY_SHARE * (math.inf if budget is None else budget))
 
 
 def _seconds(result: Result, rows: int, alone: int) -> float:

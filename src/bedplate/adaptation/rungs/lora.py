@@ -139,9 +139,8 @@ class Lora(TuningRung):
 LORA = Lora(
     "lora",
     LoraConfig(r=16, alpha=32.0),
-    # an answer without LoRA is worth less
-    Recipe(learning_rate=5e-4, cost=ADAPTER_COST, reaches=True),
-    on_readers=Recipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3, reaches=True),
+    Recipe(learning_rate=5e-4, cost=ADAPTER_COST),
+    on_readers=Recipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3),
 )
 
 DORA = Lora(

@@ -41,8 +41,7 @@ Settings = Mapping[str, Any]
 @dataclass(frozen=True)
 class Recipe:
     """How a rung trains. cost: a training token against a prefill token. rows: trained on with one seed before there is
-    a second. least: fewer rows are not worth the rung. reaches: whether the smallest run may go into the time kept for
-    test a little."""
+    a second. least: fewer rows are not worth the rung."""
 
     learning_rate: float
     cost: float
@@ -51,7 +50,6 @@ class Recipe:
     seeds: int = 3
     rows: int = 600
     least: int = 64
-    reaches: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class TuningRung(Rung):
         while not fits(rows, 1) and rows > least:
             rows = max(least, int(rows * 0.8))
         needed = self.seconds(context, rows, 1)
-        if needed > left + (0.3 * context.test_reserve if recipe.reaches else 0.0):
+        if needed > left:
             beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
             return no_time(needed, left, beside)
         most = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)

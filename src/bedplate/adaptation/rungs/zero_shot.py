@@ -36,7 +36,8 @@ class ZeroShot(Rung):
         n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
-            rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
+            # what is answered twice, where there is a choice
+            rows = row_cost(stages_for(n, first_rows), len(every), n) + (first_rows if len(every) > 1 else 0)
             seconds = context.throughput.rows(rows) + context.timing
             if seconds <= room or len(every) == 1:
                 break
