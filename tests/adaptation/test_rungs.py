@@ -21,6 +21,7 @@ from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.executor import Job, LocalExecutor, Outcome
 
@@ -70,12 +71,13 @@ def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
 
 
 def test_no_rung_is_named_outside_its_room() -> None:
-    """Keys of the task file that are called as a rung is are no rungs."""
+    """Keys of the task file that are called as a rung is are no rungs; one table has a line on each."""
+    assert list(RUNG_LINES) == list(RUNGS)
     keys = LATER | AdaptSpec.model_fields.keys()
     found = [
         (path.relative_to(ROOM).as_posix(), node.lineno, node.value)
         for path in sorted(ROOM.rglob("*.py"))
-        if path.parent.name != "rungs"
+        if path.parent.name != "rungs" and path.name != "rung_names.py"
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in RUNGS
     ]

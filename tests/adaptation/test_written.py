@@ -35,8 +35,8 @@ from bedplate.text.tokenizer import Tokenizer
 KINDS = tuple(OUTPUTS)
 RUNGS_RUN = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "soft_prompt", "lora")
 SKINS = ("zero_shot", "few_shot", "soft_prompt", "lora")
-CHOOSES = ("probe",)
-"""Rungs that cannot write, but choose among labels."""
+CHOOSES = ("probe", "from_scratch")
+"""Rungs whose skins cannot write, but choose among labels."""
 
 
 @pytest.fixture(scope="module", params=KINDS)

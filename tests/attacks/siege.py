@@ -80,7 +80,19 @@ class Besieger:
         self._host, self._port, self._secrets, self._seed = address.hostname, address.port, secrets, seed
         self._operations = operations(document)
         self._often = [one for one in self._operations if one.body is not None or one.form]
-        models = ["tiny", "tiny", "tiny", "prompted", "tuned", "probed", "writer", "pair", "several", "nobody"]
+        models = [
+            "tiny",
+            "tiny",
+            "tiny",
+            "prompted",
+            "tuned",
+            "probed",
+            "writer",
+            "pair",
+            "several",
+            "worded",
+            "nobody",
+        ]
         self._known: dict[str, list[str]] = {"model": models, "name": list(models), "id": ["batch_0"]}
         self._sampler = Sampler(document, self._known)
         self.report = Report()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.serving.conftest import running
+from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.climb.task_file import load_adapt_task
@@ -33,9 +33,10 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.runfile.file import load_run
 from bedplate.serving.server.app import loaded_server
+from bedplate.skins.export import export_skin
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.phrasings import default_continuations, default_prompt, values_prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def builder() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What stands for a base, a skin and a server in the snippets."""
+    """What stands for a base, a skin, an exported one and a server in the snippets."""
     root = tmp_path_factory.mktemp("docs")
     directory, labels = write_tiny_base(root / "tiny"), ("negative", "positive")
     skin = Skin(
@@ -73,8 +74,23 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         evaluated_with=EvaluatedWith(weights="float32"),
     )
     path = write_skin(skin, root / "reviews")
+    words = Skin(
+        name="words",
+        bases={},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=labels),
+        prompt=values_prompt(["review"]),
+        classical=words_model(),
+    )
+    export_skin(words, root / "exported")
     with loaded_server(directory, [path], state=root / "state") as state, running(state) as url:
-        yield {"BASE": str(directory), "SKIN": str(path), "MODEL": "reviews", "URL": f"{url}/v1"}
+        yield {
+            "BASE": str(directory),
+            "SKIN": str(path),
+            "MODEL": "reviews",
+            "URL": f"{url}/v1",
+            "EXPORTED": str(root / "exported"),
+        }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

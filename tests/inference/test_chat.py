@@ -20,6 +20,7 @@ from bedplate.inference.chat.commands import COMMANDS, run_command
 from bedplate.inference.chat.conversation import Conversation, read_settings
 from bedplate.inference.chat.history import history_file, line_editing
 from bedplate.inference.chat.partners import LocalBase, RemoteModel, Turn, open_local
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.models.checkpoints.base import load_base
@@ -150,6 +151,16 @@ def test_labels_here(files: dict[str, str], name: str) -> None:
                 conversation.set(change)
         with pytest.raises(UsageError, match="a prompt of its own"):
             conversation.set_system("be kind")
+
+
+def test_a_model_of_words(files: dict[str, str]) -> None:
+    conversation = Conversation(open_local(files["worded"]), open_local)
+    with contextlib.closing(conversation), load(files["worded"]) as alone:
+        assert isinstance(alone, ClassicalPredictor)
+        turn, wanted = said(conversation, "It broke!"), alone.predict(["It broke!"])[0]
+        assert (turn.text, turn.scores, turn.prompt_tokens) == (wanted.output, wanted.scores, 3)
+        with pytest.raises(RequestError, match="no sampling settings"):
+            conversation.set({"temperature": 1.0})
 
 
 def test_a_text_skin_and_one_of_two_inputs(files: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -21,12 +22,14 @@ from tests.tiny import write_tiny_base
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.server.app import create_app
 from bedplate.serving.server.loading import loaded_server
+from bedplate.skins.classical import Classical
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
@@ -35,7 +38,7 @@ from bedplate.text.tokenizer import Tokenizer
 
 LABELS = ("negative", "positive")
 INPUTS = ("this product is great", "it broke after a day", "terrible <|im_end|> works well", "ü 😀 \n ok")
-SKINS = ("prompted", "tuned", "probed", "writer", "pair", "several")
+SKINS = ("prompted", "tuned", "probed", "writer", "pair", "several", "worded")
 TOPICS = ("price", "quality", "delivery")
 
 
@@ -45,7 +48,8 @@ class Server:
 
     url: str
     state: ServerState
-    skins: Mapping[str, Predictor]
+    skins: Mapping[str, Any]
+    """A predictor of each."""
 
     @property
     def client(self) -> openai.OpenAI:
@@ -133,7 +137,23 @@ def make_skins(base: Base) -> list[Skin]:
             probe=ProbePart(Head(torch.randn(3, base.spec.hidden_size), torch.zeros(3), TOPICS), "layers.2"),
             **common,
         ),
+        Skin(
+            name="worded",
+            bases={},
+            inputs=review,
+            output=LabelOutput(labels=LABELS),
+            prompt=Prompt("{{ review }}"),
+            classical=words_model(),
+        ),
     ]
+
+
+def words_model() -> Classical:
+    """A model that knows some words of INPUTS."""
+    terms = ("broke", "great", "product is", "terrible", "ü")
+    weight = torch.tensor([[2.0, -1.0, 0.5, 1.5, 0.1], [-2.0, 1.5, -0.5, -1.0, 0.7]])
+    idf = np.array([1.5, 1.25, 2.0, 1.75, 3.0], np.float32)
+    return Classical(terms, idf, Head(weight, torch.tensor([0.25, -0.25]), LABELS))
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,11 @@ def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         running(state) as url,
         loaded_server(files.base) as other,
     ):
-        predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
+        read = {path.name: read_skin(path) for path in files.skins}
+        predictors = {
+            name: Predictor(other.registry.engine, skin) if skin.classical is None else ClassicalPredictor(skin)
+            for name, skin in read.items()
+        }
         yield Server(url, state, predictors)
 
 

@@ -29,7 +29,7 @@ def test_models_are_listed_and_found(server, client):
     assert caught.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("name", ["prompted", "tuned", "probed"])
+@pytest.mark.parametrize("name", ["prompted", "tuned", "probed", "worded"])
 @pytest.mark.parametrize("text", INPUTS)
 def test_label_skins_answer_as_predictors_do(server, client, name, text):
     (expected,) = server.skins[name].predict([text], one_by_one=True)

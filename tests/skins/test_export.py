@@ -204,8 +204,8 @@ def test_mistakes(tiny, tmp_path, capsys):
     for arguments, status, message in (
         (("export", lora), 2, "Missing option '--out'"),
         (("show", lora, "--out", new), 2, "No such option: --out"),
-        (("export", probe, "--out", new), 2, "is a probe"),
-        (("export", lora, "--out", tmp_path / "full"), 2, "already exists"),
+        (("merge", probe, "--out", new), 2, "only LoRA weights"),
+        (("export", lora, "--out", tmp_path / "full"), 2, "exists already"),
         (("merge", prompt, "--out", new), 2, "only LoRA weights"),
         (("merge", lora, "--out", tmp_path / "full"), 2, "exists already"),
         (("merge", lora, "--out", new, "--dtype", "int3"), 2, "not known"),

@@ -17,6 +17,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.skins.card import card_of, read_card
+from bedplate.skins.classical import Classical
 from bedplate.skins.export import export_skin
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
 from bedplate.skins.neighbours import Neighbours
@@ -24,6 +25,7 @@ from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.passages import Chunk, Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import (
+    PARTS,
     BaseReference,
     EndpointReference,
     EvaluatedWith,
@@ -51,6 +53,7 @@ IDS = {  # of the skins that `of_one_part` makes, as a version wrote them that k
     "knn": "a3a0c2e33c958541e059af13e5cdc5da97a526da09ba411e470fc58282aab48b",
     "retrieval": "4116e537c32861b83f57df76f74a9a3f21501f8b34a2180ea017cf2701c982cd",
     "hosted": "4b443d785eae23389f39aa46753bc4c07d1857abeaeb6b11b6d2db9211d0a88d",
+    "classical": "4ffa12fcbf0f022d30f048c706fb504db939df54be2ffb463ad26832b7fb9ce6",
     "cascade": "5e4e0fc8ecef5c821971d1bd9b90f9fab7e58dc8c8b242f44c7e25a8efec4fe9",
 }
 
@@ -85,6 +88,12 @@ def probe(size: int = 4) -> dict[str, Any]:
     return {"probe": ProbePart(Head(numbers(2, size), numbers(2), LABELS), "layers.1"), "output": LABEL}
 
 
+def words() -> dict[str, Any]:
+    head = Head(numbers(2, 3), numbers(2), LABELS)
+    model = Classical(("bad", "ok", "ok !"), np.array([1.0, 1.5, 2.0], np.float32), head)
+    return {"classical": model, "output": LABEL, "bases": {}, "prompt": Prompt("{{ review }}"), "evaluated_with": None}
+
+
 def pool(size: int = 4) -> Neighbours:
     return Neighbours(np.eye(size, dtype=np.float32)[:2], SHOWN, 1)
 
@@ -110,6 +119,7 @@ def of_one_part() -> dict[str, Skin]:
         skin("embed", **VECTOR),
         skin("knn", bases=two, neighbours=pool(), embedded_with=JUDGED),
         skin("retrieval", **documents()),
+        skin("classical", **words()),
         skin("hosted", bases=ENDPOINT, prompt=asked, output=LABEL, evaluated_with=None),
     )
     by_kind = {one.name: one for one in found}
@@ -131,6 +141,10 @@ TOGETHER: dict[str, dict[str, Any]] = {
         **probe(),
     },
 }
+
+
+def test_every_kind_of_the_table_has_a_skin_here() -> None:
+    assert set(IDS) == {"prompt", *PARTS}
 
 
 @pytest.mark.parametrize("kind", IDS)
@@ -174,6 +188,14 @@ def test_parts_together_are_written_read_and_verified(kind: str, base: Any, buil
         ({"bases": ENDPOINT, **VECTOR}, "cannot have hosted together with embed"),
         ({"neighbours": pool(), **documents()}, "cannot have knn together with retrieval: a skin looks up one index"),
         ({**probe(), **VECTOR}, "cannot have embed together with probe: a vector is of the text alone"),
+        ({**words(), "lora": lora()}, "cannot have classical together with lora: a bag-of-words model answers alone"),
+        ({**words(), **probe(), "bases": {}}, "cannot have classical together with probe"),
+        ({**words(), "bases": {"main": reference("a")}}, "is a bag-of-words model, which has no use for a base 'main'"),
+        ({**probe(), "bases": {}}, "names no main base"),
+        ({**words(), "evaluated_with": JUDGED}, "no base's weights that it was judged with"),
+        ({**words(), "prompt": LOOP, "demonstrations": SHOWN}, "it has no demonstrations"),
+        ({**words(), "output": LabelOutput(labels=("a", "b"))}, "its head was made for the labels"),
+        ({**words(), "output": VECTOR["output"]}, "cannot have classical together with embed"),
         ({**documents(), "output": VECTOR["output"]}, "cannot have embed together with retrieval"),
     ],
 )
@@ -186,6 +208,18 @@ def test_a_cascade_has_no_parts_of_its_own() -> None:
     both = of_one_part()["cascade"]
     with pytest.raises(SkinError, match="cannot have cascade together with lora and probe: its two skins have parts"):
         dataclasses.replace(both, lora=lora(), probe=probe()["probe"])
+
+
+def test_a_cascade_may_begin_with_a_skin_without_a_base(tmp_path: Path) -> None:
+    by_kind = of_one_part()
+    both = cascaded("both", by_kind["classical"], by_kind["probe"], 0.75)
+    assert both.bases == {"second": reference("a")}
+    read = read_skin(write_skin(both, tmp_path / "both"))
+    assert (read.kind, read.bases, skin_id(read)) == ("cascade", both.bases, skin_id(both))
+    card = read_card(tmp_path / "both")
+    assert (card.base, card.second) == (None, reference("a"))
+    with pytest.raises(SkinError, match="a cascade's bases and prompt are those of its two skins"):
+        dataclasses.replace(both, bases={"main": reference("a")})
 
 
 def test_parts_of_bases_of_different_sizes_fit_no_base(base: Any, build_skin: Any) -> None:

@@ -276,11 +276,7 @@ class _Ladder:
     def _nominables(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> list[gate.Nominable]:
-        return [
-            self._nominable(name, result, guarded)
-            for name, result in results.items()
-            if self.candidates[name].traits.side != "reference"
-        ]
+        return [self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None]
 
     def _nomination(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]

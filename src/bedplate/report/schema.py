@@ -62,7 +62,7 @@ class Row(Part):
     rung: str
     """For another than the task's first base with `@` and the base behind it."""
     base: str | None
-    """The base it stands on, as the task file gives it; null for references."""
+    """The base it stands on, as the task file gives it; null where it stands on none."""
     status: Literal["done", "skipped", "failed"]
     reason: str
     """How it was made, or why it was not."""
@@ -85,10 +85,10 @@ class Row(Part):
     p95_ms: Annotated[float, Field(ge=0)] | None
     train_seconds: Seconds | None
     skin: str | None
-    """Directory of its skin, relative to the report's; null for references."""
+    """Directory of its skin, relative to the report's; null where it made none."""
     weights: str | None = None
     kernel: str | None = None
-    """What it was judged and is served with; null for references, remote models and cascades (whose two skins have
+    """What it was judged and is served with; null without a base, for remote models and cascades (whose two skins have
     their own)."""
 
 

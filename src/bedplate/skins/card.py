@@ -18,12 +18,13 @@ from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith,
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """id: the content hash (`skin_id`). directory: where it lies, None for a skin that was never written."""
+    """id: the content hash (`skin_id`). base: None where none is needed. directory: where it lies, None for a skin that
+    was never written."""
 
     id: str
     name: str
     parts: tuple[str, ...]
-    base: BaseReference | EndpointReference
+    base: BaseReference | EndpointReference | None
     inputs: tuple[str, ...]
     output: Output
     format: Format
@@ -58,7 +59,7 @@ def read_card(directory: Path | str) -> Card:
         manifest_id(manifest),
         manifest.name,
         manifest.parts,
-        manifest.bases["main"],
+        manifest.bases.get("main"),
         tuple(manifest.inputs),
         manifest.output,
         manifest.prompt.format,
@@ -98,7 +99,7 @@ def card_of(skin: Skin) -> Card:
         skin_id(skin),
         skin.name,
         skin.parts,
-        skin.bases["main"],
+        skin.bases.get("main"),
         inputs,
         skin.output,
         skin.prompt.format,

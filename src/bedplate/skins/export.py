@@ -1,4 +1,5 @@
-"""A skin's parts for other programs: its weights in PEFT's layout, and what is asked of the base as one JSON file."""
+"""A skin's parts for other programs: its weights in PEFT's layout, its head as ONNX and numpy arrays, and what is asked
+as one JSON file."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from bedplate.adapters.table import ADAPTERS
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_directory
 from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.export_head import head_fields, head_files
 from bedplate.skins.files import skin_files
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
@@ -21,19 +23,15 @@ PROMPT_JSON = "prompt.json"
 def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> list[str]:
     """Writes the new directory `out`, and returns the names of its files.
 
-    Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads. base: where the skin's
-    base is, when not where it was made; only a soft prompt needs it, because peft wants to know its heads and layers.
-    UsageError for a probe, which is a head of Bedplate's own, for a cascade, for a skin that looks something up in each
-    call, for LoRA weights with a soft prompt, and where `out` holds something.
+    Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads; probes and classical
+    models those of `head_files`. base: where the skin's base is, when not where it was made; only a soft prompt needs
+    it, because peft wants to know its heads and layers. UsageError for a cascade, for a skin that looks something up in
+    each call, for LoRA weights with a soft prompt, where the package onnx is needed and missing, and where `out` holds
+    something.
     """
     if skin.cascade is not None:
         raise UsageError(
             f"skin {skin.name!r} is a cascade: export its two skins, the directories first and second in it"
-        )
-    if skin.probe is not None:
-        raise UsageError(
-            f"skin {skin.name!r} is a probe: a head on the base's states, for which there is no form that other "
-            "programs read; its head.safetensors holds the weights and bias"
         )
     if skin.index is not None:
         what = "demonstrations" if skin.passages is None else "passages"
@@ -54,6 +52,8 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
         loaded = load_base(base or skin.base.name, device="cpu")
         verify_skin(skin, loaded, allow_other_weights=True)
         files |= prompt_peft_files(skin.soft_prompt, loaded.spec, base_name=skin.base.name)
+    if skin.head is not None:
+        files |= head_files(skin)
     with atomic_directory(out) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
@@ -67,7 +67,7 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "name": skin.name,
         "kind": skin.kind,
-        "base": skin.bases["main"].name,
+        "base": skin.bases["main"].name if "main" in skin.bases else None,
         "inputs": list(skin.inputs),
         "format": prompt.format,
         "system": prompt.system,
@@ -76,6 +76,8 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
         "output": skin.output.model_dump(mode="json"),
         "generation": dict(skin.generation),
     }
+    if skin.head is not None:
+        fields["head"] = head_fields(skin)
     if prompt.format == "chat":
         before = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
         for one in skin.demonstrations:

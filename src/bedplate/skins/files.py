@@ -21,12 +21,21 @@ from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_byt
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
+from bedplate.skins.classical import (
+    CLASSICAL_FILE,
+    MAX_CLASSICAL_BYTES,
+    MAX_VOCABULARY_BYTES,
+    VOCABULARY_FILE,
+    Classical,
+    read_classical,
+)
 from bedplate.skins.index import index_of, knn_fields, read_neighbours, read_passages, retrieval_fields
 from bedplate.skins.manifest import (
     EXTRAS,
     SCHEMA_VERSION,
     SKIN_FILE,
     CascadeFields,
+    ClassicalFields,
     DemonstrationRow,
     Manifest,
     ProbeFields,
@@ -52,11 +61,19 @@ _OF_PART = {
     "knn": (VECTORS_FILE, ROWS_FILE),
     "retrieval": (VECTORS_FILE, PASSAGES_FILE),
     "probe": ADAPTERS["head"].files,
+    "classical": (CLASSICAL_FILE, VOCABULARY_FILE),
 }
 """The files of a part, all of which are there where it is."""
 _KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_iterable(_OF_PART.values())))
 CASCADED = ("first", "second")
 """Directories of a cascade's two skins."""
+_LIMITS = {
+    ROWS_FILE: MAX_ROWS_BYTES,
+    PASSAGES_FILE: MAX_ROWS_BYTES,
+    CLASSICAL_FILE: MAX_CLASSICAL_BYTES,
+    VOCABULARY_FILE: MAX_VOCABULARY_BYTES,
+}
+"""Bytes of files that may be larger or smaller than others of their form."""
 
 
 def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
@@ -78,6 +95,8 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         )
     if skin.probe is not None:
         files[HEAD_FILE] = skin.probe.head.to_bytes()
+    if skin.classical is not None:
+        files |= skin.classical.files()
     if skin.soft_prompt is not None:
         files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
     files |= index_of(skin)
@@ -101,6 +120,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         knn=knn_fields(skin),
         retrieval=retrieval_fields(skin),
         cascade=_cascade_fields(skin),
+        classical=_classical_fields(skin.classical),
         provenance=skin.provenance,
         generation=dict(skin.generation),
         limits=skin.limits,
@@ -116,6 +136,10 @@ def _cascade_fields(skin: Skin) -> CascadeFields | None:
         return None
     first, second = skin_id(skin.cascade.first), skin_id(skin.cascade.second)
     return CascadeFields(threshold=skin.cascade.threshold, first=first, second=second)
+
+
+def _classical_fields(model: Classical | None) -> ClassicalFields | None:
+    return None if model is None else ClassicalFields(words=model.words, sublinear=model.sublinear)
 
 
 def skin_id(skin: Skin) -> str:
@@ -184,8 +208,8 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
-        limit = MAX_ROWS_BYTES if name.endswith((ROWS_FILE, PASSAGES_FILE)) else limit
-        content = read_bytes(directory / name, limit)
+        own = name.partition("/")[2] if name.partition("/")[0] in CASCADED else name
+        content = read_bytes(directory / name, _LIMITS.get(own, limit))
         if sha256_bytes(content) != digest:
             raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
         contents[name] = content
@@ -234,6 +258,7 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         neighbours=read_neighbours(directory, manifest.knn, contents),
         passages=read_passages(directory, manifest.retrieval, contents),
         cascade=cascade,
+        classical=_classical(directory, manifest, contents),
         embedded_with=None if embedded is None else embedded.embedded_with,
         provenance=manifest.provenance,
         generation=manifest.generation,
@@ -286,11 +311,27 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
 def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:
     if manifest.probe is None:
         return None
+    labels = _told_apart(directory, manifest, "a probe")
+    head = read_head(directory / HEAD_FILE, labels, contents[HEAD_FILE])
+    return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)
+
+
+def _classical(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Classical | None:
+    fields = manifest.classical
+    if fields is None:
+        return None
+    labels = _told_apart(directory, manifest, "a classical model")
+    both = contents[CLASSICAL_FILE], contents[VOCABULARY_FILE]
+    places = directory / CLASSICAL_FILE, directory / VOCABULARY_FILE
+    return read_classical(*places, labels, fields.words, fields.sublinear, both)
+
+
+def _told_apart(directory: Path, manifest: Manifest, what: str) -> tuple[str, ...]:
+    """The labels that a head scores. SkinError where the output has none."""
     labels = labels_by_score(manifest.output)
     if not labels:
         raise SkinError(
-            f"{directory / SKIN_FILE}: a probe's output must be a label, or labels with a threshold, not the "
+            f"{directory / SKIN_FILE}: {what}'s output must be a label, or labels with a threshold, not the "
             f"{manifest.output.kind} that it names"
         )
-    head = read_head(directory / HEAD_FILE, labels, contents[HEAD_FILE])
-    return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)
+    return labels

@@ -70,6 +70,14 @@ class CascadeFields(Strict):
     second: Digest
 
 
+class ClassicalFields(Strict):
+    """terms: what they are made of."""
+
+    terms: Literal["words"] = "words"
+    words: tuple[int, int]
+    sublinear: bool
+
+
 class DemonstrationRow(Strict):
     inputs: dict[str, str]
     answer: str
@@ -90,6 +98,7 @@ class Manifest(Strict):
     knn: KnnFields | None = None
     retrieval: RetrievalFields | None = None
     cascade: CascadeFields | None = None
+    classical: ClassicalFields | None = None
     provenance: Provenance = Provenance()
     generation: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Limits()
@@ -110,6 +119,7 @@ class Manifest(Strict):
             self.bases,
             self.output,
             cascade=self.cascade,
+            classical=self.classical,
             lora=self.lora,
             soft_prompt=True if "soft_prompt" in self.kind.split("+") else None,
             knn=self.knn,
@@ -121,7 +131,7 @@ class Manifest(Strict):
 def manifest_bytes(manifest: Manifest) -> bytes:
     # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
     fields = manifest.model_dump(mode="json")
-    for name in ("knn", "retrieval", "cascade"):  # skins from before there were such parts keep their id
+    for name in ("knn", "retrieval", "cascade", "classical"):  # skins from before there were such parts keep their id
         if fields[name] is None:
             del fields[name]
     return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()

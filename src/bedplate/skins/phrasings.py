@@ -118,6 +118,11 @@ def text_prompt(inputs: Sequence[str]) -> Prompt:
     return Prompt("\n".join(f"{_title(name)}: {_field(name, None)}" for name in inputs))
 
 
+def values_prompt(inputs: Sequence[str]) -> Prompt:
+    """The inputs as they are, each on a line, for what counts their words: as `neighbours.text_of` writes them."""
+    return Prompt("\n".join(_field(name, None) for name in inputs))
+
+
 def default_continuations(labels: Sequence[str], format: Format = "plain") -> tuple[str, ...]:
     """The text scored for each label: after a plain cue with the space that belongs to the word, bare in a chat."""
     return tuple(f" {label}" if format == "plain" else label for label in labels)

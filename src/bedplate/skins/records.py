@@ -59,7 +59,8 @@ def of_skin(skin: Skin, path: Path | str | None) -> list[Record]:
     bases = [_referred(one) for one in skin.bases.values() if isinstance(one, BaseReference)]
     parents = [one.id for one in (*bases, *data, *run[-1:])]
     parents += [*origin.parents, *([] if origin.report is None else [origin.report])]
-    details = {"kind": skin.kind, "base": skin.bases["main"].name, "task": origin.task, "rung": origin.rung}
+    main = skin.bases.get("main")
+    details = {"kind": skin.kind, "base": None if main is None else main.name, "task": origin.task, "rung": origin.rung}
     return [*bases, *data, *run, Record("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
 
 

@@ -19,18 +19,20 @@ from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
+from bedplate.skins.classical import Classical
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import EmbeddingOutput, LabelOutput, LabelsOutput, Output, labels_by_score
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
-PARTS = ("cascade", "hosted", "lora", "soft_prompt", "knn", "retrieval", "probe", "embed")
+PARTS = ("cascade", "hosted", "classical", "lora", "soft_prompt", "knn", "retrieval", "probe", "embed")
 """What a skin may have besides its prompt, in the order in which its kind names them."""
 ADAPTED = frozenset(("lora", "soft_prompt"))
 """Parts with weights that an engine holds under a key."""
 _APART = (
     ("cascade", PARTS, "its two skins have parts, and it has none of its own"),
     ("hosted", PARTS, "an endpoint is given a prompt, and nothing besides"),
+    ("classical", PARTS, "a bag-of-words model answers alone, without a base"),
     ("knn", ("retrieval",), "a skin looks up one index"),
     ("embed", ("knn", "retrieval", "probe"), "a vector is of the text alone"),
 )
@@ -168,8 +170,10 @@ def kind_of(parts: Sequence[str]) -> str:
 
 
 def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) -> None:
-    """SkinError for a skin without a main base, or with parts that do not go together."""
-    if "main" not in bases:
+    """SkinError for a skin without a main base, unless it needs none, or with parts that do not go together."""
+    if "classical" in parts and bases:
+        raise SkinError(f"skin {name!r} is a bag-of-words model, which has no use for a base {min(bases)!r}")
+    if "main" not in bases and not {"classical", "cascade"} & set(parts):
         raise SkinError(f"skin {name!r} names no main base")
     for part, others, why in _APART:
         odd = [other for other in parts if other in others and other != part]
@@ -179,14 +183,15 @@ def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) ->
 
 @dataclass(frozen=True, eq=False)
 class Skin:
-    """One product feature on one base, or on a remote model: a prompt, and what else it has, alone or together.
+    """One product feature on one base, a remote model, or none: a prompt, and what else it has, alone or together.
 
     demonstrations: examples in the prompt. lora: adapter weights. soft_prompt: vectors before the prompt. probe: a head
     on the prompt's features, which answers. neighbours: demonstrations that are chosen for each call from a pool, by
     the vectors of the base "embedder" (without one, of the main base, without this skin's weights); passages: pieces of
     documents that are chosen in that way. cascade: two skins, of which the second is asked where the first is not sure
-    (`cascaded` makes one). Where the main base is an endpoint a remote model answers; where the output is an embedding,
-    the prompt's vector. Raises SkinError for parts that do not go together.
+    (`cascaded` makes one). classical: a bag-of-words model, which answers to what the prompt's template makes of the
+    inputs; `bases` is then empty. Where the main base is an endpoint a remote model answers; where the output is an
+    embedding, the prompt's vector. Raises SkinError for parts that do not go together.
     """
 
     name: str
@@ -201,6 +206,7 @@ class Skin:
     neighbours: Neighbours | None = None
     passages: Passages | None = None
     cascade: CascadePart | None = None
+    classical: Classical | None = None
     provenance: Provenance = field(default_factory=Provenance)
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: Limits = field(default_factory=Limits)
@@ -257,7 +263,7 @@ class Skin:
         if self.cascade is None:
             return
         first, second = self.cascade.first, self.cascade.second
-        if self.bases != {"main": first.bases["main"], "second": second.bases["main"]} or self.prompt != first.prompt:
+        if self.bases != _bases_of(first, second) or self.prompt != first.prompt:
             raise SkinError(f"skin {self.name!r}: a cascade's bases and prompt are those of its two skins")
         for part in (first, second):
             output = part.output
@@ -273,7 +279,13 @@ class Skin:
     def _check_output(self) -> None:
         if isinstance(self.output, EmbeddingOutput) and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
-        if self.probe is None:
+        if self.classical is not None and (self.demonstrations or self.prompt.format == "chat" or self.evaluated_with):
+            raise SkinError(
+                f"skin {self.name!r} is a bag-of-words model: its prompt is plain, it has no demonstrations, and "
+                "no base's weights that it was judged with"
+            )
+        head = self.head
+        if head is None:
             if isinstance(self.output, LabelsOutput) and self.output.threshold is not None:
                 raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
             scored = not {"hosted", "cascade"} & set(self.parts)
@@ -283,11 +295,11 @@ class Skin:
         labels = labels_by_score(self.output)
         if not labels:
             raise SkinError(
-                f"skin {self.name!r} is a probe, so its output must be one of some labels, or any by a threshold"
+                f"skin {self.name!r} answers by a head, so its output must be one of some labels, or any by a threshold"
             )
-        if self.probe.head.labels != labels:
+        if head.labels != labels:
             raise SkinError(
-                f"skin {self.name!r}: its head was made for the labels {list(self.probe.head.labels)}, "
+                f"skin {self.name!r}: its head was made for the labels {list(head.labels)}, "
                 f"its output has {list(labels)}"
             )
 
@@ -298,6 +310,7 @@ class Skin:
             self.bases,
             self.output,
             cascade=self.cascade,
+            classical=self.classical,
             lora=self.lora,
             soft_prompt=self.soft_prompt,
             knn=self.neighbours,
@@ -316,9 +329,20 @@ class Skin:
         return self.neighbours if self.passages is None else self.passages
 
     @property
+    def head(self) -> Head | None:
+        """What tells the labels apart: a probe's, or a bag-of-words model's."""
+        if self.classical is not None:
+            return self.classical.head
+        return None if self.probe is None else self.probe.head
+
+    @property
     def base(self) -> BaseReference:
-        """The main base. SkinError where a remote model answers."""
-        found = self.bases["main"]
+        """The main base. SkinError where a remote model answers, or none has to be asked."""
+        found = self.bases.get("main")
+        if found is None:
+            raise SkinError(
+                f"skin {self.name!r} of kind {self.kind!r} answers without a base: it fits none, and needs none"
+            )
         if isinstance(found, EndpointReference):
             raise SkinError(f"skin {self.name!r} is answered by {found.name}: it has no base on this machine")
         return found
@@ -343,10 +367,15 @@ def cascaded(name: str, first: Skin, second: Skin, threshold: float, provenance:
     """The cascade of two skins that choose among the same labels; its parents are these. SkinError."""
     return Skin(
         name=name,
-        bases={"main": first.bases["main"], "second": second.bases["main"]},
+        bases=_bases_of(first, second),
         inputs=first.inputs,
         output=LabelOutput(labels=second.output.labels) if isinstance(second.output, LabelOutput) else second.output,
         prompt=first.prompt,
         cascade=CascadePart(first, second, threshold),
         provenance=provenance or Provenance(),
     )
+
+
+def _bases_of(first: Skin, second: Skin) -> dict[str, BaseReference | EndpointReference]:
+    """A cascade's: those of its two skins, where they have any."""
+    return {role: part.bases["main"] for role, part in (("main", first), ("second", second)) if "main" in part.bases}

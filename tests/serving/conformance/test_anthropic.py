@@ -87,7 +87,7 @@ def test_stop_sequences(messages):
     assert text_of(reply) == text[: text.index(stop)]
 
 
-@pytest.mark.parametrize("name", ["prompted", "tuned", "probed", "writer"])
+@pytest.mark.parametrize("name", ["prompted", "tuned", "probed", "worded", "writer"])
 def test_skins(server, messages, name):
     expected = server.chat(model=name, messages=say(INPUTS[0]), max_tokens=24).json()["choices"][0]["message"][
         "content"

@@ -88,7 +88,7 @@ def test_an_encoder_only_embeds(wide):
         assert "embed" in reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["prompted", "tuned", "probed"])
+@pytest.mark.parametrize("name", ["prompted", "tuned", "probed", "worded"])
 def test_classify_gives_predictors_probabilities(server, name):
     expected = server.skins[name].predict(INPUTS)
     reply = server.post("/v1/classify", json={"model": name, "input": list(INPUTS)}).json()

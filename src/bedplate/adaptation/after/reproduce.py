@@ -246,7 +246,8 @@ def _needed(then: Recorded, found: Sequence[Candidate]) -> list[Candidate]:
 def _on_valid(context: Context, skin: Skin) -> Evaluation:
     """A skin as read back from disk: on the base that is loaded, where it stands on that."""
     assert skin.directory is not None
-    if skin.cascade is None and skin.base.has_weights_of(context.at.facts.identity):
+    main = skin.bases.get("main")
+    if skin.cascade is None and main is not None and main.has_weights_of(context.at.facts.identity):
         predictor = context.predictor(skin)
     else:
         predictor = load_skin(skin.directory)

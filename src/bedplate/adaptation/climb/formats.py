@@ -194,6 +194,8 @@ def seconds_left(context: Context) -> float:
 def _unfit(candidate: Candidate) -> str | None:
     if candidate.climbed.result.parts:
         return "a cascade's two skins keep the weights that it was made with"
+    if candidate.traits.needs == "nothing":
+        return "it has no base whose weights could be in another format"
     if candidate.context.hosted is not None:
         return "a remote model answers"
     if candidate.context.is_encoder:

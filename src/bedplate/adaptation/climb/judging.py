@@ -16,9 +16,7 @@ from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.composed import Answers
 
 
 def judge(candidate: Candidate, result: Result, examples: Sequence[Example], out: Path, rows: str) -> Tested:
@@ -33,7 +31,7 @@ def judge(candidate: Candidate, result: Result, examples: Sequence[Example], out
     predictor = candidate.rung.predictor(context, candidate.own(result))
     predictions: Sequence[PredictionLike | None]
     alone = {e.id for e in examples}
-    if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
+    if isinstance(predictor, Answers):
         order = context.ordered(examples, "latency")
         count = context.single_test_calls
         with closing(predictor):

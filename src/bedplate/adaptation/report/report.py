@@ -16,7 +16,7 @@ from bedplate.adaptation.climb.guards import GuardResult
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
@@ -108,7 +108,7 @@ def build_report(
     valid = {name: result.evaluation for name, result in results.items()}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
-    classical = _classical(evaluations, judged, context.seed)
+    classical = _classical(evaluations, judged, context.seed, results)
     reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
     rate = context.spec.machine.usd_per_hour
     found = schema.ReportFile(
@@ -331,20 +331,24 @@ def _exploratory(opening: Opening | None) -> str | None:
     )
 
 
-def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: int) -> str | None:
-    """What the classical baseline says about the nominee, on the same test rows."""
+def _classical(
+    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, Result]
+) -> str | None:
+    """What the classical baseline says about the nominee, on the same test rows; and which skin it is."""
     classical = in_role("classical")
-    if judged is None or judged not in evaluations or classical not in evaluations:
+    if judged is None or judged == classical or judged not in evaluations or classical not in evaluations:
         return None
     ours, theirs = evaluations[judged], evaluations[classical]
     found = compare(ours, theirs, seed)
     numbers = f"{theirs.estimate:.3f} on the same rows"
+    place = results[classical].skin
+    where = "" if place is None else f" ({place})"
     if found.difference <= 0:
-        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one."
+        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{where}."
     if found.p_value > 0.05:
         return (
             f"A classical model of the task's own labels reads {numbers}; {judged} is not measurably better "
-            f"(p = {found.p_value:.2g}): consider it first."
+            f"(p = {found.p_value:.2g}): consider it first{where}."
         )
     return f"A classical model of the task's own labels reads {numbers} (p = {found.p_value:.2g} for the difference)."
 

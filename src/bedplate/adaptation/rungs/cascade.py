@@ -25,8 +25,6 @@ from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
 from bedplate.inference.predict.composed import Answers, CascadePredictor
-from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import Provenance, Skin, cascaded
 
@@ -213,6 +211,6 @@ def _price(context: Context, one: Climbed) -> float:
 
 def _asked(one: Climbed) -> Answers:
     predictor = one.opened()
-    if not isinstance(predictor, Predictor | HostedPredictor):
+    if not isinstance(predictor, Answers):
         raise UsageError(f"{one.name} is no skin that could be part of a cascade")
     return predictor

@@ -5,51 +5,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.context import LATENCY_CALLS, Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
+from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
+from bedplate.adaptation.rungs.heads import Floats, Regression
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.probe import THRESHOLDS, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.core.values import Values
+from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.skins.classical import WORD, Classical, most_terms
+from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.neighbours import text_of
+from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.phrasings import values_prompt
+from bedplate.skins.skin import InputField, Skin
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
+WORDS = (1, 2)
+"""Of how many words a term is made."""
 
-
-class Classical:
-    """A fitted pipeline as a predictor. It is refitted where it is needed (about a second): no pickle is kept."""
-
-    def __init__(self, pipeline: Any, names: Sequence[str]) -> None:
-        self._pipeline, self._names = pipeline, list(names)
-
-    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
-        start = time.perf_counter()
-        log_probabilities = np.log(
-            np.maximum(self._pipeline.predict_proba([text_of(row, self._names) for row in rows]), 1e-30)
-        )
-        seconds = (time.perf_counter() - start) / max(len(rows), 1)
-        classes = list(self._pipeline.classes_)
-        return [
-            Prediction(
-                classes[int(p.argmax())],
-                classes[int(p.argmax())],
-                dict(zip(classes, p.tolist(), strict=True)),
-                seconds=seconds,
-            )
-            for p in log_probabilities
-        ]
+Labelled = LabelOutput | LabelsOutput
 
 
 class FromScratch(Rung):
-    """A reference: shown and estimated beside the skins, but it is no skin of the base and cannot be served as one."""
+    """A classical skin, which has no base; estimated on test beside the others, whoever is nominated. Where answers are
+    written it is a reference only, as it can but repeat those of train."""
 
     name = "from_scratch"
     traits = Traits(side="reference", needs="nothing", role="classical", own_prompt=True)
@@ -60,71 +53,179 @@ class FromScratch(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         return Plan({"folds": min(FOLDS, groups)})
 
+    def settings(self, context: Context) -> Any:
+        # what a version left that made no skin of it is not taken over
+        return {"words": WORDS} if context.task.output.labels else None
+
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        if not context.task.output.labels:
+            return self._repeats(context, plan)
         start = time.perf_counter()
-        best, search = self._search(context, plan)
-        model = self._fitted(context, context.train, best)
+        best, search = _strength(context, plan)
+        model = _fitted(context, best)
+        output = _output(context, model)
+        skin = Skin(
+            name=context.skin_name(self.name),
+            bases={},
+            inputs={name: InputField() for name in context.fields},
+            output=output,
+            prompt=values_prompt(context.fields),
+            classical=model,
+            provenance=context.provenance(self.name, context.seed, context.parents),
+        )
+        seconds = time.perf_counter() - start
+        more = {"threshold": output.threshold} if isinstance(output, LabelsOutput) else {}
+        given = f", labels of at least {output.threshold:g}" if isinstance(output, LabelsOutput) else ""
+        reason = (
+            f"TF-IDF of {WORDS[0]} and {WORDS[1]} words ({len(model.terms):,} terms) with logistic regression, C = "
+            f"{best:g} by {plan.settings['folds']}-fold cross-validation within train{given}; it needs no base"
+        )
+        details = {"C": best, "terms": len(model.terms), **more}
+        return replace(self._judged(context, skin, seconds, reason), search=tuple(search), details=details)
+
+    def _judged(self, context: Context, skin: Skin, seconds: float, reason: str) -> Result:
+        """The skin written and read back, and what it does on valid. It reads no prompt's tokens."""
+        place = context.out / "skins" / self.name
+        skin = export(skin, place)
+        sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
+        with ClassicalPredictor(skin) as predictor:
+            predictions = ask(predictor, context.valid)
+            calls = single_calls(predictor, sample)
+        by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
+        return Result(
+            self.name,
+            evaluate_predictions(context.task, context.valid, predictions, seed=context.seed),
+            latency([call.seconds for call in calls]),
+            seconds,
+            reason,
+            skin=str(place.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            export=agreement(sample, calls, by_id),
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        if result.skin is None:
+            return _nearest(context, context.train, result.details["similarity"])
+        return ClassicalPredictor(read_skin(context.out / result.skin))
+
+    # Answers that are written
+
+    def _repeats(self, context: Context, plan: Plan) -> Result:
+        start = time.perf_counter()
+        best, search = _similarity(context, plan)
+        model = _nearest(context, context.train, best)
         seconds = time.perf_counter() - start
         predictions = model.predict([e.inputs for e in context.valid])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
-        if context.labels:
-            what, details = f"TF-IDF of 1 and 2 words with logistic regression, C = {best:g} by", {"C": best}
-        else:
-            what = f"the answer of the train row that is most alike by TF-IDF of {best}, chosen by"
-            details = {"similarity": best}
-        folds = plan.settings["folds"]
-        reason = f"reference, never nominated: {what} {folds}-fold cross-validation within train"
+        reason = (
+            f"reference, never nominated: the answer of the train row that is most alike by TF-IDF of {best}, chosen "
+            f"by {plan.settings['folds']}-fold cross-validation within train"
+        )
+        details = {"similarity": best}
         return Result(self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details=details)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        return self._fitted(context, context.train, result.details["C" if context.labels else "similarity"])
 
-    def _search(self, context: Context, plan: Plan) -> tuple[Any, list[dict[str, Any]]]:
-        """C, or what texts are compared by, by cross-validation over whole groups within train."""
-        train, folds, options = context.train, _folds(context, plan), STRENGTHS if context.labels else [*SIMILARITIES]
-        search: list[dict[str, Any]] = []
-        for option in options:
-            answers: dict[str, Prediction] = {}
-            for fit, held in folds:
-                part = [train[i] for i in fit]
-                if context.labels and len({e.target for e in part}) < 2:
-                    continue
-                found = self._fitted(context, part, option).predict([train[i].inputs for i in held])
-                answers |= {train[i].id: one for i, one in zip(held, found, strict=True)}
-            if context.labels:
-                estimate = sum(answers[e.id].output == e.target for e in train if e.id in answers) / len(train)
-            else:
-                whole = evaluate_predictions(context.task, train, [answers[e.id] for e in train], split="train")
-                estimate = whole.estimate
-            name = f"C = {option:g}" if context.labels else option
-            search.append({"name": name, "estimate": estimate, "n": len(train), "split": "train"})
-        return options[max(range(len(options)), key=lambda i: search[i]["estimate"])], search
+def _strength(context: Context, plan: Plan) -> tuple[float, list[dict[str, Any]]]:
+    """C, by cross-validation over whole groups within train: by accuracy, or where there may be several labels by the
+    task's metric."""
+    train, output = context.train, _outputs(context)[0]
+    answers: dict[float, dict[int, str]] = {strength: {} for strength in STRENGTHS}
+    for fit, held in _folds(context, plan):
+        vectorizer = _vectorizer(context)
+        x, wanted = vectorizer.fit_transform(_texts(context, fit)), wanted_of(context, [train[i] for i in fit])
+        y = vectorizer.transform(_texts(context, held))
+        for strength in STRENGTHS:
+            weight, bias = wanted.regression(x, strength, _regressed(context.seed))
+            answers[strength] |= zip(held, _read(output, y @ weight.T + bias), strict=True)
+    search: list[dict[str, Any]] = []
+    for strength, found in answers.items():
+        if context.labels:
+            estimate = sum(found[i] == e.target for i, e in enumerate(train)) / len(train)
+        else:
+            given = [found[i] for i in range(len(train))]
+            estimate = evaluate_predictions(context.task, train, given, split="train").estimate
+        search.append({"name": f"C = {strength:g}", "estimate": estimate, "n": len(train), "split": "train"})
+    return STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])], search
 
-    @staticmethod
-    def _fitted(context: Context, examples: Sequence[Example], option: Any) -> Classical | Nearest:
-        texts, answers = [text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples]
-        if not context.labels:
-            return Nearest(texts, answers, option, context.fields)
-        from sklearn.feature_extraction.text import TfidfVectorizer
+
+def _fitted(context: Context, strength: float) -> Classical:
+    """The model of all of train."""
+    vectorizer, wanted = _vectorizer(context), wanted_of(context, context.train)
+    x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
+    weight, bias = wanted.regression(x, strength, _regressed(context.seed))
+    terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
+    rows = torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
+    return Classical(tuple(terms), vectorizer.idf_.astype(np.float32), Head(*rows, wanted.labels), WORDS)
+
+
+def _vectorizer(context: Context) -> Any:
+    """What the skin computes, in scikit-learn. Of more terms than it may have, the most frequent."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    most = most_terms(len(context.task.output.labels or ()))
+    return TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, token_pattern=f"(?u){WORD}", max_features=most)
+
+
+def _regressed(seed: int) -> Regression:
+    def regressed(x: Any, codes: NDArray[Any], strength: float) -> tuple[Floats, Floats]:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
         from threadpoolctl import threadpool_limits
 
-        pipeline = make_pipeline(
-            # one-letter words count too, so that no text is left without a single word that could be known
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
-            # liblinear is ten times faster on text, and is for two classes
-            LogisticRegression(
-                C=option,
-                max_iter=2000,
-                random_state=context.seed,
-                solver="liblinear" if len(set(answers)) == 2 else "lbfgs",
-            ),
-        )
+        # liblinear is ten times faster on text, and is for two classes
+        solver = "liblinear" if len(np.unique(codes)) == 2 else "lbfgs"
         with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
-            pipeline.fit(texts, answers)
-        return Classical(pipeline, context.fields)
+            model = LogisticRegression(C=strength, max_iter=2000, random_state=seed, solver=solver).fit(x, codes)
+        return model.coef_, model.intercept_
+
+    return regressed
+
+
+def _outputs(context: Context) -> list[Labelled]:
+    """What it may answer with, the plainest first; of several, valid decides."""
+    if context.labels:
+        return [LabelOutput(labels=context.labels)]
+    labels = context.task.output.labels or ()
+    return [LabelsOutput(labels=labels, threshold=threshold) for threshold in THRESHOLDS]
+
+
+def _output(context: Context, model: Classical) -> Labelled:
+    outputs = _outputs(context)
+    if len(outputs) == 1:
+        return outputs[0]
+    logits = model.logits([text_of(e.inputs, context.fields) for e in context.valid])
+
+    def estimate(output: Labelled) -> float:
+        return evaluate_predictions(context.task, context.valid, _read(output, logits), seed=context.seed).estimate
+
+    return max(outputs, key=estimate)
+
+
+def _read(output: Labelled, logits_NC: Floats) -> list[str]:
+    read = output.choose if isinstance(output, LabelsOutput) else output.parse
+    return [read(logits)[0] for logits in logits_NC.tolist()]
+
+
+def _texts(context: Context, rows: Sequence[int]) -> list[str]:
+    return [text_of(context.train[i].inputs, context.fields) for i in rows]
+
+
+def _similarity(context: Context, plan: Plan) -> tuple[str, list[dict[str, Any]]]:
+    """What texts are compared by, by cross-validation over whole groups within train."""
+    train, folds, search = context.train, _folds(context, plan), list[dict[str, Any]]()
+    for similarity in SIMILARITIES:
+        answers: dict[int, Prediction] = {}
+        for fit, held in folds:
+            model = _nearest(context, [train[i] for i in fit], similarity)
+            answers |= zip(held, model.predict([train[i].inputs for i in held]), strict=True)
+        whole = evaluate_predictions(context.task, train, [answers[i] for i in range(len(train))], split="train")
+        search.append({"name": similarity, "estimate": whole.estimate, "n": len(train), "split": "train"})
+    return max(search, key=lambda one: one["estimate"])["name"], search
+
+
+def _nearest(context: Context, examples: Sequence[Example], similarity: str) -> Nearest:
+    texts = [text_of(e.inputs, context.fields) for e in examples]
+    return Nearest(texts, [e.target for e in examples], similarity, context.fields)
 
 
 def _folds(context: Context, plan: Plan) -> list[tuple[list[int], list[int]]]:

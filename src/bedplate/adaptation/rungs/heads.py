@@ -6,7 +6,7 @@ the head is, is brought to what other rows show (temperature scaling, Guo et al.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ SURE = 20.0
 """The log-odds of what every row has, or none."""
 
 Floats = NDArray[np.float64]
+Regression = Callable[[Any, NDArray[Any], float], tuple[Floats, Floats]]
+"""Features [N, D], dense or sparse, classes [N], and C → coefficients and intercepts, as scikit-learn has them."""
 
 
 class Wanted(Protocol):
@@ -40,8 +42,9 @@ class Wanted(Protocol):
         """Those of some rows."""
         ...
 
-    def regression(self, x_ND: Floats, strength: float) -> tuple[Floats, Floats]:
-        """Weights [C, D] and biases [C] of logistic regression with C = strength."""
+    def regression(self, x_ND: Any, strength: float, by: Regression | None = None) -> tuple[Floats, Floats]:
+        """Weights [C, D] and biases [C] of logistic regression with C = strength. by: what fits it, where that is not
+        what suits dense features."""
         ...
 
     def loss(self, logits_NC: Floats) -> float:
@@ -70,14 +73,14 @@ class OneOf:
     def rows(self, chosen: NDArray[np.intp]) -> OneOf:
         return OneOf(self.codes[chosen], self.labels)
 
-    def regression(self, x_ND: Floats, strength: float) -> tuple[Floats, Floats]:
+    def regression(self, x_ND: Any, strength: float, by: Regression | None = None) -> tuple[Floats, Floats]:
         """A label without a row keeps a weight of zero and a bias of -20."""
         weight, bias = np.zeros((len(self.labels), x_ND.shape[1])), np.full(len(self.labels), -SURE)
         present = np.unique(self.codes)
         if len(present) == 1:
             bias[present[0]] = 0.0
             return weight, bias
-        coefficients, intercepts = _logistic(x_ND, self.codes, strength)
+        coefficients, intercepts = (by or _logistic)(x_ND, self.codes, strength)
         if len(present) == 2:  # scikit-learn keeps one row for two classes: the second's log-odds
             weight[present[0]], weight[present[1]] = -coefficients[0] / 2, coefficients[0] / 2
             bias[present[0]], bias[present[1]] = -intercepts[0] / 2, intercepts[0] / 2
@@ -109,14 +112,14 @@ class AnyOf:
     def rows(self, chosen: NDArray[np.intp]) -> AnyOf:
         return AnyOf(self.marks[chosen], self.labels)
 
-    def regression(self, x_ND: Floats, strength: float) -> tuple[Floats, Floats]:
+    def regression(self, x_ND: Any, strength: float, by: Regression | None = None) -> tuple[Floats, Floats]:
         """A label that every row has, or none, keeps a weight of zero and a bias of ±20."""
         weight, bias = np.zeros((len(self.labels), x_ND.shape[1])), np.zeros(len(self.labels))
         for code, marks in enumerate(self.marks.T):
             if marks.min() == marks.max():
                 bias[code] = SURE if marks[0] else -SURE
             else:
-                coefficients, intercepts = _logistic(x_ND, marks, strength)
+                coefficients, intercepts = (by or _logistic)(x_ND, marks, strength)
                 weight[code], bias[code] = coefficients[0], intercepts[0]
         return weight, bias
 

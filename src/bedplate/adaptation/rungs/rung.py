@@ -24,7 +24,8 @@ Role = Literal["baseline", "classical", "examples"]
 class Traits:
     """What others need to know of a rung.
 
-    side: what is adapted; a "reference" is shown and estimated, and never nominated. needs: a "decoder"; a "base",
+    side: what is adapted; a "reference" adapts nothing, is always estimated on test, and is nominated only where it
+    leaves a skin, which then stands on no base. needs: a "decoder"; a "base",
     which may be an encoder; "nothing", so that it is climbed once, in front; an "endpoint", once for each, after all
     bases; or "skins", made of what was climbed before, so that it comes last. role: a part that only one plays:
     "baseline" is the base as it is, which superiority is claimed over and whose prompt others build on; "classical" is

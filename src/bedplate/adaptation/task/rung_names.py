@@ -7,7 +7,7 @@ from __future__ import annotations
 
 RUNG_LINES: dict[str, str] = {
     "majority": "the most frequent answer: the floor (reference)",
-    "from_scratch": "a classical model of the labels alone, TF-IDF and logistic regression (reference)",
+    "from_scratch": "a classical model of the labels alone, TF-IDF and logistic regression: no base is asked",
     "zero_shot": "the base and a prompt",
     "own_prompt": "your own prompt (adapt.prompt)",
     "few_shot": "a prompt with worked examples",

@@ -22,7 +22,11 @@ def export(
     base: Annotated[str | None, typer.Option(help="Where the skin's base is now.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write prompt.json (template, messages, output) and, for LoRA weights and soft prompts, what peft loads."""
+    """Write a skin for other programs.
+
+    prompt.json says what is asked: template, messages, output. For LoRA weights and soft prompts there is what peft
+    loads; for probes and classical skins model.onnx, and numpy arrays with a recipe that needs nothing else.
+    """
     from bedplate.skins.export import export_skin
     from bedplate.skins.files import read_skin
 

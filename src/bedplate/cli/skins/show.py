@@ -11,6 +11,7 @@ from bedplate.cli import paths
 
 if TYPE_CHECKING:
     from bedplate.skins.catalog import Catalog
+    from bedplate.skins.classical import Classical
     from bedplate.skins.skin import Skin
 
 
@@ -51,10 +52,15 @@ def _fields(skin: Skin) -> dict[str, Any]:
         "demonstrations": len(skin.demonstrations),
         "lora": None if skin.lora is None else skin.lora.config.model_dump(),
         "probe": None if skin.probe is None else {"layer": skin.probe.layer, "pooling": skin.probe.pooling},
+        "classical": None if skin.classical is None else _classical(skin.classical),
         "index": None if skin.index is None else {"rows": len(skin.index), "k": skin.index.k, "size": skin.index.size},
         "evaluated_with": None if skin.evaluated_with is None else skin.evaluated_with.model_dump(),
         "provenance": skin.provenance.model_dump(),
     }
+
+
+def _classical(model: Classical) -> dict[str, Any]:
+    return {"terms": len(model.terms), "words": list(model.words), "sublinear": model.sublinear}
 
 
 def _lineage(catalog: Catalog, id_: str) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from bedplate.text.reply_form import ReplyForm, reply_form
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling
     from bedplate.inference.engine.stream import Stream
+    from bedplate.inference.predict.classical import ClassicalPredictor
     from bedplate.inference.predict.loaded import LoadedSkin
     from bedplate.inference.predict.local import LocalModel
+    from bedplate.inference.predict.predictor import Prediction
     from bedplate.inference.remote.endpoint import ChatStream, Endpoint
 
 Messages = Sequence[Mapping[str, str]]
@@ -180,17 +182,7 @@ class LocalSkin:
         result = stream.result()
         if isinstance(result, Generation):
             return _generated(stream, self._skin.engine.base.spec.context_length)
-        found, timing = self._skin.read(result), result.timing
-        return Turn(
-            found.output,
-            "stop",
-            found.prompt_tokens,
-            found.cached_tokens,
-            0,
-            timing.total,
-            timing.total,
-            found.scores,
-        )
+        return _labelled(self._skin.read(result, result.timing.total))
 
     def close(self) -> None:
         self._skin.close()
@@ -260,6 +252,7 @@ def open_local(source: str | None, **settings: Any) -> Partner:
     """A base or a skin's directory. settings: those of `bedplate.load`."""
     if source is None:
         raise UsageError("name a skin or a base, or give --url of a running server")
+    from bedplate.inference.predict.classical import ClassicalPredictor
     from bedplate.inference.predict.loaded import LoadedSkin, load
     from bedplate.inference.predict.local import LocalModel
 
@@ -268,8 +261,51 @@ def open_local(source: str | None, **settings: Any) -> Partner:
         return LocalBase(loaded)
     if isinstance(loaded, LoadedSkin):
         return LocalSkin(loaded)
+    if isinstance(loaded, ClassicalPredictor):
+        return LocalClassical(loaded)
     loaded.close()
     raise UsageError(f"{source} is not answered by one base here; `bedplate predict` asks it for rows of a file")
+
+
+class LocalClassical:
+    """A skin that is a bag-of-words model, on this machine."""
+
+    def __init__(self, skin: ClassicalPredictor) -> None:
+        self._skin = skin
+        self.name, self.inputs = skin.skin.name, tuple(skin.skin.inputs)
+        self.context_length: int | None = None
+        self.warnings: Sequence[str] = skin.warnings
+
+    def check(self, settings: Settings) -> None:
+        if settings:
+            raise RequestError(f"skin {self.name!r} answers with labels; it has no sampling settings")
+
+    def ask(self, messages: Messages, settings: Settings) -> Reply:
+        from bedplate.inference.engine.requests import Request
+        from bedplate.inference.engine.stream import Stream
+
+        self.check(settings)
+        content = messages[-1]["content"]
+        found = self._skin.classified(content if len(self.inputs) == 1 else _fields(content, self.inputs))
+        stream = Stream(Request(()))
+        stream.finish(found)
+        return LocalReply(stream, lambda _: _labelled(self._skin.read(found, found.timing.total)))
+
+    def close(self) -> None:
+        self._skin.close()
+
+
+def _labelled(found: Prediction) -> Turn:
+    return Turn(
+        found.output,
+        "stop",
+        found.prompt_tokens,
+        found.cached_tokens,
+        0,
+        found.seconds,
+        found.seconds,
+        found.scores,
+    )
 
 
 def _sampling(settings: Settings) -> Sampling:

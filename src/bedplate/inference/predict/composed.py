@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bedplate.core.closing import Closing
 from bedplate.core.errors import SkinError
@@ -19,6 +19,7 @@ from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.skin import Skin
 
 
+@runtime_checkable
 class Answers(Protocol):
     """What a skin's predictor can be asked, whatever is behind it."""
 

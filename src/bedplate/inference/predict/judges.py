@@ -10,6 +10,7 @@ from pathlib import Path
 from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.recipe import Recipe
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 
 
@@ -29,9 +30,9 @@ def judges_of(recipe: Recipe, directory: Path) -> Generator[dict[str, Judge]]:
 
 def _judge(loaded: object, path: Path, label: str) -> Judge:
     """Its one input is the text, the answer a label's probability."""
-    if not isinstance(loaded, LoadedSkin):
+    if not isinstance(loaded, LoadedSkin | ClassicalPredictor):
         raise ConfigError(
-            f"rules.judged: {path} is not a skin whose weights run on a base on this machine, such as a probe"
+            f"rules.judged: {path} is not a skin whose weights run on this machine, such as a probe or a classical one"
         )
     inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
     if len(inputs) != 1 or label not in labels:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.composed import Answers, LoadedCascade
 from bedplate.inference.predict.held_as import Held, check_here, held_as
 from bedplate.inference.predict.hosted import HostedPredictor
@@ -41,7 +42,7 @@ class LoadedSkin(Predictor):
         self._opened.close()
 
 
-Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | LoadedCascade
+Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | LoadedCascade | ClassicalPredictor
 
 
 class _Bases(ExitStack):
@@ -80,6 +81,8 @@ class _Bases(ExitStack):
         """One of the two skins in a cascade, as it was judged."""
         if skin.is_remote:
             return self.enter_context(HostedPredictor(skin))
+        if skin.classical is not None:
+            return ClassicalPredictor(skin)
         main = self.model(skin, skin.base, held_as(skin.evaluated_with))
         second = self.embedder(skin)
         return self.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
@@ -109,8 +112,10 @@ def load(
     if not (directory / SKIN_FILE).is_file():
         return open_base(source, Asked(dtype, weights, kernel), device).model()
     skin = read_skin(directory)
-    if skin.is_remote or skin.cascade is not None:
+    if skin.is_remote or skin.cascade is not None or skin.classical is not None:
         _only_as_written(skin, dtype, base, embedder, weights, kernel)
+    if skin.classical is not None:
+        return ClassicalPredictor(skin)
     if skin.is_remote and skin.cascade is None:
         return HostedPredictor(skin)
     with ExitStack() as unfinished:
@@ -128,7 +133,9 @@ def load(
 
 def _only_as_written(skin: Skin, *asked: object) -> None:
     if any(one is not None for one in asked):
+        how = "is loaded as it was judged, from where its bases were"
+        how = how if skin.classical is None else "answers without a base"
         raise UsageError(
-            f"skin {skin.name!r} of kind {skin.kind!r} is loaded as it was judged, from where its bases were; dtype, "
-            "weights, kernel, base and embedder do not go with it"
+            f"skin {skin.name!r} of kind {skin.kind!r} {how}; dtype, weights, kernel, base and embedder do not "
+            "go with it"
         )

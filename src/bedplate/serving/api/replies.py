@@ -35,14 +35,13 @@ class ChoicesReply(ABC, Generic[A]):
     """The field that holds the prompt, for messages about it."""
 
     def __init__(self, call: ApiCall, asked: A) -> None:
-        base = call.lease.engine.base
         self._call, self.asked = call, asked
-        self._tokenizer = base.need_tokenizer()
+        self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._head: Json = {
             "id": f"{self.prefix}-{call.id}",
             "created": int(time.time()),
             "model": asked.model,
-            "system_fingerprint": f"bedplate-{base.identity.weights_id[:12]}",
+            "system_fingerprint": f"bedplate-{call.lease.served.fingerprint[:12]}",
         }
 
     @abstractmethod

@@ -62,7 +62,7 @@ async def tokenize(call: ApiCall) -> Response:
     asked = await call.read(TokenizeRequest)
     served = await choose(call, asked.model)
     base = served.engine.base
-    tokenizer = base.need_tokenizer()
+    tokenizer = served.tokenizer
 
     def reply(terms: Terms) -> Response:
         tokens = _tokens(served, tokenizer, asked, terms)
@@ -79,7 +79,7 @@ async def tokenize(call: ApiCall) -> Response:
 async def detokenize(call: ApiCall) -> Response:
     asked = await call.read(DetokenizeRequest)
     served = await choose(call, asked.model)
-    tokenizer = served.engine.base.need_tokenizer()
+    tokenizer = served.tokenizer
 
     def reply(_: Terms) -> Response:
         bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
@@ -96,7 +96,7 @@ async def detokenize(call: ApiCall) -> Response:
 async def tokenizer_info(call: ApiCall) -> Response:
     served = await choose(call, call.request.query_params.get("model"))
     base = served.engine.base
-    tokenizer = base.need_tokenizer()
+    tokenizer = served.tokenizer
     roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     named = {f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()}
     return json_response(

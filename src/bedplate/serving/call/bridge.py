@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from typing import Any, TypeVar
 
 from bedplate.core.errors import BusyError
-from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Request, Result, Step
 from bedplate.inference.engine.scheduler import Stream
+from bedplate.serving.models.plan import Submits
 from bedplate.serving.wire.errors import ClientGone
 
 # How often a wait looks whether the engine's thread still lives.
@@ -19,7 +19,7 @@ PULSE_SECONDS = 2.0
 T = TypeVar("T")
 
 
-def submit_all(engine: Engine, requests: Sequence[Request]) -> list[Stream]:
+def submit_all(engine: Submits, requests: Sequence[Request]) -> list[Stream]:
     """Queues requests, all or none: where one is refused, those before it are cancelled."""
     streams: list[Stream] = []
     try:
@@ -33,7 +33,7 @@ def submit_all(engine: Engine, requests: Sequence[Request]) -> list[Stream]:
     return streams
 
 
-async def arrivals(engine: Engine, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, list[Step], bool]]:
+async def arrivals(engine: Submits, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, list[Step], bool]]:
     """(which stream, its new steps, whether it has ended), as they come, until all have ended.
 
     The first error of a stream is raised. What a slow consumer has not taken yet waits in the stream: at most a
@@ -54,7 +54,7 @@ async def arrivals(engine: Engine, streams: Sequence[Stream]) -> AsyncGenerator[
                 yield index, steps, ended
 
 
-async def results(engine: Engine, streams: Sequence[Stream]) -> list[Result]:
+async def results(engine: Submits, streams: Sequence[Stream]) -> list[Result]:
     """The finished results, in order. The first error of a stream is raised."""
     wake = _Wake()
     for stream in streams:
@@ -103,7 +103,7 @@ class _Wake:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self, engine: Engine) -> None:
+    async def wait(self, engine: Submits) -> None:
         """Until the next ring. RuntimeError when the engine's thread has died."""
         while True:
             try:

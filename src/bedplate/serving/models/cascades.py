@@ -70,7 +70,7 @@ class ServedCascade(ServedSkin):
         return replace(self.first.classify(given, terms), inputs=given, further=self)
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
-        raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
+        raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
 
     def _plan(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> AnswerPlan:
         self.first.refuse_settings(asked)

@@ -181,7 +181,7 @@ def _is_of(base: Base, dtype: str) -> bool:
 
 def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
     """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
-    on_it = [card.evaluated_with for card in cards if card.base.has_weights_of(base.identity)]
+    on_it = [card.evaluated_with for card in cards if card.base and card.base.has_weights_of(base.identity)]
     for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
     return [one for one in (*on_it, *for_others) if one is not None]
 

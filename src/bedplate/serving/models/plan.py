@@ -1,4 +1,4 @@
-"""How a served model answers: in steps, each of them requests on one engine. A base and a skin take one step; a cascade
+"""How a served model answers: in steps, each of them requests to one engine. A base and a skin take one step; a cascade
 takes a second for the choices that its first left unsure."""
 
 from __future__ import annotations
@@ -9,9 +9,22 @@ from functools import cached_property, reduce
 from typing import Protocol
 
 from bedplate.core.values import Given
-from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Request, Result, Terms, Timing, Usage
+from bedplate.inference.engine.stream import Stream
 from bedplate.text.reply_form import ReplyForm
+
+
+class Submits(Protocol):
+    """What a step's requests go to (an `Engine` is one)."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether answers still come."""
+        ...
+
+    def submit(self, request: Request) -> Stream:
+        """RequestError, BusyError."""
+        ...
 
 
 class FurtherSteps(Protocol):
@@ -31,7 +44,7 @@ class AnswerPlan:
     """The first step's requests, one for each choice of a reply in their order. further: what follows on them, which
     then has to know the choices' inputs. form: of the texts that come of them, None where all is content."""
 
-    engine: Engine
+    engine: Submits
     requests: Sequence[Request]
     inputs: Sequence[Given] = ()
     further: FurtherSteps | None = None

@@ -15,6 +15,7 @@ from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, Us
 from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.cascades import ServedCascade
+from bedplate.serving.models.classical import ServedClassical
 from bedplate.serving.models.prefixes import Prefixes
 from bedplate.serving.models.residency import Guest, Moved, Pool, Residency, apart
 from bedplate.serving.models.served import Served
@@ -97,8 +98,9 @@ class Registry:
     # Names
 
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
-        """A skin on its base, not yet served. SkinError where no engine has it, or it was judged with other weights."""
-        mine = source.bases["main"] if isinstance(source, Skin) else source.base
+        """A skin on its base, or on none where it needs none, not yet served. SkinError where no engine has it, or it
+        was judged with other weights."""
+        mine = source.bases.get("main") if isinstance(source, Skin) else source.base
         if isinstance(mine, EndpointReference):
             raise SkinError(
                 f"skin {source.name!r} is answered by {mine.name}, and a server answers with bases of its own; call it "
@@ -106,6 +108,8 @@ class Registry:
             )
         if "cascade" in source.parts:
             return self._cascade(source, name)
+        if mine is None:
+            return ServedClassical(self.engine, source, name=name)
         judged, embedded = source.evaluated_with, source.embedded_with
         engine, second = self._engine_of(mine, judged), None
         here = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))

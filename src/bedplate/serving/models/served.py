@@ -33,6 +33,7 @@ from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.reply_form import begun_tokens, reply_form
+from bedplate.text.tokenizer import Tokenizer
 
 COMPLETION_MAX_TOKENS = 16
 """The API's own default for /v1/completions; a chat goes on to the context's end by default."""
@@ -69,6 +70,16 @@ class Served(Protocol):
     def name(self) -> str: ...
     @property
     def engine(self) -> Engine: ...
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its texts are read with. RequestError where it has none."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what computes its answers."""
+        ...
+
     @property
     def report(self) -> bytes | None:
         """The page that says how it was judged, where there is one."""
@@ -121,26 +132,30 @@ class ServedBase:
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name
         self.engine = engine
-        self._tokenizer = engine.base.need_tokenizer()
+        self.tokenizer = engine.base.need_tokenizer()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.engine.base.identity.weights_id
 
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         messages = [message.plain() for message in asked.messages]
         begun = str(messages.pop()["content"]) if asked.continue_final_message and len(messages) > 1 else ""
         effort, tools = asked.reasoning_effort, asked.usable_tools
-        if self._tokenizer.chat is None and self._tokenizer.answers_apart:
-            tokens = self._tokenizer.encode_prompt(self._only_text(asked))
-        elif self._tokenizer.chat is None:
+        if self.tokenizer.chat is None and self.tokenizer.answers_apart:
+            tokens = self.tokenizer.encode_prompt(self._only_text(asked))
+        elif self.tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         else:
-            tokens = conversation_tokens(self._tokenizer, messages, tools, effort=effort)
+            tokens = conversation_tokens(self.tokenizer, messages, tools, effort=effort)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
         # An answer that is held to a form of its own is that form from its first token on.
         reasons = bool(asked.usable_tools) or asked.grammar is None
-        form = reply_form(self._tokenizer, tokens, tools, reasons=reasons)
+        form = reply_form(self.tokenizer, tokens, tools, reasons=reasons)
         if begun and (form.opened or form.channels):
-            tokens = begun_tokens(self._tokenizer, tokens, form, begun)
+            tokens = begun_tokens(self.tokenizer, tokens, form, begun)
         elif begun:
-            tokens = conversation_tokens(self._tokenizer, messages, tools, begun=begun, effort=effort)
+            tokens = conversation_tokens(self.tokenizer, messages, tools, begun=begun, effort=effort)
         if begun:
             if form.channels and tools:
                 message = "this model calls tools in channels, and its answer is begun in one; leave tools out"
@@ -172,7 +187,7 @@ class ServedBase:
         for prompt in asked.prompt:
             tokens = prompt
             if isinstance(prompt, str):
-                tokens = tuple(self._tokenizer.encode_prompt(prompt))
+                tokens = tuple(self.tokenizer.encode_prompt(prompt))
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
         return AnswerPlan(self.engine, requests)
 

@@ -27,8 +27,9 @@ from bedplate.serving.wire.tools import refuse_tools
 from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput
-from bedplate.skins.skin import ADAPTED, EndpointReference, Skin
+from bedplate.skins.skin import ADAPTED, BaseReference, Skin
 from bedplate.skins.verify import check_base, check_judged
+from bedplate.text.tokenizer import Tokenizer
 
 RELEVANT = "relevant"
 """The label of a skin that judges whether a document fits a query."""
@@ -66,8 +67,9 @@ class ServedSkin:
         self._prefixes = prefixes
         self._allow_other_weights = allow_other_weights
         card = self.card
-        if isinstance(card.base, EndpointReference):
-            raise SkinError(f"skin {card.name!r} is answered by {card.base.name}, and by no base here")
+        if not isinstance(card.base, BaseReference):
+            by = "no base" if card.base is None else card.base.name
+            raise SkinError(f"skin {card.name!r} is answered by {by}, and by no base here")
         check_base(card.name, card.base, card.format, engine.base)
         if card.embedder is not None and embedder is not None:
             check_base(card.name, card.embedder, "plain", embedder.base)
@@ -79,6 +81,14 @@ class ServedSkin:
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.base.need_tokenizer()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.engine.base.identity.weights_id
 
     @property
     def adapted_on(self) -> Engine | None:
@@ -179,7 +189,7 @@ class ServedSkin:
     def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
         if not isinstance(self.card.output, EmbeddingOutput):
-            raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
+            raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
@@ -230,8 +240,7 @@ class ServedSkin:
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
         if isinstance(asked, ChatRequest):
             refuse_tools(self.name, asked.usable_tools)
-        own = self._predictor.grammar
-        if asked.grammar is not None and (self.card.labels or own is not None):
+        if asked.grammar is not None and (self.card.labels or self._predictor.grammar is not None):
             field = asked.grammar[0]
             raise RequestError(f"{self.name!r} is a skin whose answers have a form already; leave it out", param=field)
         if self.card.labels:

@@ -43,7 +43,8 @@ export function about(model) {
   }
   const some = facts.output === "labels" ? "any" : "one";
   const output = facts.labels ? `${some} of ${facts.labels.join(", ")}` : facts.output;
-  return `${facts.kind} skin on ${facts.base}: ${inputsOf(model).join(", ")} → ${output}`;
+  const on = facts.base === null ? "without a base" : `on ${facts.base}`;
+  return `${facts.kind} skin ${on}: ${inputsOf(model).join(", ")} → ${output}`;
 }
 
 export async function loadModels() {

@@ -1,0 +1,68 @@
+"""A skin that is a bag-of-words model, ready to be asked: no base, and no engine. What it reads is what its prompt's
+template makes of the inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+
+from bedplate.core.closing import Closing
+from bedplate.core.errors import ContextLengthExceeded, SkinError
+from bedplate.core.values import Given
+from bedplate.inference.engine.requests import Classification, Timing, Usage
+from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.predictor import Prediction
+from bedplate.skins.classical import words_of
+from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.skin import Skin
+
+
+class ClassicalPredictor(Closing):
+    """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
+
+    The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises
+    RequestError for missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words.
+    """
+
+    def __init__(self, skin: Skin) -> None:
+        if skin.classical is None:
+            raise SkinError(
+                f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model: load it with its base"
+            )
+        self.skin, self._model = skin, skin.classical
+        self.warnings: list[str] = []
+
+    def __call__(self, inputs: Given) -> str:
+        """The parsed output for one input."""
+        return self.predict([inputs])[0].output
+
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
+        return [self.read(one, one.timing.total) for one in map(self.classified, rows)]
+
+    def classified(self, row: Given) -> Classification:
+        """What the model gives for one input, as an engine gives what a head does."""
+        start = time.perf_counter()
+        text = cast(str, self.skin.prompt.text(inputs_of(self.skin, row)))
+        words, limit = words_of(text), self.skin.limits.max_prompt_tokens
+        if limit is not None and len(words) > limit:
+            raise ContextLengthExceeded(
+                f"the text has {len(words):,} words and marks, more than the {limit:,} that the skin takes; shorten it",
+                param="input",
+            )
+        scores = tuple(self._model.logits_of(words).tolist())
+        seconds = time.perf_counter() - start
+        return Classification(scores, Usage(len(words)), Timing(0.0, seconds, seconds, seconds))
+
+    def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
+        """A result, parsed."""
+        output = self.skin.output
+        if isinstance(output, LabelsOutput):
+            label, scores = output.choose(result.scores)
+        else:
+            label, scores = cast(LabelOutput, output).parse(result.scores)
+        return Prediction(label, label, scores, result.usage.prompt_tokens, seconds=seconds)
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,176 @@
+"""A classical model as a part of a skin: TF-IDF of words and word pairs, and a linear head on it. No base is asked.
+
+It computes what scikit-learn's `TfidfVectorizer` and `LogisticRegression` compute (Salton & Buckley, Term-weighting
+approaches in automatic text retrieval, 1988). What counts as a word is fixed here: no file of a skin holds a pattern
+that would be run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bedplate.adapters.head import Head
+from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError
+
+CLASSICAL_FILE = "classical.safetensors"
+VOCABULARY_FILE = "vocabulary.json"
+WORD = r"\w+|[^\w\s]"
+"""A run of letters, digits and underscores, or any other single character that is no white space: so that no text that
+says something is left without a word."""
+MOST_WORDS = 3
+"""At most so many words stand in one term."""
+MAX_TERMS = 1_000_000
+MAX_WEIGHTS = 2**28
+"""Terms, and terms times labels, of the largest model that is read or fitted: a gibibyte of weights."""
+MAX_VOCABULARY_BYTES = 64 * 1024**2
+MAX_CLASSICAL_BYTES = 4 * (MAX_WEIGHTS + 2 * MAX_TERMS)
+_HEADER_BYTES = 2**16
+_NAMES = {"idf", "weight", "bias"}
+_WORD = re.compile(WORD)
+
+
+@dataclass(frozen=True, eq=False)
+class Classical:
+    """terms: V different ones, each of one or several words of lower-case text with a space between them. idf: float32
+    [V], above 0. head: weight [C, V] and bias [C] on the features, one row for each label.
+
+    words: of how many words a term has, the fewest and the most. sublinear: a term's count n weighs 1 + log n, instead
+    of n. SkinError for shapes that do not fit, NaN, an idf that is not above 0, and for terms that no text can have.
+    """
+
+    terms: tuple[str, ...]
+    idf: NDArray[np.float32]
+    head: Head
+    words: tuple[int, int] = (1, 2)
+    sublinear: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.words
+        if not 1 <= low <= high <= MOST_WORDS:
+            raise SkinError(f"a classical model's terms have 1 to {MOST_WORDS} words, not {low} to {high}")
+        count, labels = len(self.terms), len(self.head.labels)
+        check_size(count, labels)
+        if self.idf.shape != (count,) or self.head.weight.shape[1] != count:
+            raise SkinError(
+                f"a classical model of {count:,} terms needs an idf [{count}] and a weight [{labels}, {count}], "
+                f"got {list(self.idf.shape)} and {list(self.head.weight.shape)}"
+            )
+        if self.idf.dtype != np.float32 or not bool((np.isfinite(self.idf) & (self.idf > 0)).all()):
+            raise SkinError("a classical model's idf are finite float32 numbers above 0")
+        if len(set(self.terms)) != count:
+            raise SkinError("a classical model's vocabulary has a term twice")
+        possible = re.compile(rf"(?:{WORD})(?: (?:{WORD})){{{low - 1},{high - 1}}}")
+        odd = next((term for term in self.terms if possible.fullmatch(term) is None), None)
+        if odd is not None:
+            raise SkinError(f"{odd[:60]!r} in a classical model's vocabulary is not {low} to {high} words of a text")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.head.labels
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Of each text a number for each label, [N, C]: what the head gives, before any softmax. A text without a known
+        term gets the biases."""
+        return np.stack([self.logits_of(words_of(text)) for text in texts])
+
+    def logits_of(self, words: Sequence[str]) -> NDArray[np.float64]:
+        """The same of one text's words, [C]."""
+        columns, values = self.features(words)
+        return self._bias + values @ self._weight_VC[columns]
+
+    def features(self, words: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The terms of a text's words by number, ascending, and what each weighs; together of unit length, where there
+        are any."""
+        counts = Counter(self._known(words))
+        columns = np.fromiter(sorted(counts), np.intp, len(counts))
+        values = np.fromiter((counts[one] for one in columns.tolist()), np.float64, len(counts))
+        values = (1.0 + np.log(values) if self.sublinear else values) * self.idf[columns]
+        length = float(np.sqrt(values @ values))
+        return columns, values / length if length > 0 else values
+
+    def _known(self, words: Sequence[str]) -> list[int]:
+        low, high = self.words
+        place, found = self._place, list[int]()
+        for size in range(low, high + 1):
+            terms = words if size == 1 else map(" ".join, zip(*(words[i:] for i in range(size)), strict=False))
+            found += [place[term] for term in terms if term in place]
+        return found
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {term: number for number, term in enumerate(self.terms)}
+
+    @cached_property
+    def _weight_VC(self) -> NDArray[np.float32]:
+        """A text has few of many terms: their rows then lie together."""
+        return np.ascontiguousarray(self.head.weight.float().numpy().T)
+
+    @cached_property
+    def _bias(self) -> NDArray[np.float64]:
+        return self.head.bias.double().numpy()
+
+    def files(self) -> dict[str, bytes]:
+        """File name → content: idf, weight and bias; and the terms in their order."""
+        own = {"idf": torch.from_numpy(self.idf), "weight": self.head.weight.float(), "bias": self.head.bias.float()}
+        # half a surrogate pair, which is no UTF-8, is a word too: JSON has an escape for it
+        terms = json.dumps({"terms": self.terms}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        return {CLASSICAL_FILE: tensor_bytes(own), VOCABULARY_FILE: terms + b"\n"}
+
+
+def words_of(text: str) -> list[str]:
+    """The words and marks of a text in lower case."""
+    return _WORD.findall(text.lower())
+
+
+def most_terms(labels: int) -> int:
+    """How many terms a model that tells so many labels apart may have."""
+    return min(MAX_TERMS, MAX_WEIGHTS // labels)
+
+
+def check_size(terms: int, labels: int) -> None:
+    """SkinError for a model without terms, or with more than are taken."""
+    if not 1 <= terms <= most_terms(labels):
+        raise SkinError(
+            f"a classical model has 1 to {most_terms(labels):,} terms for {labels} labels, this one has {terms:,}"
+        )
+
+
+def read_classical(
+    weights: Path,
+    vocabulary: Path,
+    labels: tuple[str, ...],
+    words: tuple[int, int],
+    sublinear: bool,
+    contents: tuple[bytes, bytes],
+) -> Classical:
+    """A classical model from its two files, whose bytes are at hand. SkinError where one is corrupt, holds anything
+    else, or does not fit the other or the labels."""
+    terms = read_json_object(vocabulary, contents[1])
+    listed = terms.get("terms")
+    if terms.keys() != {"terms"} or not isinstance(listed, list):
+        raise SkinError(f"{vocabulary} must hold 'terms', a list of texts, and nothing else")
+    check_size(len(listed), max(len(labels), 1))
+    if not all(type(term) is str for term in listed):
+        raise SkinError(f"{vocabulary} must hold 'terms', a list of texts, and nothing else")
+    most = 4 * (len(listed) * (len(labels) + 1) + len(labels)) + _HEADER_BYTES
+    if len(contents[0]) > most:  # before anything of it takes memory
+        raise SkinError(
+            f"{weights} has {len(contents[0]):,} bytes, more than the {most:,} that {len(listed):,} terms and "
+            f"{len(labels)} labels need"
+        )
+    tensors = read_tensors(weights, contents[0])
+    if tensors.keys() != _NAMES:
+        raise SkinError(f"{weights} must hold exactly {', '.join(sorted(_NAMES))}, not {sorted(tensors)}")
+    head = Head(tensors["weight"], tensors["bias"], labels)
+    return Classical(tuple(listed), tensors["idf"].numpy(), head, words, sublinear)

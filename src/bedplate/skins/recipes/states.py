@@ -1,0 +1,49 @@
+"""The answers of this skin's head with numpy alone: `from recipe import answers, scores`.
+
+The head reads states of the base for the prompt that prompt.json describes: `head.layer` says after how many blocks
+(what transformers calls `hidden_states` of that number), `head.pooling` whether of the prompt's last token, its first,
+or the mean of all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+ASKED: dict[str, Any] = json.loads((HERE / "prompt.json").read_text("utf-8"))
+with np.load(HERE / "weights.npz") as file:
+    WEIGHTS = dict(file)
+
+
+def pooled(states: np.ndarray) -> np.ndarray:
+    """The features [D] of one prompt, from the states [T, D] of its tokens."""
+    how = ASKED["head"]["pooling"]
+    return states.mean(axis=0) if how == "mean" else states[-1 if how == "last" else 0]
+
+
+def scores(features: np.ndarray) -> np.ndarray:
+    """Log-probabilities [N, C] of the labels, in the order of prompt.json, from features [N, D]: of each label among
+    them all, or where any number may be right, of each by itself."""
+    logits = features @ WEIGHTS["weight"].T + WEIGHTS["bias"]
+    if ASKED["output"]["kind"] == "labels":
+        return -np.logaddexp(0.0, -logits)
+    highest = logits.max(axis=1, keepdims=True)
+    return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+
+
+def answers(features: np.ndarray) -> list[Any]:
+    """The label of each row (or what is said where it is too unsure), or its list of labels."""
+    output, given = ASKED["output"], scores(features)
+    if output["kind"] == "labels":
+        chosen = given >= np.log(output["threshold"])
+        return [[label for label, one in zip(output["labels"], row, strict=True) if one] for row in chosen]
+    found = [output["labels"][i] for i in given.argmax(axis=1)]
+    unsure = output.get("abstain")
+    if unsure is None:
+        return found
+    below = given.max(axis=1) < np.log(unsure["below"])
+    return [unsure["answer"] if no else label for label, no in zip(found, below, strict=True)]

@@ -1,0 +1,66 @@
+"""The answers of this skin with numpy alone: `python recipe.py "a text"`, or `from recipe import answers, scores`.
+
+A text is what the template of prompt.json makes of the inputs: of a skin with one input, that input as it is. Its words
+and pairs of words are counted, weighed by how rare they are (TF-IDF), and a linear model gives each label a number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+ASKED: dict[str, Any] = json.loads((HERE / "prompt.json").read_text("utf-8"))
+with np.load(HERE / "weights.npz") as file:
+    WEIGHTS = dict(file)
+TERMS: list[str] = json.loads((HERE / "vocabulary.json").read_text("utf-8"))["terms"]
+PLACE = {term: number for number, term in enumerate(TERMS)}
+WORD = re.compile(ASKED["head"]["word"])
+FEWEST, MOST = ASKED["head"]["words"]
+
+
+def features(text: str) -> np.ndarray:
+    """TF-IDF of one text, [V], of unit length where the text has a known term."""
+    words = WORD.findall(text.lower())
+    terms = [" ".join(words[i : i + n]) for n in range(FEWEST, MOST + 1) for i in range(len(words) - n + 1)]
+    found = np.zeros(len(TERMS))
+    for term, count in Counter(terms).items():
+        if term in PLACE:
+            found[PLACE[term]] = 1 + np.log(count) if ASKED["head"]["sublinear"] else count
+    found = found * WEIGHTS["idf"]
+    return found / (np.linalg.norm(found) or 1.0)
+
+
+def scores(texts: list[str]) -> np.ndarray:
+    """Log-probabilities [N, C] of the labels, in the order of prompt.json: of each among them all, or where any number
+    may be right, of each by itself."""
+    logits = np.stack([features(text) for text in texts]) @ WEIGHTS["weight"].T + WEIGHTS["bias"]
+    if ASKED["output"]["kind"] == "labels":
+        return -np.logaddexp(0.0, -logits)
+    highest = logits.max(axis=1, keepdims=True)
+    return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+
+
+def answers(texts: list[str]) -> list[Any]:
+    """The label of each text (or what is said where it is too unsure), or its list of labels."""
+    output, given = ASKED["output"], scores(texts)
+    if output["kind"] == "labels":
+        chosen = given >= np.log(output["threshold"])
+        return [[label for label, one in zip(output["labels"], row, strict=True) if one] for row in chosen]
+    found = [output["labels"][i] for i in given.argmax(axis=1)]
+    unsure = output.get("abstain")
+    if unsure is None:
+        return found
+    below = given.max(axis=1) < np.log(unsure["below"])
+    return [unsure["answer"] if no else label for label, no in zip(found, below, strict=True)]
+
+
+if __name__ == "__main__":
+    for answer in answers(sys.argv[1:]):
+        print(answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))

@@ -1,0 +1,164 @@
+"""The classical rung as any other: its skin is nominated, confirmed, priced, made again, compared and looked after, and
+a cascade begins with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
+
+from bedplate.adaptation.after.compare_skins import side_by_side
+from bedplate.adaptation.after.monitor import drift
+from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.report.report import Report
+from bedplate.core.errors import ConfigError
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.harness import evaluate
+from bedplate.evaluation.task import load_task
+from bedplate.inference.predict.bulk import predict_file
+from bedplate.inference.predict.classical import ClassicalPredictor
+from bedplate.inference.predict.composed import LoadedCascade
+from bedplate.inference.predict.loaded import load
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.skin import cascaded
+
+SKIN = "skins/from_scratch"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path]:
+    """A ladder with enough test rows for a verdict."""
+    place = tmp_path_factory.mktemp("classical")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(new_home(place / "home")))
+        task = write_task(place, tiny_base, groups=200)
+        report = adapt(task, place / "out", rungs=["majority", "from_scratch", "probe"])
+    return report, place
+
+
+def test_it_passes_as_the_cheapest_nominee(made: tuple[Report, Path]) -> None:
+    report, place = made
+    rows = {split: report.row("from_scratch", split) for split in ("valid", "test")}
+    assert report.verdict["status"] == "PASS"
+    assert (report.verdict["rung"], report.verdict["skin"]) == ("from_scratch", SKIN)
+    assert report.data["nominees"]["nominees"][0] == "from_scratch"
+    assert "majority" not in report.data["nominees"]["reasons"]
+    assert "classical model" not in report.verdict["reason"]  # of which there is nothing to say beside itself
+    for split, row in rows.items():
+        assert row is not None
+        assert (row["skin"], row["base"], row["weights"], row["kernel"]) == (SKIN, None, None, None)
+        seconds = [one["seconds"] for one in report.data["rows"][split]["from_scratch"]]
+        assert row["usd_per_1k_calls"] == pytest.approx(
+            np.mean(seconds) * 0.1 / 3.6, rel=0.5 if split == "valid" else 1e-9
+        )
+    assert report.data["lineage"]["skins"]["from_scratch"]["bases"] == {}
+    assert report.data["export"]["from_scratch"]["difference"] == 0.0
+    skin = read_skin(place / "out" / SKIN)
+    assert (skin.name, skin.kind, skin.bases, skin.evaluated_with) == (
+        "toy-sentiment-from-scratch",
+        "classical",
+        {},
+        None,
+    )
+    assert (skin.provenance.rung, skin.provenance.task) == ("from_scratch", "toy-sentiment")
+    assert "has no base whose weights could be in another format" in report.data["formats"]["from_scratch"]["reason"]
+    page = (place / "out" / "report.html").read_text()
+    assert "toy-sentiment" in page
+
+
+def test_it_answers_as_a_pipeline_of_scikit_learn_does(made: tuple[Report, Path]) -> None:
+    """Fitted here on the same rows, with the regularisation that was chosen."""
+    report, place = made
+    data = load_examples(load_task(place / "task.yaml"))
+    pipeline = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
+        LogisticRegression(
+            C=report.data["details"]["from_scratch"]["C"], solver="liblinear", max_iter=2000, random_state=0
+        ),
+    ).fit([e.inputs["review"] for e in data.train], [e.target for e in data.train])
+    with load(place / "out" / SKIN) as skin:
+        assert isinstance(skin, ClassicalPredictor)
+        found = skin.predict([e.inputs for e in data.valid])
+    assert list(pipeline.classes_) == ["negative", "positive"]
+    wanted = pipeline.predict_log_proba([e.inputs["review"] for e in data.valid])
+    np.testing.assert_allclose([list(one.scores.values()) for one in found], wanted, atol=1e-5)
+    told = [row["prediction"] for row in report.data["rows"]["valid"]["from_scratch"]]
+    assert sorted(told) == sorted(pipeline.predict([e.inputs["review"] for e in data.valid]))
+
+
+def test_the_same_command_takes_it_over_and_it_is_made_again_bit_for_bit(
+    made: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, place = made
+    monkeypatch.setenv("BEDPLATE_HOME", str(place / "home"))
+    found = reproduce(place / "out" / SKIN, tmp_path / "again")
+    assert found.status == "identical"
+    assert (found.equal_answers, found.rows) == (found.rows, report.row("from_scratch")["n"])  # type: ignore[index]
+    with Catalog.open() as catalog:
+        catalog.add([place / "out"])
+        (entry,) = (one for one in catalog.entries("skin") if one.name == "toy-sentiment-from-scratch" and one.path)
+    assert (entry.details["kind"], entry.details["base"]) == ("classical", None)
+
+
+def test_it_is_evaluated_predicted_with_compared_and_looked_after(made: tuple[Report, Path], tmp_path: Path) -> None:
+    report, place = made
+    task = load_task(place / "task.yaml")
+    with load(place / "out" / SKIN) as skin:
+        valid = report.row("from_scratch")
+        assert valid is not None
+        assert evaluate(skin, task, split="valid").estimate == valid["estimate"]
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(["great", "broke"])))
+        predict_file(skin, rows, tmp_path / "out.jsonl", batch=1)  # type: ignore[arg-type]
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["output"] for one in answers] == ["positive", "negative"]
+    fresh = write_rows(tmp_path / "fresh.jsonl", groups=60, seed=77)
+    found = side_by_side(place / "out" / SKIN, place / "out" / "skins" / "probe", fresh, usd_per_hour=1.0)
+    assert found.a.evaluation.estimate > 0.85
+    assert 0 < found.a.usd_per_1k_calls < found.b.usd_per_1k_calls  # type: ignore[operator]
+    watched = drift(place / "out" / SKIN, fresh)
+    assert any("compared by their words" in note for note in watched.notes)
+    assert watched.quality is not None
+
+
+def test_a_cascade_begins_with_it(made: tuple[Report, Path], tmp_path: Path) -> None:
+    _, place = made
+    first, second = (read_skin(place / "out" / "skins" / rung) for rung in ("from_scratch", "probe"))
+    texts = ["great works", "it broke", "nothing known", "terrible great", "quality"]
+    with load(place / "out" / SKIN) as one, load(place / "out" / "skins" / "probe") as two:
+        alone = [one.predict(texts), two.predict(texts)]  # type: ignore[union-attr]
+    sure = sorted(math.exp(p.scores[p.output]) for p in alone[0])
+    threshold = (sure[1] + sure[2]) / 2
+    both = cascaded("both", first, second, threshold)
+    with load(write_skin(both, tmp_path / "both")) as loaded:
+        assert isinstance(loaded, LoadedCascade)
+        found = loaded.predict(texts)
+    for a, b, answer in zip(*alone, found, strict=True):
+        unsure = math.exp(a.scores[a.output]) < threshold
+        assert (answer.passed_on, answer.output) == (unsure, (b if unsure else a).output)
+
+
+def test_a_task_that_abstains_has_it_withhold_what_it_is_unsure_of(tmp_path: Path, tiny_base: Path) -> None:
+    task = write_task(tmp_path, tiny_base)
+    report = adapt(task, tmp_path / "out", rungs=["from_scratch"], overrides=["output.abstain={coverage: 0.8}"])
+    skin = read_skin(tmp_path / "out" / SKIN)
+    assert skin.output.abstain.answer == "abstain"  # type: ignore[union-attr]
+    row = report.row("from_scratch")
+    assert row is not None
+    assert 0.8 <= row["coverage"] < 1.0
+
+
+def test_overrides_do_not_name_it_a_base(tmp_path: Path, tiny_base: Path) -> None:
+    """It needs no base, and a task without any is refused as before: nothing else could be compared with it."""
+    with pytest.raises(ConfigError, match="bases"):
+        adapt(write_task(tmp_path, tiny_base, bases=[]), tmp_path / "out", rungs=["from_scratch"])
