@@ -4,6 +4,7 @@ under every budget the time is used, something servable comes first, and test ta
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import time
 from collections.abc import Iterator
@@ -29,13 +30,13 @@ TRAINED, DEPTH = 3.3, 5 / 6
 
 
 class Machine:
-    """token: seconds to read one; row: tokens of a row without the beginning that all share, as read last; call:
+    """token: seconds to read one; row: tokens of a row without the beginning that all share, as batches had them; call:
     seconds that every step takes beside. busy: until this second everything takes three times as long, because of what
     else the machine does."""
 
     def __init__(self, token: float, call: float, busy: float = 0.0) -> None:
         self.token, self.call, self.busy = token, call, busy
-        self.now, self.row = 1000.0, 1.0
+        self.now, self.row = 1000.0, math.inf
         self.start = self.now
         self.climbed: list[str] = []
 
@@ -68,7 +69,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def running(self: Engine, requests: Any, *rest: Any, **more: Any) -> Any:
         results = run(self, requests, *rest, **more)
         tokens = [one.usage.prompt_tokens - one.usage.cached_tokens for one in results]
-        made.row = max(1.0, sum(tokens) / len(tokens))
+        if len(tokens) > 3:
+            made.row = min(made.row, max(1.0, sum(tokens) / len(tokens)))
         made.works(sum(tokens))
         return results
 

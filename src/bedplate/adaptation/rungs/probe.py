@@ -77,7 +77,9 @@ class Probe(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
-        fixed = context.throughput.passes(len(context.valid) + held) * part + context.timing
+        # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
+        whole = 1 + self._prefix(context) / max(1.0, context.throughput.tokens)
+        fixed = context.throughput.passes(held + len(context.valid) * whole) * part + context.timing * whole
         # forward, and the cross-validation of each head
         heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
         each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
@@ -135,6 +137,13 @@ class Probe(Rung):
         part = ProbePart(head, best.layer, best.pooling)
         prompt = prompts[best.prompt]
         return self._finish(context, plan, prompt, part, output, temperature, seconds, search, len(train))
+
+    def _prefix(self, context: Context) -> int:
+        """Tokens that all prompts begin with."""
+        if context.is_encoder:
+            return 0
+        prompt = self._prompts(context)["form"]
+        return len(prompt.constant_prefix(context.model.tokenizer, fields=context.fields))
 
     @staticmethod
     def _prompts(context: Context) -> dict[str, Prompt]:
