@@ -35,8 +35,9 @@ class Schedule:
         base chose a prompt: planning measures and reads, so it is done once."""
 
     def next(self) -> Candidate | None:
-        """The next candidate: what needs no base in front; then, on the bases, the one that is worth most for its
-        time; None once all bases are done with. It may use what `Context.until` of its context says then."""
+        """The next candidate: what needs no base in front; on the bases then what is a servable skin before anything
+        has to be chosen for it, and after that the one that is worth most for its time. None once all bases are done
+        with. It may use what `Context.until` of its context says then."""
         waiting = self._waiting()
         if not waiting:
             return None
@@ -46,7 +47,8 @@ class Schedule:
         ready = [one for one in waiting if not self._waits(one)]
         if self._unlimited:
             return min(ready, key=lambda one: not _early(one))  # the first of equals: the table's order
-        found = max(ready, key=self._value)
+        values = {one.name: self._value(one) for one in ready}
+        found = max(ready, key=lambda one: (_early(one) and values[one.name] > 0, values[one.name]))
         found.context.until = self._until(found, waiting)
         return found
 
