@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
 import bedplate
 from bedplate.cli.main import main
-from bedplate.core.errors import BedplateError
+from bedplate.core.arguments import fits
+from bedplate.core.errors import BedplateError, UsageError
 from bedplate.economics.training.training_cost import plan_training
+from bedplate.inference.predict.local import LocalModel
 
 
 def test_all_is_sorted_and_is_what_dir_shows() -> None:
@@ -54,7 +62,8 @@ def test_plan_is_light_and_is_what_its_own_modules_define() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
     assert sorted(bedplate.plan.__all__) == bedplate.plan.__all__
-    assert bedplate.plan.train is plan_training
+    assert bedplate.plan.train.__wrapped__ is plan_training  # type: ignore[attr-defined]
+    assert dir(bedplate.plan) == bedplate.plan.__all__
 
 
 def test_plan_serves_as_the_command_line_does(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,3 +89,115 @@ def test_plan_decides_and_amortises_from_files() -> None:
     assert bedplate.plan.decide(case).answer == "prompt-large"
     assert bedplate.plan.decide(case, ["traffic.calls_per_day=50000"]).answer != "prompt-large"
     assert bedplate.plan.amortise(root / "amortise/account.yaml").hours == 1
+
+
+PAGE = (Path(__file__).parents[1] / "docs/python-api.md").read_text("utf-8")
+RETURNED = ("inference.predict.local:LocalModel", "inference.predict.loaded:LoadedSkin", "report.run_report:Report")
+"""Classes of what the API returns, whose methods are as public as its functions."""
+
+
+def functions() -> dict[str, Callable[..., object]]:
+    """Every function of the API, and every method of what it returns that takes arguments."""
+    found: dict[str, Callable[..., object]] = {}
+    for place, names in ((bedplate, bedplate.__all__), (bedplate.plan, bedplate.plan.__all__)):
+        for name in names:
+            value = getattr(place, name)
+            if inspect.isfunction(value):
+                found[name if place is bedplate else f"plan.{name}"] = value
+    for name in ("generate", "score", "embed", "classify", "logits"):
+        found[f"LocalModel.{name}"] = getattr(LocalModel, name)
+    return found
+
+
+FUNCTIONS = functions()
+UNCHECKED = {("adapt", "data"), ("evaluate", "data"), ("evaluate", "model")}
+"""Tables of any library, and whatever predicts: what is none is said by what asks them."""
+
+
+def parameters() -> list[tuple[str, str]]:
+    return [
+        (name, parameter)
+        for name, function in FUNCTIONS.items()
+        for parameter, how in inspect.signature(function).parameters.items()
+        if parameter != "self" and how.kind is not how.VAR_KEYWORD and (name, parameter) not in UNCHECKED
+    ]
+
+
+@pytest.mark.parametrize(("name", "parameter"), parameters())
+def test_a_wrong_type_is_named(name: str, parameter: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{parameter} is of type object; give "):
+        FUNCTIONS[name](**{parameter: object()})
+
+
+def test_near_types_are_told_apart() -> None:
+    for hint, good, bad in (
+        (int, [1, np.int64(1)], [True, 1.0, "1", None]),
+        (float, [1, 1.5, np.float32(1)], [True, "1.5"]),
+        (bool, [True], [1, "yes"]),
+        (str | Path, ["a", Path("a")], [b"a", 1]),
+        (Sequence[str], [["a"], ("a",), [], np.array(["a"])], ["a", [1], {"a": 1}, 3]),
+        (Sequence[int] | None, [None, [1], np.array([1])], ["1", [1.5]]),
+        (Literal["auto", "torch"] | None, ["auto", None], ["autp", 1, ["auto"]]),
+        (Mapping[str, int], [{"a": 1}], [[1], "a"]),
+        (Callable[[str], None] | None, [print, None], ["print"]),
+    ):
+        for value in good:
+            assert fits(value, hint), (hint, value)
+        for value in bad:
+            assert not fits(value, hint), (hint, value)
+
+
+def test_what_is_asked_for_is_said_in_words() -> None:
+    for call, message in (
+        (lambda: bedplate.adapt("task.yaml", "out", rungs="lora"), "rungs is the text 'lora'; give a list of texts or"),
+        (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is the text '10m'; give a number or None"),
+        (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
+        (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
+        (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            call()  # type: ignore[no-untyped-call]
+
+
+def members() -> list[str]:
+    found = list(bedplate.__all__) + [f"plan.{name}" for name in bedplate.plan.__all__]
+    for place in RETURNED:
+        module, name = place.split(":")
+        kind = getattr(importlib.import_module(f"bedplate.{module}"), name)
+        found += [f"{name}.{member}" for member in dir(kind) if not member.startswith("_")]
+    return found
+
+
+def test_every_public_name_is_documented() -> None:
+    lacking: list[str] = []
+    for name in members():
+        owner, _, member = name.rpartition(".")
+        place = bedplate if not owner else bedplate.plan
+        if owner not in ("", "plan"):
+            module = next(one.split(":")[0] for one in RETURNED if one.endswith(f":{owner}"))
+            place = getattr(importlib.import_module(f"bedplate.{module}"), owner)
+        if name != "__version__" and not (getattr(place, member).__doc__ or "").strip():
+            lacking.append(f"{name} has no docstring")
+        if not re.search(rf"\b{re.escape(member)}\b", PAGE):
+            lacking.append(f"docs/python-api.md does not name {name}")
+    assert not lacking
+
+
+def test_results_of_the_cost_model_are_shown_short() -> None:
+    plan = bedplate.plan
+    h100, root = plan.device("h100"), Path(__file__).parents[1] / "examples"
+    traffic = plan.Traffic(plan.lengths("200"), plan.lengths("20-40"))
+    fleet = plan.serve("llama-3.2-1b", traffic, 50_000, h100)
+    shown = [
+        h100,
+        plan.train("llama-3.1-8b", 1e12, h100, 256),
+        plan.tune("llama-3.2-1b", 3000, 300, h100),
+        plan.budget(1e5, h100, 8),
+        fleet["central"],
+        plan.decide(root / "decide/hosted_at_low_volume.yaml"),
+        plan.amortise(root / "amortise/account.yaml"),
+    ]
+    for one in shown:
+        assert len(repr(one)) < 500, repr(one)
+        assert repr(one).startswith(f"<{type(one).__name__} ")
+        assert one._repr_html_().startswith("<div>")  # type: ignore[attr-defined]

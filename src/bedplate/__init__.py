@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bedplate.hub.pull import pull
     from bedplate.inference.predict.loaded import load
     from bedplate.pretraining.run.pretrain import pretrain
+    from bedplate.report.run_report import load_report
     from bedplate.serving.server.app import serve
     from bedplate.skins.skin import Skin
 
@@ -27,6 +28,7 @@ __all__ = [
     "adapt",
     "evaluate",
     "load",
+    "load_report",
     "plan",
     "pretrain",
     "pull",
@@ -39,6 +41,7 @@ _MODULES: dict[str, str] = {
     "adapt": "bedplate.adaptation.ladder",
     "evaluate": "bedplate.evaluation.harness",
     "load": "bedplate.inference.predict.loaded",
+    "load_report": "bedplate.report.run_report",
     "plan": "bedplate.economics",
     "pretrain": "bedplate.pretraining.run.pretrain",
     "pull": "bedplate.hub.pull",

@@ -32,3 +32,6 @@ def test_what_is_settled_after_a_call_has_ended_counts_for_its_minute(tmp_path):
     call.settle(60, 0.0)
     again = guard.admit(Caller(id_, "us"))
     assert again.headers()["x-ratelimit-remaining-tokens"] == "40"
+    again.take_tokens(30)
+    again.settle(20, 0.0)  # of 30 only 20 were computed
+    assert again.headers()["x-ratelimit-remaining-tokens"] == "20"

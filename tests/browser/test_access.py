@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def test_a_whole_conversation_by_keys_alone(page: Page, server: Server) -> None:
     expect(page.locator(".turn")).to_have_count(0)
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("?")
-    dialog = page.get_by_role("dialog", name="Keys")
+    dialog = page.get_by_role("dialog", name="Shortcuts")
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
@@ -160,7 +159,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: Server, scheme: Any, 
     expect(page.locator(".column:has(dd)")).to_have_count(2)
     shots.append(page.screenshot(full_page=True))
     worst += page.evaluate(CONTRAST)
-    page.get_by_role("button", name=re.compile("^Keys")).click()
+    page.get_by_role("button", name="Shortcuts", exact=True).click()
     worst += page.evaluate(CONTRAST)
     assert min(worst)[0] >= 4.5, min(worst)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

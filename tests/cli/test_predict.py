@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
+from bedplate.data.table_files import FileRow
 from bedplate.inference.predict import bulk
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.prediction import Prediction
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
@@ -113,9 +116,7 @@ class Answering:
 
 def test_what_is_asked_as_a_whole_fails_by_the_row_and_says_what_it_cost(skin_dir: Path) -> None:
     predictor = Answering(read_skin(skin_dir))
-    rows = [
-        bulk.InputRow(i, {"review": text}) for i, text in enumerate(("a", "template", "skin", "unsure", "b"), start=1)
-    ]
+    rows = [FileRow(i, {"review": text}) for i, text in enumerate(("a", "template", "skin", "unsure", "b"), start=1)]
     first, second = bulk.predict_rows(predictor, rows, 4)  # type: ignore[arg-type]
     assert [row.get("usd") for row in first] == [0.25, None, None, 0.25]
     assert [row.get("passed_on") for row in first] == [None, None, None, True]
@@ -131,11 +132,11 @@ def test_what_is_asked_as_a_whole_fails_by_the_row_and_says_what_it_cost(skin_di
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"review": "a"}\n{"review": \n', "line 2: not valid JSON"),
+        (b'{"review": "a"}\n{"review": \n', "line 2: not a JSON object"),
         (b'{"review": "a"}\n\n["x"]\n', "line 3: each line must be a JSON object"),
-        (b'{"review": "a"}\n{"review": "\xff"}\n', "line 2: not UTF-8 at byte 12"),
-        (b'{"review": NaN}\n', "line 1: not valid JSON: NaN"),
-        (b'{"review": "a", "review": "b"}\n', "line 1: not valid JSON: a key appears twice"),
+        (b'{"review": "a"}\n{"review": "\xff"}\n', "line 2: byte 28 (0xff) is not UTF-8"),
+        (b'{"review": NaN}\n', "line 1: NaN is not JSON"),
+        (b'{"review": "a", "review": "b"}\n', "line 1: the key 'review' stands twice"),
     ],
 )
 def test_a_damaged_file_is_told_before_anything_is_computed(
@@ -218,6 +219,81 @@ def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
     assert len(read(out)) == 10
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_tables_are_read_by_the_columns_that_the_skin_takes(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    frame = pd.DataFrame({"id": ["a", "b"], "label": ["x", "y"], "review": ["good, and\ncheap", "bad"]})
+    source, out = tmp_path / f"in.{suffix}", tmp_path / "out.jsonl"
+    if suffix == "parquet":
+        frame.to_parquet(source)
+    else:
+        frame.to_csv(source, index=False, sep="," if suffix == "csv" else "\t")
+    code, _, error = run(capsys, skin_dir, source, "--out", out)
+    assert (code, error) == (0, "note: columns that the skin does not use: label\n")
+    found = read(out)
+    assert [row["id"] for row in found] == ["a", "b"]
+    assert [row["line"] for row in found] == {"parquet": [1, 2]}.get(suffix, [2, 4])
+    loaded = load(skin_dir)
+    assert isinstance(loaded, LoadedSkin)
+    expected = loaded.predict(frame)
+    loaded.close()
+    for row, one in zip(found, expected, strict=True):
+        assert row["output"] == one.output
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert {label: math.log(p) for label, p in row["probabilities"].items()} == pytest.approx(row["scores"])
+    frame.drop(columns="review").to_csv(tmp_path / "less.csv", index=False)
+    code, _, error = run(capsys, skin_dir, tmp_path / "less.csv", "--out", tmp_path / "less.jsonl")
+    assert (code, "no column 'review' for the skin's input" in error) == (1, True)
+
+
+def test_keep_going_reports_the_rows_that_cannot_be_read(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_bytes(b"review\nfine\ntwo,cells\n\xff\n" + b"fine\n" * 5)
+    code, _, error = run(capsys, skin_dir, source, "--out", out)
+    assert (code, "in.csv, line 3: 2 fields where the header has 1" in error) == (1, True)
+    assert not out.exists()
+    code, printed, error = run(capsys, skin_dir, source, "--out", out, "--keep-going", "--batch", "3")
+    assert (code, "2 could not be predicted" in printed) == (1, True)
+    found = read(out)
+    assert [row["line"] for row in found] == list(range(2, 10))
+    assert [place for place, row in enumerate(found) if "error" in row] == [1, 2]
+    assert found[1]["error"]["code"] == "invalid_data"
+    assert error.splitlines() == [f"error: line {row['line']}: {row['error']['message']}" for row in found[1:3]]
+
+
+def test_overwrite_replaces_what_is_there_once_the_new_is_whole(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", [{"review": "a"}]), tmp_path / "out.jsonl"
+    out.write_text("old")
+    code, _, error = run(capsys, skin_dir, source, "--out", out)
+    assert (code, "--overwrite" in error, out.read_text()) == (2, True, "old")
+    source.write_text('{"review": \n')
+    assert run(capsys, skin_dir, source, "--out", out, "--overwrite")[0] == 1
+    assert out.read_text() == "old"
+    write_rows(source, [{"review": "a"}, {"review": "b"}])
+    (tmp_path / "out.jsonl.partial").write_text("of another run\n")
+    assert run(capsys, skin_dir, source, "--out", out, "--overwrite")[0] == 0
+    assert [row["line"] for row in read(out)] == [1, 2]
+    code, _, error = run(capsys, skin_dir, source, "--out", source, "--overwrite")
+    assert (code, "file of the rows itself" in error) == (2, True)
+
+
+def test_a_name_that_says_no_format_needs_one(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.txt").write_text("text\na\n")
+    code, _, error = run(capsys, skin_dir, tmp_path / "rows.txt", "--out", "-")
+    assert (code, "say their --format" in error) == (2, True)
+    code, printed, _ = run(capsys, skin_dir, tmp_path / "rows.txt", "--out", "-", "--format", "csv")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"text\na\n")))
+    assert (code, run(capsys, skin_dir, "-", "--out", "-", "--format", "csv")[:2]) == (0, (0, printed))
+    assert "Parquet cannot be read from stdin" in run(capsys, skin_dir, "-", "--out", "-", "--format", "parquet")[2]
+
+
 def test_stdin_to_stdout_and_memory_that_does_not_grow(
     skin_dir: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -228,6 +304,8 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(
             taken.append(i)
             yield json.dumps({"review": f"row {i}"}).encode() + b"\n"
 
+    source = bulk.Source(["review"], Path("stdin"), "jsonl")
+
     loaded = load(skin_dir)
     assert isinstance(loaded, LoadedSkin)
     written: list[bytes] = []
@@ -237,7 +315,7 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(
         written.append(content)
         ahead.append(len(taken) - sum(part.count(b"\n") for part in written))
 
-    counts = bulk.write_stream(loaded, lines(), "stdin", write, batch=4)
+    counts = bulk.write_stream(loaded, source, lines(), write, batch=4)
     loaded.close()
     assert counts.rows == 40
     assert max(ahead) == 0  # never more rows read than the batch in hand

@@ -9,12 +9,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError, UnreachableError
-from bedplate.data.sources import DATASETS, FORMATS, read_rows
+from bedplate.data.sources import DATASETS, read_rows
+from bedplate.data.table_files import FORMATS, BadRow, FileRow
 
 VADER = (
     "1_1\t-0.9\tno picture .\r\n1_2\t0.5\ta repost\r\n1_3\t0.51\tit plays\r\n2_1\t-0.5\thm\r\n\r\n2_2\t3.05\tperfect"
@@ -64,8 +67,8 @@ def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path: Path) -> None:
         ("a.csv", b"t,\na,b\n", "a column without a name"),
         ("a.csv", b"t,y\n", "no rows"),
         ("a.csv", b"", "no rows"),
-        ("a.parquet", b"", ".parquet files are not supported; write the rows as .jsonl"),
-        ("a.txt", b"", "files end in .jsonl, .csv, .tsv"),
+        ("a.parquet", b"", "a.parquet is not a readable Parquet file"),
+        ("a.txt", b"", "files end in .jsonl, .csv, .tsv, .parquet"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -92,13 +95,36 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def test_rows_survive_the_round_trip(pairs: list[tuple[str, str]]) -> None:
     rows = [{"a": a, "b": b} for a, b in pairs]
     as_jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    assert FORMATS[".jsonl"](as_jsonl, "x")[0] == rows
+    assert values(".jsonl", as_jsonl.encode()) == rows
     for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, ["a", "b"], delimiter=delimiter, quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(rows)
-        assert FORMATS[suffix](file.getvalue(), "x")[0] == rows
+        assert values(suffix, file.getvalue().encode()) == rows
+    whole = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), whole)
+    assert values(".parquet", whole.getvalue()) == rows
+
+
+def values(suffix: str, content: bytes) -> list[dict[str, str]]:
+    found = list(FORMATS[suffix].read(io.BytesIO(content), "x"))
+    return [row.value for row in found if isinstance(row, FileRow)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_after_one_that_cannot_be_read_are_read(suffix: str) -> None:
+    damaged = {
+        ".jsonl": b'{"t": "a"}\n{"t": \n["b"]\n{"t": "\xff"}\n{"t": "c"}\n',
+        ".csv": b't\na\n"b"x\nb,b\nb\xff\nc\n',
+    }[suffix]
+    found = list(FORMATS[suffix].read(io.BytesIO(damaged), "x"))
+    assert [type(one) for one in found] == [FileRow, BadRow, BadRow, BadRow, FileRow]
+    assert [one.line for one in found] == [1 + (suffix == ".csv") + place for place in range(5)]
+    assert all(f"x, line {one.line}: " in one.message for one in found if isinstance(one, BadRow))
+    last = found[-1]
+    assert isinstance(last, FileRow)
+    assert last.value == {"t": "c"}
 
 
 def test_vader_drops_neutral_rows_and_counts_them() -> None:

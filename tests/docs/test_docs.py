@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from tests.serving.conftest import running, words_model
@@ -110,6 +113,42 @@ def test_python_snippets_run(
         skin.close()
 
 
+def curl(words: list[str], url: str) -> httpx.Response:
+    """What the command line asks, sent to a server of ours; options that it does not know are errors."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("url")
+    parser.add_argument("-X", dest="method")
+    parser.add_argument("-d", dest="data")
+    found = parser.parse_args(words)
+    place = found.url.removeprefix("http://127.0.0.1:8000")
+    assert place.startswith("/"), found.url
+    headers = {} if found.data is None else {"content-type": "application/x-www-form-urlencoded"}  # as curl does
+    method = found.method or ("GET" if found.data is None else "POST")
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        return client.request(method, place, content=found.data, headers=headers)
+
+
+def test_commands_that_load_skins_on_a_live_server_run(names: dict[str, str], tmp_path: Path) -> None:
+    page = (DOCS / "serving.md").read_text("utf-8").split("## Skins while the server runs")[1].split("\n## ")[0]
+    text = next(code for code in re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S))
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    with loaded_server(names["BASE"], skins_directory=shelf, state=tmp_path / "state") as state, running(state) as url:
+        shutil.copytree(names["SKIN"], shelf / "reviews")
+        replies = [curl(words[1:], url) for words in lines if words[:1] == ["curl"]]
+    said = [reply.status_code for reply in replies]
+    assert said == [200, 201, 201, 200, 200, 200, 200, 200], [reply.text for reply in replies]
+    assert replies[0].json()["data"] == []
+    loaded, answered, replaced, scanned = (replies[place].json() for place in (1, 3, 4, 7))
+    example = json.loads(next(re.finditer(r"^```json\n(.*?)^```", page, re.M | re.S))[1])
+    assert {name: loaded[name] for name in example} == example
+    assert answered["choices"][0]["message"]["content"] in ("negative", "positive")
+    assert replaced["replaced"] == loaded["id"]
+    assert replies[6].json() == {"name": "reviews-next", "deleted": True, "calls_running": 0}
+    assert isinstance(scanned, dict)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
     checks: dict[str, Callable[[str], object]] = {
@@ -184,6 +223,8 @@ def _commands(text: str) -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for line in text.replace("\\\n", " ").strip().splitlines():
         words = shlex.split(line, comments=True)
+        if not words:
+            continue
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.M), line
         elif words[:1] == ["bedplate"]:
@@ -199,7 +240,7 @@ def _commands(text: str) -> None:
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), line
         else:
-            assert words[0] in {"git", "cd", "for", "done"}, line
+            assert words[0] in {"git", "cd", "for", "done", "curl"}, line
 
 
 def test_the_picture_of_the_house_is_current(builder: ModuleType) -> None:

@@ -33,7 +33,7 @@ def states(reference: Any, ids: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "modernbert"])
 def test_texts_in_company_are_texts_alone(tmp_path: Path, name: str, dtype: str) -> None:
     reference = ENCODERS[name].make(0, torch.float32)
     reference.save_pretrained(tmp_path)

@@ -343,7 +343,7 @@ def test_closing_fails_what_has_not_ended(tiny_dir: Path) -> None:
 def test_bfloat16_stays_near_float32_under_teacher_forcing(tiny_dir: Path, model: LocalModel) -> None:
     with LocalModel(load_base(tiny_dir, dtype="bfloat16")) as rough:
         for prompt in _prompts(3, seed=16, low=20):
-            exact, near = model.logits(prompt), rough.logits(prompt)
+            exact, near = (torch.from_numpy(one.logits(prompt)) for one in (model, rough))
             # The oracle of what bfloat16 may cost is the plain forward pass of rounded weights.
             tokens = torch.tensor([list(prompt)])
             plain = rough.base.model.head(rough.base.model(Inputs(tokens)).hidden[0]).float()

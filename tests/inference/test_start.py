@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from bedplate.cli.generate import WITHOUT_TORCH
+
 NEEDLESS = (
     *("transformers", "peft", "scipy", "sklearn", "pandas", "sympy", "torch._dynamo", "torch._inductor"),
     *("pydantic", "bedplate.skins", "bedplate.models.specs.presets"),
+    *("gguf", "yaml"),
     *("requests", "pypi_simple", "bs4", "huggingface_hub", "starlette", "uvicorn", "jsonschema"),
 )
 OPENED = """
@@ -32,3 +35,25 @@ def test_a_first_token_loads_nothing_it_does_not_need() -> None:
     done = subprocess.run([sys.executable, "-c", OPENED, *NEEDLESS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+BESIDE = """
+import importlib, pathlib, sys
+from bedplate.core.libraries import torch_beside
+
+loading = torch_beside()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert "torch" not in sys.modules
+if loading is not None:
+    loading.join()
+    assert "libtorch_cpu" in pathlib.Path("/proc/self/maps").read_text()
+import torch
+assert (torch.ones(64, 64) @ torch.ones(64, 64)).sum() == 64**3
+assert torch_beside() is None
+"""
+
+
+def test_torchs_libraries_come_while_what_needs_no_torch_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", BESIDE, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 
 from bedplate.models.checkpoints import gguf as our_gguf
 from bedplate.models.checkpoints.gguf import GgufReader
+from bedplate.models.checkpoints.gguf_types import NAMES, TYPES
 
 # type → where the half-precision numbers of a super-block lie
 KINDS = {
@@ -51,6 +52,12 @@ def write(path: Path, kind: str, raw: np.ndarray) -> GgufReader:
     writer.write_tensors_to_file()
     writer.close()
     return GgufReader(path)
+
+
+def test_types_are_the_packages() -> None:
+    theirs = {kind.name: (int(kind), *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {name: tuple(TYPES[name]) for name in theirs} == theirs
+    assert len(NAMES) == len(TYPES)
 
 
 @pytest.mark.parametrize("kind", KINDS)

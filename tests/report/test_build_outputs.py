@@ -11,12 +11,12 @@ import pytest
 from tests.report.sample import report
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.task import first_look
 from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.report.html import headline
 from bedplate.report.junit import junit
+from bedplate.report.run_report import Report
 from bedplate.report.schema import ReportFile, Verdict
 from bedplate.report.summary import summary
 

@@ -120,6 +120,31 @@ def test_rates_are_said_and_kept(files, tmp_path):
         assert response.headers["x-request-id"]
 
 
+def test_refused_requests_spend_no_tokens_and_say_what_is_left(files, tmp_path):
+    key, secret = make_key(limits={"requests_per_minute": 9, "tokens_per_minute": 1000}, quota={"tokens_per_day": 1000})
+    with guarded(files, tmp_path, key) as server:
+        first = ask(server, secret)
+        used = first.json()["usage"]["total_tokens"]
+        long = [{"role": "user", "content": "zq " * 900}]
+        bad = ({"model": "absent"}, {"temperature": 9}, {"messages": []}, {"messages": long}, {"max_tokens": 10**6})
+        for number, fields in enumerate(bad, start=2):
+            response = ask(server, secret, **fields)
+            assert response.status_code in {400, 404, 429}, response.text
+            assert response.headers["x-ratelimit-remaining-tokens"] == str(1000 - used)
+            assert response.headers["x-ratelimit-remaining-requests"] == str(9 - number)
+        assert server.state.guard.ledger.spent(key.id)[0].tokens == used
+
+
+def test_a_call_that_is_not_let_in_says_what_is_left(files, tmp_path):
+    key, secret = make_key(limits={"requests_per_minute": 1})
+    with guarded(files, tmp_path, key) as server:
+        assert ask(server, secret).status_code == 200
+        response = ask(server, secret)
+        refused(response, 429, "rate_limit_exceeded")
+        assert response.headers["x-ratelimit-limit-requests"] == "1"
+        assert response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
 def test_tokens_a_minute(files, tmp_path):
     key, secret = make_key(limits={"tokens_per_minute": 120})
     with guarded(files, tmp_path, key) as server:

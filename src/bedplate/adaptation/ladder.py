@@ -6,9 +6,11 @@ Everything that finishes is kept in the output directory, so that the same comma
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.ascent import Ascent
@@ -23,18 +25,22 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.report.report import Report, build_report, write_report
+from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
+from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import TaskData, load_examples
+from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.ledger import Ledger, Opening
+from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
@@ -42,6 +48,7 @@ from bedplate.skins.files import read_skin
 NOMINATION_FILE = "nomination.json"
 
 
+@checked
 def adapt(
     task_path: Path | str,
     out: Path | str,
@@ -53,6 +60,7 @@ def adapt(
     curve: Sequence[int] = (),
     exhaustive: bool = False,
     parent: Path | str | None = None,
+    data: Any = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
@@ -60,18 +68,22 @@ def adapt(
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
-    data. The same call again goes on where an interrupted one stopped; what it did and what a limit made it leave out
+    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. The same call
+    again goes on where an interrupted one stopped; what it did and what a limit made it leave out
     stays as it was.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
-    task, spec = load_adapt_task(task_path, overrides, rungs)
+    out, given = Path(out), dict[str, Rows]()
+    if data is not None:
+        beside = Path(task_path).parent
+        given = given_rows(data, lambda split, _: os.path.relpath(out / f"rows{split and '-'}{split}.jsonl", beside))
+    task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(given) if given else ())], rungs)
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
     watch = Stopwatch()
-    out = Path(out)
     check_output(out)
     if task.output.kind == "embedding":
         raise UsageError(
@@ -80,7 +92,7 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = load_examples(task, None if taken_over is None else taken_over.assigned)
+    data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
     if curve:
         possible_sizes(curve, len(data.train))
     with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
@@ -88,6 +100,7 @@ def adapt(
         check_output(out)
         with file_lock(out / LOCK_FILE):
             begin(contexts, data, out, Path(task_path))
+            keep(given, task.directory)
             return _Ladder(contexts, data, out, curve, watch).climb()
 
 
@@ -162,7 +175,8 @@ class _Ladder:
         )
         self._write(report, results)
         if self.curve:
-            report = report.with_curve(learning_curve(self.candidates, self.outcomes, self.curve), self.context.clock)
+            curve = learning_curve(self.candidates, self.outcomes, self.curve)
+            report = report.with_curve(curve, self.context.clock.used, self.context.clock.spent)
             self._write(report, results)
         return report
 

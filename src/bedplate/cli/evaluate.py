@@ -32,7 +32,7 @@ def evaluate(
         Path | None,
         typer.Argument(
             metavar="TASK.yaml|NEW.jsonl",
-            help="The task file, or new rows (.jsonl, .csv, .tsv).",
+            help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet).",
             show_default=False,
             callback=paths.existing,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from typing import Annotated, cast
@@ -12,6 +13,14 @@ from bedplate.cli import paths
 from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
+from bedplate.core.libraries import torch_beside
+
+WITHOUT_TORCH = (
+    "bedplate.economics.model.named_model",
+    "bedplate.models.checkpoints.gguf_header",
+    "bedplate.text.tokenizer",
+)
+"""What is imported while torch's libraries are loaded."""
 
 
 def generate(
@@ -44,6 +53,9 @@ def generate(
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
     with left_alone():
+        torch_beside()
+        for name in WITHOUT_TORCH:
+            importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
         from bedplate.inference.predict.opening import Asked, open_base
         from bedplate.inference.ways.threads import use_cores

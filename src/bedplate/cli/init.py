@@ -31,7 +31,7 @@ def init(
         Path,
         typer.Argument(
             metavar="DATA.csv",
-            help="The rows: .csv, .tsv or .jsonl, with a column of texts and one of answers.",
+            help="The rows: .csv, .tsv, .jsonl or .parquet, with a column of texts and one of answers.",
             show_default=False,
             callback=paths.existing,
         ),

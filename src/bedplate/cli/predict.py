@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from bedplate.inference.predict.bulk import Counts
     from bedplate.inference.predict.composed import Answers
 
+Format = Literal["jsonl", "csv", "tsv", "parquet"]
+
 
 def predict(
     skin: Annotated[
@@ -27,8 +30,9 @@ def predict(
     rows: Annotated[
         str,
         typer.Argument(
-            metavar="ROWS.jsonl",
-            help='JSON lines: the inputs by name, or {"text": …} where there is one; "id" is passed on. - is stdin.',
+            metavar="ROWS",
+            help="A .jsonl, .csv, .tsv or .parquet file with the inputs by name, or `text` where there is one; `id` is "
+            "passed on. - is stdin.",
             show_default=False,
         ),
     ],
@@ -36,6 +40,13 @@ def predict(
     base: Annotated[
         str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
     ] = None,
+    format: Annotated[
+        Format | None, typer.Option(help="Of the rows, where their file's name does not say it (stdin: jsonl).")
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="A row that cannot be read gets an error, and does not end the run.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
     batch: Annotated[int, typer.Option(help="Rows that are computed together.", min=1)] = 64,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
@@ -44,10 +55,18 @@ def predict(
     allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> int:
-    """Predict every row of a file. Killed or interrupted, the same command goes on where it was.
+    """Predict every row of a file. Killed or interrupted, the same command continues where it was.
 
-    A row that cannot be predicted gets an "error" in place of its output, and the exit code is 1."""
-    _check(skin, rows, out, as_json)
+    Each line of the output has the row's `id` and `line`, its `output`, and of labels the `probabilities` (and their
+    logarithms, `scores`). A row that cannot be predicted gets an `error` in place of its output, the first of them are
+    listed at the end, and the exit code is 1. A file with a row that cannot be read is refused before anything is
+    computed; with --keep-going such a row gets an error as well.
+
+    \b
+      bedplate predict runs/x/skins/lora october.csv --out answers.jsonl
+      bedplate predict runs/x/skins/lora - --out - < rows.jsonl
+    """
+    _check(skin, rows, out, format, overwrite, as_json)
     from bedplate.inference.predict.loaded import load
     from bedplate.inference.predict.local import LocalModel
     from bedplate.inference.ways.threads import use_cores
@@ -67,40 +86,70 @@ def predict(
     try:
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        counts = _run(loaded, rows, out, batch)
+        counts = _Run(loaded, rows, out, format, keep_going, overwrite, batch).made()
     finally:
         loaded.close()
     _say(counts, out, time.perf_counter() - start, as_json)
     return 1 if counts.failed else 0
 
 
-def _check(skin: Path, rows: str, out: str, as_json: bool) -> None:
+def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
     """What can be known to fail is refused before a model is loaded."""
     if not (skin / "skin.json").is_file():
         raise SkinError(f"{skin} is not a skin: it has no skin.json; `bedplate adapt` makes skins")
     if out == "-" and as_json:
         raise UsageError("--out - and --json both write to stdout; give --out a file")
-    if rows != "-" and not Path(rows).is_file():
+    if rows == "-":
+        if format == "parquet":
+            raise UsageError("Parquet cannot be read from stdin, as its end is read first; give a file")
+    elif not Path(rows).is_file():
         raise UsageError(f"{rows}: no such file")
+    elif format is None and Path(rows).suffix.lower() not in (known := [f".{one}" for one in get_args(Format)]):
+        raise UsageError(f"{rows}: rows are read from files that end in {', '.join(known)}; or say their --format")
     if out != "-" and Path(out).exists():
-        raise UsageError(f"{out} exists already; choose another name or remove it")
+        if not overwrite:
+            raise UsageError(f"{out} exists already; choose another name, or replace it with --overwrite")
+        if rows != "-" and Path(out).samefile(rows):
+            raise UsageError(f"{out} is the file of the rows itself; choose another name")
 
 
-def _run(predictor: Answers, rows: str, out: str, batch: int) -> Counts:
-    from bedplate.inference.predict import bulk
+@dataclass(frozen=True)
+class _Run:
+    predictor: Answers
+    rows: str
+    out: str
+    format: str | None
+    keep_going: bool
+    overwrite: bool
+    batch: int
 
-    if rows != "-" and out != "-":
-        total, _ = bulk.survey(Path(rows))
-        with Progress("predict", total, "rows") as bar:
-            return bulk.predict_file(predictor, Path(rows), Path(out), batch=batch, advance=bar.advance)
-    if rows != "-":
-        bulk.survey(Path(rows))
-        with Path(rows).open("rb") as lines:
-            return bulk.write_stream(predictor, lines, rows, _to_stdout, batch=batch)
-    if out == "-":
-        return bulk.write_stream(predictor, sys.stdin.buffer, "stdin", _to_stdout, batch=batch)
-    with bulk.whole_file(Path(out)) as file:
-        return bulk.write_stream(predictor, sys.stdin.buffer, "stdin", file.write, batch=batch)
+    def made(self) -> Counts:
+        from bedplate.inference.predict.bulk import Source, predict_file, whole_file, write_stream
+
+        inputs = list(self.predictor.skin.inputs)
+        if self.rows == "-":
+            source = Source(inputs, Path("stdin"), self.format or "jsonl", self.keep_going)
+            if self.out == "-":
+                return write_stream(self.predictor, source, sys.stdin.buffer, _to_stdout, batch=self.batch)
+            with whole_file(Path(self.out)) as file:
+                return write_stream(self.predictor, source, sys.stdin.buffer, file.write, batch=self.batch)
+        source = Source(inputs, Path(self.rows), self.format, self.keep_going)
+        survey = source.survey()
+        if survey.unused:
+            print(f"note: columns that the skin does not use: {', '.join(survey.unused)}", file=sys.stderr)
+        if self.out == "-":
+            with source.path.open("rb") as stream:
+                return write_stream(self.predictor, source, stream, _to_stdout, batch=self.batch)
+        with Progress("predict", survey.rows, "rows") as bar:
+            return predict_file(
+                self.predictor,
+                source,
+                Path(self.out),
+                sha256=survey.sha256,
+                batch=self.batch,
+                overwrite=self.overwrite,
+                advance=bar.advance,
+            )
 
 
 def _to_stdout(content: bytes) -> None:
@@ -112,6 +161,7 @@ def _say(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
     if as_json:
         fields = {"rows": counts.rows, "failed": counts.failed, "resumed": counts.resumed, "out": out}
         print(json.dumps(fields | {"seconds": round(seconds, 3)}))
+        _list(counts)
         return
     resumed = f", {counts.resumed} of them by an earlier run" if counts.resumed else ""
     failed = f'; {counts.failed} could not be predicted: see their "error"' if counts.failed else ""
@@ -119,3 +169,12 @@ def _say(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
     print(
         f"{counts.rows} rows{resumed}{place} in {seconds:.1f} s{failed}", file=sys.stderr if out == "-" else sys.stdout
     )
+    _list(counts)
+
+
+def _list(counts: Counts) -> None:
+    """The first rows that failed, each with its reason."""
+    for line, message in counts.first_failed:
+        print(f"error: line {line}: {message}", file=sys.stderr)
+    if counts.failed > len(counts.first_failed) > 0:
+        print(f"error: and {counts.failed - len(counts.first_failed)} more", file=sys.stderr)

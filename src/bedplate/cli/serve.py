@@ -54,6 +54,9 @@ def serve(
             help="A skin's directory, served under the skin's name. Repeatable.", callback=paths.skin_directories
         ),
     ] = None,
+    skins_directory: Annotated[
+        Path | None, typer.Option(help="Serve every skin below it, and take more from it while the server runs.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
     ] = "127.0.0.1",
@@ -118,6 +121,7 @@ def serve(
     if settings is None:
         settings = server_config(
             *bases,
+            skins_directory=skins_directory,
             host=host,
             port=port,
             grace_seconds=grace,

@@ -41,9 +41,9 @@ class Documents:
 def read_documents(
     source: str, relative_to: Path, *, column: str = "text", id: str | None = None, limit: int | None = None
 ) -> Documents:
-    """The documents of a text file or of a directory, all below it; or of a data set or a .jsonl, .csv or .tsv file,
-    where each row is one, its text in `column`. id: the column of its name, else its line. limit: only the first so
-    many. DataError for what cannot be read, a column that is missing, or no text at all."""
+    """The documents of a text file or of a directory, all below it; or of a data set or a .jsonl, .csv, .tsv or
+    .parquet file, where each row is one, its text in `column`. id: the column of its name, else its line. limit: only
+    the first so many. DataError for what cannot be read, a column that is missing, or no text at all."""
     place = relative_to / Path(source).expanduser()
     if place.is_dir() or place.suffix.lower() in TEXT_FILES:
         texts = _files(place, TEXT_FILES)
@@ -98,9 +98,9 @@ def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -
     for row, line in zip(rows.rows, rows.lines, strict=True):
         text = row.get(column, missing)
         if not isinstance(text, str):
-            raise DataError(f"{rows.path}, line {line}: the document in {column!r} is not a text but {text!r}")
+            raise DataError(f"{rows.where(line)}: the document in {column!r} is not a text but {text!r}")
         number = int(row["sentence"]) if str(row.get("sentence", "")).isdigit() else line
-        yield str(row.get(id or "", f"line {line}")), number, text
+        yield str(row.get(id or "", rows.name(line))), number, text
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:

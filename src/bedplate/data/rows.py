@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Row = Mapping[str, Any]
 
@@ -14,7 +14,8 @@ Row = Mapping[str, Any]
 class Rows:
     """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
 
-    Every row has the same `columns` in .csv and .tsv files and data sets; in .jsonl files `columns` is their union.
+    Every row has the same `columns` in .csv, .tsv and .parquet files and data sets; in .jsonl files `columns` is their
+    union. counted: what `lines` count; tables without lines have rows.
     """
 
     rows: tuple[Row, ...]
@@ -26,3 +27,12 @@ class Rows:
     path: Path
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
+    counted: Literal["line", "row"] = "line"
+
+    def name(self, line: int) -> str:
+        """What a row is called that has no name of its own."""
+        return f"{self.counted} {line}"
+
+    def where(self, line: int) -> str:
+        """A row's place, for messages."""
+        return f"{self.path}, {self.name(line)}"

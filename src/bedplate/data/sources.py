@@ -1,21 +1,21 @@
-"""Rows of a task's data: a catalogue data set, or a .jsonl, .csv or .tsv file. What is dropped is counted."""
+"""Rows of a task's data: a catalogue data set, or a .jsonl, .csv, .tsv or .parquet file. What is dropped is counted."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
-from bedplate.core.json import JsonRuleError, load_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.rows import Row, Rows
 from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
+from bedplate.data.table_files import FORMATS, good
 
 __all__ = ["DATASETS", "FORMATS", "Row", "Rows", "read_rows"]
 
@@ -35,28 +35,25 @@ def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
         return _suite_rows(source)
     if source in STDLIB_SETS:
         return read_stdlib(source)
-    return _read(Path(relative_to) / source, source, _reader(source), None)
+    _known_suffix(source)
+    return _read_table(Path(relative_to) / source, source, None)
 
 
 def check_source(source: str, relative_to: Path | str = ".") -> None:
     """DataError for a source that `read_rows` cannot read because it is neither a known data set nor a file."""
     if source in DATASETS or source in SUITE_SETS or source in STDLIB_SETS:
         return
-    _reader(source)
+    _known_suffix(source)
     path = Path(relative_to) / source
     if not path.is_file():
         raise DataError(f"{path}: the data file {'is a directory' if path.is_dir() else 'does not exist'}")
 
 
-def _reader(source: str) -> Reader:
-    suffix = Path(source).suffix.lower()
-    if suffix == ".parquet":
-        raise DataError(f"{source}: .parquet files are not supported; write the rows as .jsonl")
-    if suffix not in FORMATS:
+def _known_suffix(source: str) -> None:
+    if Path(source).suffix.lower() not in FORMATS:
         known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
         hint = did_you_mean(nearest(source, known), f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}")
         raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
-    return FORMATS[suffix]
 
 
 def _suite_rows(source: str) -> Rows:
@@ -67,20 +64,43 @@ def _suite_rows(source: str) -> Rows:
     suite, folder, name = SUITE_SETS[source]
     pulled = pull(suite, quiet=True)
     licence = CATALOG[suite].part_licences.get(folder, pulled.licence)
-    return _read(Path(pulled.path) / folder / name, source, FORMATS[Path(name).suffix], licence)
+    return _read_table(Path(pulled.path) / folder / name, source, licence)
 
 
 Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
 
 
 def _read(path: Path, source: str, reader: Reader, licence: str | None) -> Rows:
+    content = _content(path)
+    rows, lines, counts = reader(_decode(content, path), str(path))
+    return _rows(rows, lines, counts, content, source, path, licence)
+
+
+def _read_table(path: Path, source: str, licence: str | None) -> Rows:
+    content, kind = _content(path), FORMATS[path.suffix.lower()]
+    found = list(good(kind.read(io.BytesIO(content), str(path))))
+    rows = _rows([one.value for one in found], [one.line for one in found], {}, content, source, path, licence)
+    return replace(rows, counted=kind.counted)
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: the data file does not exist") from None
     except OSError as error:
         raise DataError(f"{path}: the data file cannot be read: {error.strerror}") from error
-    rows, lines, counts = reader(_decode(content, path), str(path))
+
+
+def _rows(
+    rows: Sequence[dict[str, Any]],
+    lines: Sequence[int],
+    counts: Mapping[str, int],
+    content: bytes,
+    source: str,
+    path: Path,
+    licence: str | None,
+) -> Rows:
     if not rows:
         raise DataError(f"{path}: no rows in the file")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -107,71 +127,6 @@ def _decode(content: bytes, path: Path) -> str:
         ) from error
     return text.removeprefix("\ufeff")  # spreadsheets write a byte-order mark
 
-
-def _jsonl(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
-        if not line.strip():
-            continue
-        try:
-            row = load_json(line, repeated="the key {!r} stands twice")
-        except JsonRuleError as error:
-            raise DataError(f"{where}, line {number}: {error}") from error
-        except ValueError as error:
-            raise DataError(f"{where}, line {number}: not a JSON object: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}, line {number}: each line must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
-        lines.append(number)
-    return rows, lines, {}
-
-
-def _separated(delimiter: str) -> Reader:
-    def read(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        rows: list[dict[str, Any]] = []
-        lines: list[int] = []
-        header: list[str] | None = None
-        for number, cells in _records(reader, where):
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                _check_header(header, where)
-            elif len(cells) != len(header):
-                raise DataError(
-                    f"{where}, line {number}: {len(cells)} fields where the header has {len(header)}; "
-                    "put quotes around a field that holds the separator or a line break"
-                )
-            else:
-                rows.append(dict(zip(header, cells, strict=True)))
-                lines.append(number)
-        return rows, lines, {}
-
-    return read
-
-
-def _records(reader: Any, where: str) -> Iterator[tuple[int, list[str]]]:
-    while True:
-        start = int(reader.line_num) + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{where}, line {start}: malformed row: {error}") from error
-        if cells:
-            yield start, cells
-
-
-def _check_header(header: list[str], where: str) -> None:
-    for name in header:
-        if not name:
-            raise DataError(f"{where}, line 1: a column without a name; the first line must name the columns")
-        if header.count(name) > 1:
-            raise DataError(f"{where}, line 1: two columns are named {name!r}")
-
-
-FORMATS: dict[str, Reader] = {".jsonl": _jsonl, ".csv": _separated(","), ".tsv": _separated("\t")}
 
 NEUTRAL = 0.5
 

@@ -10,6 +10,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bedplate.core.arguments import checked
 from bedplate.economics.bills import amortisation, decisions
 from bedplate.economics.bills.amortisation_file import load_account
 from bedplate.economics.hardware.device import Device
@@ -43,21 +44,28 @@ __all__ = [
     "tune",
 ]
 
-train = plan_training
-tune = plan_tuning
-budget = plan_budget
+train = checked(plan_training)
+tune = checked(plan_tuning)
+budget = checked(plan_budget)
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+@checked
 def device(name: str, hardware: Path | str | None = None) -> Device:
     """A device of the table, or of one's own hardware file."""
     return find_device_in(hardware, name)
 
 
+@checked
 def lengths(text: str) -> Lengths:
     """Tokens: `300` (each call), `100-500` (evenly), `250~900` (median and 95th percentile), `@FILE` (one a line)."""
     return parse_lengths(text, "the length")
 
 
+@checked
 def serve(
     model: str,
     traffic: Traffic,
@@ -95,6 +103,7 @@ def serve(
     return plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
 
 
+@checked
 def decide(
     case: Path | str,
     overrides: Sequence[str] = (),
@@ -106,6 +115,7 @@ def decide(
     return decisions.decide(*decisions.load_case(case, None if prices is None else Path(prices), overrides), today)
 
 
+@checked
 def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
     """Profit and loss by skin and tenant over the period of an amortisation file."""
     return amortisation.amortise(load_account(account, overrides))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bedplate.core import shown
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
@@ -43,7 +44,7 @@ class TestHandle:
 
     n: int
     groups: int
-    row_hashes: tuple[str, ...]
+    row_hashes: tuple[str, ...] = field(repr=False)
     split_hash: str
     _examples: tuple[Example, ...] = field(repr=False)
     openings: list[str] = field(default_factory=list)
@@ -60,7 +61,7 @@ class TestHandle:
         return self._examples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TaskData:
     """A task's examples. `counts`: rows read, dropped (by reason) and in each split. `hashes`: of files and splits.
 
@@ -77,6 +78,10 @@ class TaskData:
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
 
+    def __repr__(self) -> str:
+        sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
+        return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
+
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""
         if split == "train":
@@ -88,8 +93,9 @@ class TaskData:
         raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
 
 
-def load_examples(task: Task, assigned: Assigned | None = None) -> TaskData:
-    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there.
+def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[str, Rows] | None = None) -> TaskData:
+    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there. given: rows
+    that are in memory, by their source's prefix, so that no file is read.
 
     Raises DataError naming the file, line and value: a column or label that is not there, a split that is empty or too
     small, a label that train lacks, a text or group in two splits.
@@ -102,7 +108,7 @@ def load_examples(task: Task, assigned: Assigned | None = None) -> TaskData:
     if task.output.documents is not None:
         documents, digest = task.output.documents.read(task.directory)
         searched = {f"file:{task.output.documents.source}": digest}
-    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
+    sources = given or {p: read_rows(source, task.directory) for p, source in task.data.by_prefix.items()}
     if files is None:
         records = _records(task, sources, documents, examples, counts, notes)
         if task.data.limit is not None:
@@ -236,7 +242,7 @@ def _example(
     task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
-    where = f"{rows.path}, line {line}"
+    where = rows.where(line)
     inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
@@ -251,7 +257,7 @@ def _example(
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    return Example(str(given) if has_id else f"line {line}", inputs, target, group, digest)
+    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest)
 
 
 def _text(row: Row, column: str, where: str) -> str:

@@ -34,7 +34,7 @@ class FreshRows:
 
 
 def fresh_rows(task: Task, source: Path | str) -> FreshRows:
-    """New rows from a .jsonl, .csv or .tsv file, with targets where it has such a column. DataError."""
+    """New rows from a .jsonl, .csv, .tsv or .parquet file, with targets where it has such a column. DataError."""
     rows = read_rows(str(source))
     labelled = task.data.target in rows.columns
     grouped = task.data.group_by is None or task.data.group_by in rows.columns

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import statistics
+from bedplate.core import shown, statistics
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
@@ -24,6 +25,7 @@ from bedplate.core.statistics.proportions import Side
 from bedplate.core.values import Values
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
 from bedplate.evaluation.ledger import Ledger
@@ -47,8 +49,8 @@ class Predicts(Protocol):
     def predict(self, rows: Sequence[Values], /) -> Sequence[PredictionLike | str]: ...
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(shown.Brief):
     """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
 
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
@@ -169,6 +171,12 @@ class Evaluation:
         """Mean row score among the answered rows; None where there is none."""
         kept = self._scores[self._abstained == 0]
         return float(kept.mean()) if len(kept) else None
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        groups = f" in {self.groups:,} groups" if self.groups < self.n else ""
+        found = f"{self.metric} {self.estimate:.3f} ({low:.3f} to {high:.3f})"
+        return shown.line("evaluation", self.task, found, f"{self.n:,} rows of {self.split}{groups}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""
@@ -293,25 +301,32 @@ def _interval(draft: Evaluation) -> tuple[float, float]:
     return 0.0, 1.0
 
 
+@checked
 def evaluate(
     model: Predicts | Embeds | Path | str,
     task: Task | Path | str,
     *,
     split: str = "valid",
-    data: TaskData | None = None,
+    data: TaskData | Any = None,
     confidence: float = 0.95,
 ) -> Evaluation:
     """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers. What
     embeds, a base as well, ranks the documents of a task whose output is an embedding.
 
+    data: rows in place of the task's own source: a DataFrame of pandas or polars, a Dataset of `datasets`, a pyarrow
+    Table or a list of mappings, split as the task says; or a mapping (a DatasetDict) of such to train, valid and test.
+
     Opening test is recorded in the ledger first: a later verdict on these rows is exploratory, because what was seen
     here may shape what is judged there. The same skin asked again is no new opening.
     """
-    if not isinstance(task, Task):
+    given = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
+    if given is not None:
+        task = task_of(task, given)
+    elif not isinstance(task, Task):
         task = load_task(task)
     task.scorer.ready()
-    if data is None:
-        data = load_examples(task)
+    if not isinstance(data, TaskData):
+        data = load_examples(task, given=given)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     with ExitStack() as opened:
         if isinstance(model, str | Path):
@@ -361,6 +376,7 @@ def _asked(model: object, data: TaskData, name: str) -> Predicts:
         return Ranker(model, data.documents)
     if not isinstance(model, Predicts):
         raise UsageError(
-            f"{name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"
+            f"model: {name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no "
+            "labels)"
         )
     return model

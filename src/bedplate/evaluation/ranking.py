@@ -23,8 +23,8 @@ _AT_ONCE = 256
 
 
 class RankedDocuments(Strict):
-    """What is searched: a data set of the catalogue, or a .jsonl, .csv or .tsv file. `column` holds the text, `id` what
-    a target calls it."""
+    """What is searched: a data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file. `column` holds the text,
+    `id` what a target calls it."""
 
     source: Annotated[str, Field(min_length=1)]
     column: str = "text"
@@ -41,9 +41,9 @@ class RankedDocuments(Strict):
             name, text = as_id(row.get(self.id)), row.get(self.column)
             if name is None or not isinstance(text, str) or not text.strip():
                 what = f"the id ({self.id})" if name is None else f"the text ({self.column})"
-                raise DataError(f"{rows.path}, line {line}: {what} of the document is missing")
+                raise DataError(f"{rows.where(line)}: {what} of the document is missing")
             if name in texts:
-                raise DataError(f"{rows.path}, line {line}: the id {name!r} stands on more than one document")
+                raise DataError(f"{rows.where(line)}: the id {name!r} stands on more than one document")
             texts[name] = text
         return texts, rows.sha256
 

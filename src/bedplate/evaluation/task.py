@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, field_validator, model_validator
 
+from bedplate.core import shown
 from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
@@ -264,6 +265,12 @@ class Task(Strict):
         if self.output.kind == "embedding" and len(self.inputs) > 1:
             raise ValueError("a task with outputs of kind embedding has one input, the query")
         return self
+
+    def __repr__(self) -> str:
+        inputs, labels = shown.few(list(self.inputs)), self.output.labels
+        made = self.output.kind if labels is None else f"{self.output.kind} ({shown.few(labels)})"
+        metric = self.metric if isinstance(self.metric, str) else "a metric of its own"
+        return shown.line("task", self.task, f"{inputs} → {made}", metric, self._path)
 
     @property
     def path(self) -> Path | None:

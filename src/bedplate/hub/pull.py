@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UnknownItemError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.hub import cache, licences
@@ -27,6 +28,7 @@ class Pulled:
     size_bytes: int
 
 
+@checked
 def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = False) -> Pulled:
     """Pull `source` (catalogue name | "hf:owner/name[@revision]" | path), check it, and say what it is.
 

@@ -75,7 +75,7 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
         raise UsageError(f"{out} exists already; choose another directory or remove it")
     source = load_base(base or skin.base.name, dtype="float32", device="cpu")
     verify_skin(skin, source, allow_other_weights=True)
-    weights = family_of(skin.base.family).weights
+    weights = family_of(skin.base.family).of(source.spec).weights
     bank = Bank(source.model, hf_name=lambda path: hf_module_name(weights, path))
     slot = bank.add(skin.lora.config, skin.lora.tensors)
     prompts = _prompts(skin, source)

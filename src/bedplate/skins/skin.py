@@ -13,6 +13,7 @@ from torch import Tensor
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core import shown
 from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint import EndpointSpec
@@ -181,8 +182,8 @@ def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) ->
             raise SkinError(f"skin {name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
 
 
-@dataclass(frozen=True, eq=False)
-class Skin:
+@dataclass(frozen=True, eq=False, repr=False)
+class Skin(shown.Told):
     """One product feature on one base, a remote model, or none: a prompt, and what else it has, alone or together.
 
     demonstrations: examples in the prompt. lora: adapter weights. soft_prompt: vectors before the prompt. probe: a head
@@ -228,10 +229,10 @@ class Skin:
         self._check_pool()
         self._check_cascade()
         self.prompt.check(list(self.inputs), self.demonstrations)
-        for number, shown in enumerate(self.demonstrations):
-            if shown.inputs.keys() != self.inputs.keys():
+        for number, one in enumerate(self.demonstrations):
+            if one.inputs.keys() != self.inputs.keys():
                 raise SkinError(
-                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(shown.inputs)}, "
+                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(one.inputs)}, "
                     f"the skin has {sorted(self.inputs)}"
                 )
 
@@ -357,6 +358,19 @@ class Skin:
     def is_remote(self) -> bool:
         """Whether a remote model answers, always or at times."""
         return any(isinstance(reference, EndpointReference) for reference in self.bases.values())
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is, in a few words each: for people."""
+        made, output = self.output.kind, self.output
+        if isinstance(output, LabelOutput | LabelsOutput):
+            made = f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {shown.few(output.labels)}"
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "bases": ", ".join(base.name for base in self.bases.values()),
+            "answers": f"{shown.few(list(self.inputs))} → {made}",
+        }
 
     def without_weights(self) -> Skin:
         """The same without the adapter's tensors: what is left to keep once an engine holds them."""

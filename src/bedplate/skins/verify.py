@@ -123,7 +123,7 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
     if spec.kind == "encoder" and set(skin.parts) - {"lora"} not in ({"probe"}, {"embed"}):
         raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} needs a decoder; this base is an encoder")
     if skin.lora is not None:
-        weights = family_of(skin.base.family).weights
+        weights = family_of(skin.base.family).of(spec).weights
         modules = adaptable(base.model)
         paths = match_targets(skin.lora.config.targets, modules, lambda path: hf_module_name(weights, path))
         check_tensors(skin.lora.config, {path: modules[path] for path in paths}, skin.lora.tensors)

@@ -146,7 +146,7 @@ def test_what_the_kernel_reads_itself_is_left_in_the_file_until_torch_is_asked(
         assert numbers(engine.run([replace(request, adapter="a")])[0]) == adapted
         assert numbers(engine.run([request])[0]) == wanted
     with open_base(path, Asked(weights=weights)).model() as model:
-        assert model.logits([1, 2, 3]).isfinite().all()
+        assert np.isfinite(model.logits([1, 2, 3])).all()
         assert not any(p.is_meta for p in model.base.outline.parameters())
 
 

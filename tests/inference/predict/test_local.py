@@ -12,7 +12,7 @@ import transformers
 from tests.near import assert_near
 
 import bedplate
-from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.precision import dtype_name
 
@@ -37,7 +37,7 @@ def test_load_by_directory_generates_from_text_and_messages(tiny_dir: Path, refe
 
 def test_logits_and_scores(model: LocalModel, reference: Any) -> None:
     tokens = model.tokenizer.encode("the product is great")
-    assert_near(model.logits(tokens), reference(torch.tensor([tokens])).logits[0])
+    assert_near(torch.from_numpy(model.logits(tokens)), reference(torch.tensor([tokens])).logits[0])
     scores = model.score("the product is", [" great", " terrible quality"])
     for text, score in zip((" great", " terrible quality"), scores, strict=True):
         whole = model.tokenizer.encode("the product is" + text)
@@ -62,7 +62,7 @@ def test_score_where_the_continuation_merges_into_the_prompt(model: LocalModel) 
     prompt = model.tokenizer.encode("the product is grea")
     whole = model.tokenizer.encode("the product is great")
     same = next(i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
-    logprobs = model.logits(whole).log_softmax(-1)
+    logprobs = torch.from_numpy(model.logits(whole)).log_softmax(-1)
     expected = sum(float(logprobs[i - 1, whole[i]]) for i in range(same, len(whole)))
     assert merged == pytest.approx(expected, abs=1e-4)
     with pytest.raises(RequestError, match="nothing to score"):
@@ -85,7 +85,7 @@ def test_embed_gives_unit_vectors(model: LocalModel) -> None:
     assert vectors.shape == (3, 48)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
-    with pytest.raises(RequestError, match="list of texts"):
+    with pytest.raises(UsageError, match="texts is the text 'one text'; give a list of texts"):
         model.embed("one text")
 
 
@@ -121,6 +121,6 @@ def test_smollm2_logits_equal_transformers_gguf_load_bit_for_bit(smollm2_gguf: P
         tokens = model.tokenizer.encode("The capital of France is Paris, and the capital of Italy is")
         with torch.no_grad():
             expected = theirs(torch.tensor([tokens])).logits[0]
-        torch.testing.assert_close(model.logits(tokens), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(model.logits(tokens)), expected, atol=1e-4, rtol=1e-4)
         answer = model.generate("The capital of France is", max_tokens=4).text
         assert "Paris" in answer

@@ -6,14 +6,13 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.formats import not_tried
 from bedplate.adaptation.climb.guards import GuardResult
-from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
@@ -30,51 +29,10 @@ from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
-from bedplate.report.schema_curve import Curve
+from bedplate.report.run_report import Report
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
-
-
-@dataclass(frozen=True)
-class Report:
-    """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
-
-    data: dict[str, Any]
-    directory: Path
-
-    @property
-    def verdict(self) -> dict[str, Any]:
-        """status (PASS, FAIL, INSUFFICIENT_DATA), skin, reason."""
-        return self.data["verdict"]
-
-    @property
-    def rungs(self) -> list[dict[str, Any]]:
-        """One row for each rung and split."""
-        return self.data["rungs"]
-
-    @property
-    def skin(self) -> Path | None:
-        """The directory of the skin that passed."""
-        found = self.verdict["skin"]
-        return None if found is None else self.directory / found
-
-    @property
-    def comparison(self) -> dict[str, Any] | None:
-        """The one pair that was fixed before test was opened."""
-        return next((pair for pair in self.data["comparisons"] if pair["planned"]), None)
-
-    def row(self, rung: str, split: str = "valid") -> dict[str, Any] | None:
-        """The row of a rung on a split."""
-        return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
-
-    def with_curve(self, curve: Curve, clock: Clock) -> Report:
-        """The same with learning curves, and the time and money that it took in all."""
-        timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
-        return Report({**self.data, "curve": curve.model_dump(mode="json"), "timing": timing}, self.directory)
-
-    def to_json(self) -> dict[str, Any]:
-        return self.data
 
 
 def build_report(

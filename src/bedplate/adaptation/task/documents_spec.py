@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class DocumentsSpec(Strict):
-    """Where documents are. source: a data set of the catalogue, a .jsonl, .csv or .tsv file (`column` is a document's
-    text, `id` what it is called), a .txt, .md or .rst file, or a directory of such, all below it. chunk_tokens: passage
-    sizes to try, in tokens of the base; overlap: the share of a passage that the one before it has as well; k: how many
-    passages to try in a prompt."""
+    """Where documents are. source: a data set of the catalogue, a .jsonl, .csv, .tsv or .parquet file (`column` is a
+    document's text, `id` what it is called), a .txt, .md or .rst file, or a directory of such, all below it.
+    chunk_tokens: passage sizes to try, in tokens of the base; overlap: the share of a passage that the one before it
+    has as well; k: how many passages to try in a prompt."""
 
     source: Annotated[str, Field(min_length=1)]
     column: str = "text"

@@ -13,7 +13,7 @@ from bedplate.evaluation.examples import Example
 
 
 class RawText(Strict):
-    """source: a data set or a .jsonl, .csv or .tsv file with a column `text` (rows with one `document` belong
+    """source: a data set or a .jsonl, .csv, .tsv or .parquet file with a column `text` (rows with one `document` belong
     together), a .txt or .md file, or a directory of such files, each of which is a document. tokens: at most so
     many are trained on."""
 

@@ -23,7 +23,7 @@ def compare(
         Path,
         typer.Argument(
             metavar="DATA.jsonl",
-            help="New rows with targets: .jsonl, .csv or .tsv.",
+            help="New rows with targets: .jsonl, .csv, .tsv or .parquet.",
             show_default=False,
             callback=paths.existing,
         ),

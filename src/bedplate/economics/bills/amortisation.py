@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.shown import Brief
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.amortisation_file import AmortisationFile, Basis, Revenue, utc
 from bedplate.economics.bills.usage import Counted, CountedUse, Logged, between, read_access_logs, together
@@ -49,8 +50,8 @@ class StatementRow:
         return float(self.base_usd) / self.calls if self.calls else None
 
 
-@dataclass(frozen=True)
-class Statement:
+@dataclass(frozen=True, repr=False)
+class Statement(Brief):
     """skins, tenants: rows whose machine_usd add up to bill_usd, and whose base_usd to base_usd; empty where there is
     no source for them."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from bedplate.core.errors import UsageError
+from bedplate.core.shown import Brief
 
 GB = 1e9
 
@@ -33,8 +34,8 @@ class RentalExample:
         return math.sqrt(self.usd_per_hour_low * self.usd_per_hour_high)
 
 
-@dataclass(frozen=True)
-class Device:
+@dataclass(frozen=True, repr=False)
+class Device(Brief):
     """One GPU, one TPU chip or one CPU socket.
 
     peak_flops_per_second: dense operations per second of matrix products by number format, accumulated in 32 bits.

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bedplate.core.errors import UsageError
+from bedplate.core.shown import Brief
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
 from bedplate.economics.serving.replica import Replica
@@ -77,8 +78,8 @@ class RateLatency:
     mean_batch: float
 
 
-@dataclass(frozen=True)
-class ServingPlan:
+@dataclass(frozen=True, repr=False)
+class ServingPlan(Brief):
     """One replica, and the fleet. Rates are calls a second of one replica; usd is None where no price is known.
 
     alone: one call on an idle replica. saturated: as many calls as it can take, without regard to latency. at_peak and

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bedplate.core.errors import UsageError
+from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Precision, peak_of
 from bedplate.economics.numbers.bounds import positive, whole
@@ -29,8 +30,8 @@ FORMULAS: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class BudgetPlan:
+@dataclass(frozen=True, repr=False)
+class BudgetPlan(Brief):
     """flops: of training, that the money buys. optimal: the least loss for them. in_use: by tokens of use, the size and
     tokens that reach `optimal`'s loss with the least training and use together."""
 

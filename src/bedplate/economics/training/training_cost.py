@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bedplate.core.errors import UsageError
+from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_of
 from bedplate.economics.model.flops import training_flops_per_token
@@ -88,8 +89,8 @@ class DevicePrice:
     source: str
 
 
-@dataclass(frozen=True)
-class TrainingPlan:
+@dataclass(frozen=True, repr=False)
+class TrainingPlan(Brief):
     """One run. mfu: of the clean steps, over the dense peak of `peak_number`; gpu_hours with the overhead in it.
 
     usd is None where no price is known. energy_usd is no part of usd: rent includes power. bytes: on the fullest one.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import UsageError
+from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Mfu, Precision, peak_of
 from bedplate.economics.model.adapter_size import lora_parameters
@@ -41,8 +42,8 @@ FORMULAS: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class TuningPlan:
+@dataclass(frozen=True, repr=False)
+class TuningPlan(Brief):
     """One run of tuning. seconds: of the wall clock, over all epochs. usd: None where no price is known."""
 
     model: str

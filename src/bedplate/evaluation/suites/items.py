@@ -92,15 +92,15 @@ def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[
 
 
 def own_items(source: str, directory: Path) -> Items[Question]:
-    """A .jsonl file with `context`, `choices`, `gold` (a choice's number, from 0) and, where items come in groups,
-    `group`. DataError names the line that does not read so."""
+    """A .jsonl or .parquet file with `context`, `choices`, `gold` (a choice's number, from 0) and, where items come in
+    groups, `group`. DataError names the line that does not read so."""
     rows = read_rows(source, directory)
     items = [_own(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
     return Items(tuple(items), source, rows.sha256, measure=accuracies)
 
 
 def _own(row: Row, line: int, rows: Rows) -> Question:
-    where = f"{rows.path}, line {line}"
+    where = rows.where(line)
     context, choices, gold = row.get("context"), row.get("choices"), row.get("gold")
     if not isinstance(context, str) or not context.strip():
         raise DataError(f"{where}: `context` must be a text, not {context!r}")
@@ -108,5 +108,5 @@ def _own(row: Row, line: int, rows: Rows) -> Question:
         raise DataError(f"{where}: `choices` must be a list of two or more texts, not {choices!r}")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise DataError(f"{where}: `gold` must be the number of a choice, 0 to {len(choices) - 1}, not {gold!r}")
-    group: Any = row.get("group", f"line {line}")
-    return Question(str(row.get("id", f"line {line}")), rows.path.stem, context, tuple(choices), gold, str(group))
+    group: Any = row.get("group", rows.name(line))
+    return Question(str(row.get("id", rows.name(line))), rows.path.stem, context, tuple(choices), gold, str(group))

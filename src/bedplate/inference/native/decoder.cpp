@@ -3,13 +3,14 @@
 #include <exception>
 #include <optional>
 
-#include "forward.h"
+#include "texts.h"
 
 namespace {
 struct Handle {
     Model model;
     Pace paces[3];  // of a few tokens, of a batch that decodes, of prompts
-    Arena memory;  // of one call, reused by the next
+    Arena memory;              // of one call, reused by the next
+    std::deque<Arena> apart;   // the same of each thread's texts
 };
 
 const float* keep(Arena& arena, const float* from, int64_t count, int64_t padded) {
@@ -51,11 +52,31 @@ void add_matrix(Model& m, Linear& w, int source, int in, int out, const void* da
     if (bias) w.bias = keep(m.arena, bias, out, w.panels * LANES);
 }
 
+// Each share of the texts by one thread.
+template <class Way>
+void run_apart(Handle& h, std::deque<Texts>& shares, Pool& pool, Pace& pace) {
+    const int hidden = h.model.shape.hidden;
+    while (h.apart.size() < shares.size()) h.apart.emplace_back();
+    std::deque<Forward<Way>> passes;
+    for (size_t i = 0; i < shares.size(); ++i) {
+        h.apart[i].restart();
+        shares[i].ready(hidden, h.apart[i]);
+        passes.emplace_back(h.model, shares[i].call, h.apart[i], 1);
+    }
+    pool.run(int(shares.size()), [&](int thread) {
+        Pool nobody;  // to wait for
+        nobody.run(1, [&](int) { passes[size_t(thread)].work(0, nobody); });
+        shares[size_t(thread)].give(hidden);
+    }, &pace);
+}
+
 template <class Way>
 void run(Handle& h, const Call& call, Pool& pool) {
     const int most = h.model.shape.threads;
     Pace& pace = h.paces[call.tokens_count < ALONE ? 0 : call.tokens_count < 32 ? 1 : 2];
     const int threads = pace.threads(most);
+    std::deque<Texts> shares = shared_texts(h.model, call, threads);
+    if (!shares.empty()) return run_apart<Way>(h, shares, pool, pace);
     std::optional<Wanted> wanted;
     std::optional<Forward<Way>> last;
     if (Wanted::few(call)) last.emplace(h.model, wanted.emplace(call).call, h.memory, threads);

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
@@ -33,6 +32,7 @@ from bedplate.inference.native.library import PLACES, Library, LowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.inference.native.sources import takes
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.linear import Linear
@@ -169,7 +169,7 @@ class Packed:
             kind, raw = own.kind, own.data
         at = raw.data_ptr(), None if bias is None else bias.data_ptr()
         add = self._library.experts if experts else self._library.linear
-        self._done(add(self._handle, matrix.layer, matrix.place, GGMLQuantizationType[kind], size, out, *at))
+        self._done(add(self._handle, matrix.layer, matrix.place, TYPES[kind].number, size, out, *at))
 
     def adapter(
         self,

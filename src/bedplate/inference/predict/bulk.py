@@ -1,8 +1,8 @@
 """A file of rows → a file of predictions, in memory that does not grow with the rows, going on where it was killed.
 
-Rows are JSON lines. While it runs, the predictions grow in `OUT.partial`, beside the `OUT.partial.json` that says
-which run they belong to; a finished run renames them to `OUT`. Batches are cut by position, so a run that was resumed
-writes the same bytes as one that was not.
+Rows are read from any of FORMATS, predictions are JSON lines. While it runs, the predictions grow in `OUT.partial`,
+beside the `OUT.partial.json` that says which run they belong to; a finished run renames them to `OUT`. Batches are cut
+by position, so a run that was resumed writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
-from bedplate.core.json import load_json
+from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading, good
 from bedplate.inference.engine.requests import Request, Terms
 from bedplate.inference.predict.composed import Answers
-from bedplate.inference.predict.predictor import Prediction, Predictor
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.ready import columns_for
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
@@ -31,78 +34,115 @@ _OF_A_ROW = (RequestError, TemplateError, SkinError)
 """What one row can be at fault for, whatever answers; other failures end the run, which can go on later."""
 
 
-@dataclass(frozen=True)
-class InputRow:
-    """One line of the input, counted from 1."""
-
-    line: int
-    value: dict[str, Any]
+SHOWN = 5
+"""Rows with errors that are named when a run is over."""
 
 
 @dataclass
 class Counts:
-    """`rows` written in all, `failed` of them with an error, `resumed` of them by an earlier run."""
+    """`rows` written in all, `failed` of them with an error, `resumed` of them by an earlier run. first_failed: line
+    and message of the first that failed, SHOWN of them at most."""
 
     rows: int = 0
     failed: int = 0
     resumed: int = 0
+    first_failed: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
 
 
-def read_rows(lines: Iterable[bytes], source: str) -> Iterator[InputRow]:
-    """The rows of JSON lines as they come; blank lines are skipped. Raises DataError naming the line."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            value = load_json(line)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; save the file as UTF-8") from error
-        except ValueError as error:
-            raise DataError(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: each line must be a JSON object, this one is {line.strip()[:40]!r}")
-        yield InputRow(number, value)
+@dataclass(frozen=True)
+class Survey:
+    """What a file of rows holds. sha256: of the file. unused: columns that are no input of the skin and not its `id`.
+    bad: the rows that cannot be read."""
+
+    rows: int
+    sha256: str
+    unused: tuple[str, ...]
+    bad: tuple[BadRow, ...]
 
 
-def survey(path: Path) -> tuple[int, str]:
-    """Number of rows and sha256 of the file, every line checked, so that a damaged file is told before any work."""
-    digest = hashlib.sha256()
+class Source:
+    """Rows to predict, of a file by its suffix, or of a stream in one of FORMATS. keep_going: a row that cannot be read
+    gets an error in place of its answer; without, it ends the run before anything is computed."""
 
-    def hashed(file: BinaryIO) -> Iterator[bytes]:
-        for line in file:
-            digest.update(line)
-            yield line
+    def __init__(self, inputs: Sequence[str], path: Path, format: str | None = None, keep_going: bool = False) -> None:
+        self.inputs, self.path, self.keep_going = tuple(inputs), path, keep_going
+        self.kind = file_format(str(path) if format is None else f".{format}")
+        self.unused: tuple[str, ...] = ()
 
-    with _opened(path) as file:
-        rows = sum(1 for _ in read_rows(hashed(file), str(path)))
-    return rows, digest.hexdigest()
+    def rows(self, stream: IO[bytes]) -> Reading:
+        """The rows as they come, each as the inputs by name and perhaps its `id`. DataError for a table without a
+        column that is needed, and for a row that cannot be read."""
+        found = self.kind.read(stream, str(self.path))
+        if not self.keep_going:
+            found = good(found)
+        columns: dict[str, str] | None = None
+        for row in found:
+            if isinstance(row, BadRow) or not self.kind.columns:
+                yield row
+                continue
+            if columns is None:
+                columns = columns_for(self.inputs, list(row.value), str(self.path))
+                if "id" in row.value:
+                    columns.setdefault("id", "id")
+                self.unused = tuple(name for name in row.value if name not in columns.values())
+            yield FileRow(row.line, {name: row.value[column] for name, column in columns.items()})
+
+    def survey(self) -> Survey:
+        """The whole file read once, so that a damaged one is told before any work."""
+        with _opened(self.path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            bad: list[BadRow] = []
+            count = 0
+            for row in self.rows(file):
+                count += 1
+                if isinstance(row, BadRow):
+                    bad.append(row)
+        return Survey(count, digest, self.unused, tuple(bad))
 
 
-def predict_rows(predictor: Answers, rows: Iterable[InputRow], batch: int) -> Iterator[list[dict[str, Any]]]:
+def file_format(name: str) -> FileFormat:
+    """How a file of this name is read. UsageError where its suffix says nothing."""
+    suffix = Path(name).suffix.lower() or name.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"{name}: rows are read from files that end in {', '.join(FORMATS)}; or say their --format")
+    return FORMATS[suffix]
+
+
+def predict_rows(predictor: Answers, rows: Iterable[FileRow | BadRow], batch: int) -> Iterator[list[dict[str, Any]]]:
     """Batches of output rows: `id` if the row has one, `line`, then the prediction, or `error` for a row that cannot be
-    predicted."""
+    read or predicted."""
     if batch < 1:
         raise UsageError(f"the batch is {batch} rows; it must be at least 1")
     source = iter(rows)
     while group := list(islice(source, batch)):
         # What earlier batches left in the cache would change last bits, and a resumed run has not seen them.
-        answers = _answers(predictor, group, tenant=f"lines from {group[0].line}")
-        yield [_head(predictor, row) | answer for row, answer in zip(group, answers, strict=True)]
+        read = [row for row in group if isinstance(row, FileRow)]
+        answers = iter(_answers(predictor, read, tenant=f"lines from {group[0].line}") if read else ())
+        yield [_unread(row) if isinstance(row, BadRow) else _head(predictor, row) | next(answers) for row in group]
 
 
 def predict_file(
-    predictor: Answers, source: Path, out: Path, *, batch: int, advance: Callable[[int], None] = lambda n: None
+    predictor: Answers,
+    source: Source,
+    out: Path,
+    *,
+    sha256: str,
+    batch: int,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> Counts:
-    """Predicts every row of `source` into `out`; call it again after a kill and it goes on.
+    """Predicts every row of `source`, whose file has this sha256 (`survey`), into `out`; call it again after a kill and
+    it goes on.
 
-    Raises DataError for a damaged input before anything is computed, UsageError where `out` exists or another run's
-    partial output is in the way. `advance` is told the number of rows as they are written.
+    overwrite: `out` is replaced where it exists, once the new one is whole, and what another run left unfinished is
+    begun again. Otherwise both raise UsageError. `advance` is told the number of rows as they are written.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already; choose another name or remove it")
-    _, digest = survey(source)
-    run: dict[str, Any] = {"input_sha256": digest, "skin": skin_id(predictor.skin), "batch": batch}
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists already; choose another name, or replace it (--overwrite)")
+    run: dict[str, Any] = {"input_sha256": sha256, "skin": skin_id(predictor.skin), "batch": batch}
+    if source.keep_going:
+        run["keep_going"] = True
     if isinstance(predictor, Predictor):
         run |= {
             "base": predictor.engine.base.identity.weights_id,
@@ -110,11 +150,11 @@ def predict_file(
             "weights": predictor.engine.weights,
             "kernel": predictor.engine.kernel,
         }
-    with _partial(out, run) as file:
+    with _partial(out, run, overwrite) as file:
         counts = _resume(file, batch)
         advance(counts.resumed)
-        with _opened(source) as lines:
-            rows = islice(read_rows(lines, str(source)), counts.resumed, None)
+        with _opened(source.path) as stream:
+            rows = islice(source.rows(stream), counts.resumed, None)
             for answers in predict_rows(predictor, rows, batch):
                 with _writing(out):
                     file.write(b"".join(_line(answer) for answer in answers))
@@ -127,11 +167,11 @@ def predict_file(
 
 
 def write_stream(
-    predictor: Answers, lines: Iterable[bytes], source: str, write: Callable[[bytes], object], *, batch: int
+    predictor: Answers, source: Source, stream: IO[bytes], write: Callable[[bytes], object], *, batch: int
 ) -> Counts:
     """Predicts rows as they come and writes them as they are done; nothing can be resumed."""
     counts = Counts()
-    for answers in predict_rows(predictor, read_rows(lines, source), batch):
+    for answers in predict_rows(predictor, source.rows(stream), batch):
         write(b"".join(_line(answer) for answer in answers))
         _count(counts, answers)
     return counts
@@ -140,13 +180,13 @@ def write_stream(
 # --- rows
 
 
-def _answers(predictor: Answers, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
+def _answers(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     if isinstance(predictor, Predictor):
         return _on_engine(predictor, group, tenant)
     return _asked(predictor, group, tenant)
 
 
-def _asked(predictor: Answers, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
+def _asked(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
     try:
@@ -161,7 +201,7 @@ def _asked(predictor: Answers, group: list[InputRow], tenant: str) -> list[dict[
         return found
 
 
-def _on_engine(predictor: Predictor, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
+def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
     requests: dict[int, Request] = {}
     for i, row in enumerate(group):
@@ -191,19 +231,25 @@ def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _head(predictor: Answers, row: InputRow) -> dict[str, Any]:
+def _head(predictor: Answers, row: FileRow) -> dict[str, Any]:
     named = "id" in row.value and "id" not in predictor.skin.inputs
     return ({"id": row.value["id"]} if named else {}) | {"line": row.line}
 
 
 def _success(prediction: Prediction) -> dict[str, Any]:
     """Without times and cache hits, which differ from run to run."""
-    scores = {"scores": dict(prediction.scores)} if prediction.scores else {}
+    scores = {}
+    if prediction.scores:
+        scores = {"scores": dict(prediction.scores), "probabilities": prediction.probabilities}
     tokens = {"prompt_tokens": prediction.prompt_tokens, "completion_tokens": prediction.completion_tokens}
     passages = {"passages": list(prediction.passages)} if prediction.passages else {}
     passed_on = {"passed_on": True} if prediction.passed_on else {}
     usd = {} if prediction.usd is None else {"usd": prediction.usd}
     return {"output": prediction.output} | scores | tokens | passages | passed_on | usd
+
+
+def _unread(row: BadRow) -> dict[str, Any]:
+    return {"line": row.line, "error": {"message": row.message, "code": "invalid_data"}}
 
 
 def _failure(error: BedplateError) -> dict[str, Any]:
@@ -213,7 +259,10 @@ def _failure(error: BedplateError) -> dict[str, Any]:
 
 def _count(counts: Counts, answers: list[dict[str, Any]]) -> None:
     counts.rows += len(answers)
-    counts.failed += sum("error" in answer for answer in answers)
+    failed = [answer for answer in answers if "error" in answer]
+    counts.failed += len(failed)
+    room = SHOWN - len(counts.first_failed)
+    counts.first_failed += [(one["line"], one["error"]["message"]) for one in failed[:room]]
 
 
 def _line(answer: dict[str, Any]) -> bytes:
@@ -224,7 +273,7 @@ def _line(answer: dict[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Generator[BinaryIO]:
+def _opened(path: Path) -> Generator[BufferedReader]:
     try:
         file = path.open("rb")
     except OSError as error:
@@ -266,7 +315,7 @@ def _run_path(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _partial(out: Path, run: dict[str, Any]) -> Generator[BinaryIO]:
+def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[BinaryIO]:
     """The growing file, locked, and known to belong to this very run."""
     rows, header = _rows_path(out), _run_path(out)
     with _writing(rows):
@@ -279,12 +328,14 @@ def _partial(out: Path, run: dict[str, Any]) -> Generator[BinaryIO]:
             raise UsageError(
                 f"another process is predicting into {out}; wait for it, or choose another name"
             ) from error
+        if overwrite and not _belongs(header, run):
+            file.truncate(0)
         if file.seek(0, os.SEEK_END) == 0:
             atomic_write(header, json.dumps(run) + "\n")
         elif not _belongs(header, run):
             raise UsageError(
                 f"{rows} is the unfinished output of another run (the input, the skin, the base, its dtype, its "
-                "weights, the kernel or the batch differ); finish that run, or remove the file to start again"
+                "weights, the kernel or the batch differ); finish that run, or begin anew (--overwrite)"
             )
         yield file
 
@@ -308,7 +359,7 @@ def _resume(file: BinaryIO, batch: int) -> Counts:
         _count(pending, [json.loads(line)])
         if pending.rows % batch == 0:
             counts.rows = counts.resumed = pending.rows
-            counts.failed, end = pending.failed, position
+            counts.failed, counts.first_failed, end = pending.failed, list(pending.first_failed), position
     file.truncate(end)
     file.seek(end)
     return counts

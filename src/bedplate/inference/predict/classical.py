@@ -4,21 +4,20 @@ template makes of the inputs."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import cast
 
-from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, SkinError
 from bedplate.core.values import Given
 from bedplate.inference.engine.requests import Classification, Timing, Usage
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
 from bedplate.skins.classical import words_of
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import Skin
 
 
-class ClassicalPredictor(Closing):
+class ClassicalPredictor(ReadySkin):
     """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
 
     The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises
@@ -33,13 +32,9 @@ class ClassicalPredictor(Closing):
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 
-    def __call__(self, inputs: Given) -> str:
-        """The parsed output for one input."""
-        return self.predict([inputs])[0].output
-
-    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
-        return [self.read(one, one.timing.total) for one in map(self.classified, rows)]
+        return [self.read(one, one.timing.total) for one in map(self.classified, rows_for(self.skin, rows))]
 
     def classified(self, row: Given) -> Classification:
         """What the model gives for one input, as an engine gives what a head does."""

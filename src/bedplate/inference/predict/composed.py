@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Protocol, runtime_checkable
 
-from bedplate.core.closing import Closing
 from bedplate.core.errors import SkinError
-from bedplate.core.values import Given
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
 from bedplate.skins.skin import Skin
 
 
@@ -27,11 +25,11 @@ class Answers(Protocol):
     def skin(self) -> Skin: ...
     @property
     def warnings(self) -> list[str]: ...
-    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
+    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
     def close(self) -> None: ...
 
 
-class CascadePredictor(Closing):
+class CascadePredictor(ReadySkin):
     """A cascade on the predictors of its two skins. Closing it leaves these open."""
 
     def __init__(self, skin: Skin, first: Answers, second: Answers) -> None:
@@ -41,13 +39,9 @@ class CascadePredictor(Closing):
         self.first, self.second = first, second
         self.warnings = [*first.warnings, *second.warnings]
 
-    def __call__(self, inputs: Given) -> str:
-        """The label for one input."""
-        return self.predict([inputs])[0].output
-
-    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
-        inputs = [inputs_of(self.skin, row) for row in rows]
+        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
         found = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
         unsure = [i for i, one in enumerate(found) if is_unsure(self.parts.threshold, one)]
         if unsure:

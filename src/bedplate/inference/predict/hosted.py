@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bedplate.core.closing import Closing
 from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import (
     BedplateError,
@@ -23,9 +22,10 @@ from bedplate.core.errors import (
 )
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
-from bedplate.core.values import Given, Values
+from bedplate.core.values import Values
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
@@ -59,7 +59,7 @@ def api_key(reference: EndpointSpec) -> str | None:
     return key
 
 
-class HostedPredictor(Closing):
+class HostedPredictor(ReadySkin):
     """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
 
     account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
@@ -81,16 +81,13 @@ class HostedPredictor(Closing):
         self._settings = _settings(skin, reference)
         self._endpoint = open_endpoint(reference, sleep)
 
-    def __call__(self, inputs: Given) -> str:
-        """The parsed output for one input; what the model said, where that is none of the labels or no such JSON."""
-        return self.predict([inputs])[0].output
-
-    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
-        """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. Seconds are those of the
-        request over the network, waits between attempts included, when it was made."""
-        inputs = [inputs_of(self.skin, row) for row in rows]
-        workers = 1 if one_by_one else min(self.reference.concurrency, len(rows))
-        with Progress(f"asking {self.reference.model}", len(rows), "rows", quiet=len(rows) < 8) as bar:
+    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
+        model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
+        waits between attempts included, when it was made."""
+        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
+        workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
+        with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
             if workers <= 1:
                 return [self._counted(one, bar) for one in inputs]
             pool = ThreadPoolExecutor(workers, "bedplate-hosted")

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
@@ -88,6 +89,7 @@ class _Bases(ExitStack):
         return self.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
 
 
+@checked
 def load(
     source: str | Path,
     *,

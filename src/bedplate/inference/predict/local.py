@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from bedplate.core import shown
+from bedplate.core.arguments import checked
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine.engine import Compute, Engine
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing):
+class LocalModel(Closing, shown.Told):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -49,6 +51,7 @@ class LocalModel(Closing):
         """The base's tokenizer; CheckpointError where it has none."""
         return self.base.need_tokenizer()
 
+    @checked
     def generate(
         self,
         prompt: str | Sequence[Mapping[str, str]] | Sequence[int],
@@ -87,6 +90,7 @@ class LocalModel(Closing):
         )
         return cast(Generation, self.engine.run([Generate(self._ids(prompt), sampling)])[0])
 
+    @checked
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
         """The total log-probability (natural log) of each continuation after the prompt.
 
@@ -109,6 +113,7 @@ class LocalModel(Closing):
             scores += cast(Scores, result).totals
         return scores
 
+    @checked
     def embed(
         self,
         texts: Sequence[str],
@@ -116,7 +121,7 @@ class LocalModel(Closing):
         pooling: Pooling | None = None,
         prompt_name: str | None = None,
         truncate: bool | int = False,
-    ) -> np.ndarray:
+    ) -> NDArray[np.float32]:
         """Vectors float32 [N, E]: a sentence encoder's own (what sentence-transformers gives), or means over the states
         of the tokens after the last norm, of unit length.
 
@@ -133,6 +138,7 @@ class LocalModel(Closing):
         size = self.base.embedding_size if pooling is None else self.base.spec.hidden_size
         return np.array(vectors, dtype=np.float32).reshape(len(vectors), size)
 
+    @checked
     def classify(self, inputs: Sequence[TextOrPair], *, truncate: bool | int = False) -> list[dict[str, float]]:
         """Of each text, or pair of texts, the score of every label that the base's own head tells apart: probabilities,
         or numbers where the head was made for them. RequestError for a base without such a head."""
@@ -146,7 +152,8 @@ class LocalModel(Closing):
         """A text as it is embedded: with the special tokens that the tokenizer sets."""
         return text_tokens(self.tokenizer, text)
 
-    def logits(self, tokens: Sequence[int]) -> Tensor:
+    @checked
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Next-token logits after each of the tokens, float32 [T, V]."""
         if "generate" not in self.base.can:
             raise RequestError(f"{self.base.name} is an encoder; it has no next-token logits")
@@ -159,7 +166,7 @@ class LocalModel(Closing):
             )
         with self.engine.exclusive() as base, torch.inference_mode():
             hidden = base.model(Inputs(torch.tensor([list(tokens)], device=base.device))).hidden[0]
-            return base.model.head(hidden).float().cpu()
+            return base.model.head(hidden).float().cpu().numpy()
 
     def predictor(
         self, skin: Skin, *, embedder: LocalModel | None = None, allow_other_weights: bool = False
@@ -177,6 +184,18 @@ class LocalModel(Closing):
         if prompt and isinstance(prompt[0], Mapping):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is, and how it is held, in a few words each."""
+        able = ", ".join(sorted(self.base.can))
+        held = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
+        return {
+            "name": self.base.name,
+            "context": f"{self.base.spec.context_length:,} tokens of context",
+            "can": able,
+            "held": held,
+        }
 
     def close(self) -> None:
         """Stops the engine's thread."""

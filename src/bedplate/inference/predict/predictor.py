@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
-from bedplate.core.closing import Closing
+import numpy as np
+from numpy.typing import NDArray
+
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
@@ -30,7 +32,9 @@ from bedplate.inference.engine.requests import (
 )
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.lookup import Found, Lookup, citations
+from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.reading import text_tokens
+from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
 from bedplate.skins.files import skin_id
 from bedplate.skins.output import (
     EmbeddingOutput,
@@ -45,32 +49,7 @@ from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One row's answer.
-
-    output: the parsed output (a label, a text). scores: each label's log-probability among the labels, or of being one
-    of the right ones where there may be several. text: what was generated, or the label. seconds: wall time of the
-    row's own call, or its share of its batch. usd: what a remote model charged for it, None where machine time is the
-    whole cost, or no price is known. passed_on: a cascade's second skin was asked. passages: what the prompt held of
-    documents (`citations`). finish_reason: why a generated text ended ("length": it was cut off), as the engine or the
-    server says; None where none was generated.
-    """
-
-    output: str
-    text: str
-    scores: Mapping[str, float] = field(default_factory=dict[str, float])
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    seconds: float = 0.0
-    usd: float | None = None
-    passed_on: bool = False
-    passages: tuple[Mapping[str, Any], ...] = ()
-    finish_reason: str | None = None
-
-
-class Predictor(Closing):
+class Predictor(ReadySkin):
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
@@ -149,16 +128,14 @@ class Predictor(Closing):
         """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
         self.skin = self.skin.without_weights()
 
-    def __call__(self, inputs: Given) -> str:
-        """The parsed output for one input."""
-        return self.predict([inputs])[0].output
-
-    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
-        """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
-        latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
+    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        """Predictions for rows, in order: texts, mappings of inputs, or a table. `one_by_one` runs each as a call of
+        its own, as a server would: that is what latencies are measured on. Beyond the skin's own prompt, beginnings are
+        shared within one `tenant` only."""
+        given = rows_for(self.skin, rows)
         if one_by_one:
-            return [self._timed([row], tenant)[0] for row in rows]
-        return self._timed(rows, tenant)
+            return [self._timed([row], tenant)[0] for row in given]
+        return self._timed(given, tenant)
 
     def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
@@ -284,9 +261,11 @@ class Predictor(Closing):
             label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
-    def embed(self, rows: Sequence[Given]) -> list[tuple[float, ...]]:
-        """The vectors of an embedding skin, in order."""
-        return [self.vector(result) for result in self.engine.run([self.request(row) for row in rows])]
+    def embed(self, rows: Asked) -> NDArray[np.float32]:
+        """The vectors of an embedding skin, in order: float32 [N, D]."""
+        given = rows_for(self.skin, rows)
+        vectors = [self.vector(result) for result in self.engine.run(self.requests(given))]
+        return np.array(vectors, dtype=np.float32).reshape(len(given), -1 if vectors else 0)
 
     def vector(self, result: Result) -> tuple[float, ...]:
         """A result of an embedding skin's request. RequestError for a skin that gives something else."""

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, raw_blocks
 from bedplate.models.checkpoints.gguf_header import Placed, read_header, read_tensors
+from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import Step, WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
+if TYPE_CHECKING:  # whoever only reads has no need of it
+    import gguf
+
 # What gguf.quants.quantize can write; the K types are read only.
-WRITABLE: dict[str, GGMLQuantizationType] = {
-    name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-}
+WRITABLE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 _CHUNK = 1 << 18
 """Values dequantised at once: what is needed beside the result. Larger pieces are slower, too, and the C library keeps
 what was freed of them."""
@@ -109,10 +109,12 @@ def write_gguf(
     stay float32, as llama.cpp expects, and so do tensors whose names end as one of `whole`."""
     if kind not in WRITABLE:
         raise UsageError(f"GGUF type {kind!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
+    import gguf
+
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         add_field(writer, key, value)
-    block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
+    block = TYPES[kind.upper()].values
     for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
         single = values.ndim < 2 or name.endswith(whole)
@@ -121,7 +123,7 @@ def write_gguf(
                 f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {kind} blocks of {block}; "
                 "choose f16, bf16 or f32"
             )
-        wanted = GGMLQuantizationType.F32 if single else WRITABLE[kind]
+        wanted = gguf.GGMLQuantizationType["F32" if single else kind.upper()]
         writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -131,6 +133,8 @@ def write_gguf(
 
 def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """One metadata field, of the type that its value has."""
+    from gguf import GGUFValueType
+
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, str):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.checkpoints.gguf_values import dequantise
 
 BLOCK = 32
@@ -76,7 +75,7 @@ def block_bits(kind: str) -> int:
 
 def block_size(kind: str) -> tuple[int, int]:
     """Values and bytes of one block of a type; (1, …) where it has none."""
-    return gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return TYPES[kind][1:]
 
 
 def raw_blocks(kind: str, data: NDArray[np.uint8], shape: Sequence[int]) -> RawBlocks:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from bedplate.core.errors import CheckpointError
 from bedplate.core.files import FileState, file_state
+from bedplate.models.checkpoints.gguf_types import NAMES, TYPES
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -140,15 +139,12 @@ class _Parser:
         for name, shape, kind, offset in entries:
             if name in found:
                 raise self.damaged(f"the tensor {name!r} appears twice")
-            try:
-                values, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-            except ValueError as error:
-                raise self.damaged(f"the tensor {name!r} has the unknown type {kind}") from error
+            if kind not in NAMES:
+                raise self.damaged(f"the tensor {name!r} has the unknown type {kind}")
+            _, values, size = TYPES[NAMES[kind]]
             if shape[-1] % values:
                 raise self.damaged(f"the rows of {name!r}, {shape[-1]} values, do not divide into blocks of {values}")
-            found[name] = Placed(
-                name, GGMLQuantizationType(kind).name, shape, begin + offset, prod(shape) // values * size
-            )
+            found[name] = Placed(name, NAMES[kind], shape, begin + offset, prod(shape) // values * size)
             if begin + offset + found[name].size > self.end:
                 raise CheckpointError(f"{self.path} ends before its tensor {name!r} does; download it again")
         return found

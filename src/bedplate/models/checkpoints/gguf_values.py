@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
+
+from bedplate.models.checkpoints.gguf_types import TYPES
 
 
 def _half(data_N: Tensor, begin: int) -> Tensor:
@@ -56,7 +56,8 @@ def dequantise(kind: str, data: Tensor) -> Tensor:
     NotImplementedError for a type that the package cannot dequantise either.
     """
     if kind in _BY_TORCH:
-        size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
-        return _BY_TORCH[kind](data.reshape(-1, size)).view(len(data), -1)
-    found = gguf.quants.dequantize(data.numpy(), GGMLQuantizationType[kind])
+        return _BY_TORCH[kind](data.reshape(-1, TYPES[kind].size)).view(len(data), -1)
+    import gguf
+
+    found = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(found.astype(np.float32, copy=False))

@@ -11,6 +11,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import silent
 from bedplate.models.checkpoints.base import Base, load_base
@@ -46,6 +47,7 @@ T = TypeVar("T")
 __all__ = ["Pretrained", "data_of", "pretrain"]
 
 
+@checked
 def pretrain(
     run: RunFile | Path | str,
     out: Path | str | None = None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from bedplate.core.errors import BedplateError, TrainingError, is_interrupt
 from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.core.shown import Brief
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.card import model_card
@@ -35,8 +36,8 @@ from bedplate.training.utilisation import utilisation_of
 logger = logging.getLogger("bedplate.pretraining")
 
 
-@dataclass(frozen=True)
-class Pretrained:
+@dataclass(frozen=True, repr=False)
+class Pretrained(Brief):
     """What a run ended in. base: the directory of the base; judged: the last checkpoint's row, with `tokens`, those of
     the texts that were learned from (`result.tokens` ran through the model)."""
 

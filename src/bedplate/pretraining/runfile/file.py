@@ -30,7 +30,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 class TextSource(Strict):
     """Documents: `stdlib` (the modules of the running Python's own library), a directory of text files, a .txt or .md
-    file, a data set of the catalogue, or a .jsonl, .csv or .tsv file with the text in `column`.
+    file, a data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file with the text in `column`.
 
     tokens: at most so many are learned from it. lines: so many lines of a text at a time are a document of their own
     (a single long file has else no part that can be held out). general: a text of other kinds than what is to be

@@ -324,11 +324,11 @@ class ApiCall:
 
         def charge() -> None:
             prompt, said, seconds = spent_on(streams)
-            if lease is None or not (prompt or said):
-                return
             usd = None if price is None else seconds * price.usd_per_hour / 3600
             if self.admission is not None:
                 self.admission.settle(prompt + said, usd or 0.0)
+            if lease is None or not (prompt or said):
+                return
             for told in self.server.unanswered:
                 told(UnansweredCall(lease.served.name, self.caller, prompt, said, usd))
 
@@ -352,9 +352,8 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
         call.admission = server.guard.admit(caller, counted=CALLER not in request.scope)
         response = await work(call)
     except BaseException:
-        if call.admission is not None:
-            headers.update(call.admission.headers())
         call.close()
+        headers.update(server.guard.headers(caller) if call.admission is None else call.admission.headers())
         raise
     headers.update(call.admission.headers())
     if isinstance(response, EventStream):

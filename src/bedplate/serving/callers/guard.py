@@ -59,13 +59,14 @@ class AdmittedCall:
             self._guard.windows.use_tokens(self._key, count)
 
     def settle(self, tokens: int, usd: float) -> None:
-        """What was computed in the end, the prompt's tokens included, and its price."""
+        """What was computed in the end, the prompt's tokens included, and its price. Of a prompt that was counted and
+        not computed (its request was refused, or its client left before) the tokens are given back."""
         if self._key is None:
             return
         if self._counted:
             self._guard.windows.use_tokens(self._key, tokens - self._prompt_tokens)
         self._prompt_tokens = 0
-        if self._guard.ledger is not None:
+        if self._guard.ledger is not None and (tokens or usd):
             self._guard.ledger.add(self._key.id, tokens, usd)
 
     def headers(self) -> dict[str, str]:
@@ -124,6 +125,11 @@ class CallerGuard:
         if counted:
             self.windows.begin(key)
         return AdmittedCall(self, key, counted)
+
+    def headers(self, caller: Caller) -> dict[str, str]:
+        """What is left of the limits of a caller's key, for the reply to a call that was not let in."""
+        key = None if self._store is None else self._store.get(caller.key)
+        return {} if key is None else self.windows.headers(key)
 
     def close(self) -> None:
         """Writes what was spent."""

@@ -68,14 +68,16 @@ class KeyWindows:
             raise LimitError(f"this API key may use {most} tokens a minute; try again in {wait:.0f} s", wait)
 
     def use_tokens(self, key: Key, count: int) -> None:
-        """Counts tokens that were computed, also those over the limit: a long answer is a debt of the next calls."""
+        """Counts tokens that were computed, also those over the limit: a long answer is a debt of the next calls. Below
+        nought they are given back, as many as this minute still has."""
         most = key.limits.tokens_per_minute
-        if most is None or count <= 0:
+        if most is None or not count:
             return
         item = RateLimitItemPerMinute(most)
-        self._storage.acquire_sliding_window_entry(
-            item.key_for("tokens", key.id), limit=2**62, expiry=item.get_expiry(), amount=count
-        )
+        name, expiry = item.key_for("tokens", key.id), item.get_expiry()
+        if count < 0:
+            count = -min(-count, self._storage.get_sliding_window(name, expiry)[2])
+        self._storage.acquire_sliding_window_entry(name, limit=2**62, expiry=expiry, amount=count)
 
     def headers(self, key: Key) -> dict[str, str]:
         """x-ratelimit-*, as the OpenAI API names them, for the limits that the key has."""

@@ -13,6 +13,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.serving.api import (
     admin,
@@ -108,6 +109,7 @@ async def _services(app: FastAPI) -> AsyncGenerator[None]:
         yield
 
 
+@checked
 def serve(
     base: str | Path | ServerConfig,
     skins: Sequence[str | Path | Skin] = (),

@@ -3,7 +3,7 @@
 const KEY = "bedplate.key";
 let askForKey = async () => false;
 
-/** ask(message): shown when the server wants a key; true once there is one to try. */
+/** ask(message): when the server wants a key; message: why the one that was sent will not do, "" where none was. */
 export function onKeyWanted(ask) {
   askForKey = ask;
 }
@@ -33,7 +33,7 @@ export async function request(path, options = {}) {
     }
     if (response.ok) return response;
     const message = await messageOf(response);
-    if (response.status !== 401 || options.quiet || !(await askForKey(message))) {
+    if (response.status !== 401 || options.quiet || !(await askForKey(key === null ? "" : message))) {
       throw new ApiError(message, response.status);
     }
   }

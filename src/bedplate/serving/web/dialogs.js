@@ -1,4 +1,4 @@
-// The key, the list of keys, and the reports.
+// The API key, the list of shortcuts, and the reports.
 
 import { apiKey, keepKey, onKeyWanted } from "./api.js";
 import { byId } from "./view.js";

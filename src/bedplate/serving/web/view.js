@@ -106,7 +106,13 @@ export function scoreBars(scores) {
 }
 
 export const seconds = (ms) => (ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(2)} s`);
-export const dollars = (usd) => `$${usd === 0 ? "0" : usd < 0.01 ? usd.toExponential(2) : usd.toFixed(4)}`;
+
+/** Dollars as people read them: no exponents, but as many digits as a small price needs for two that count. */
+export function dollars(usd) {
+  if (!(usd > 0)) return "$0";
+  const digits = usd >= 1000 ? 2 : Math.min(20, Math.max(4, 1 - Math.floor(Math.log10(usd))));
+  return `$${usd.toLocaleString("en", { minimumFractionDigits: usd < 0.01 ? 0 : digits, maximumFractionDigits: digits })}`;
+}
 
 /** A definition list's content: [term, value] pairs. */
 export function numbers(pairs) {

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bedplate.core.errors import DataError
 from bedplate.data.corpus.readers.part import Part, Piece, Read, grouped
-from bedplate.data.corpus.readers.tables import JSON_LINES, arrow, json_lines, opened, parquet_rows
+from bedplate.data.corpus.readers.tables import JSON_LINES, json_lines, opened, parquet_rows
 from bedplate.data.corpus.recipe import Hub
+from bedplate.data.table_files import arrow
 
 
 class HubReader:

@@ -26,6 +26,7 @@ from bedplate.data.corpus.readers.part import (
     whole,
 )
 from bedplate.data.corpus.recipe import Json, Parquet
+from bedplate.data.table_files import arrow
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
 
@@ -169,15 +170,6 @@ def document(row: dict[str, Any], place: str, column: str, id: str | None, name:
         return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {there}")
     about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
     return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
-
-
-def arrow() -> Any:
-    """pyarrow.parquet. UsageError where it is not installed."""
-    try:
-        import pyarrow.parquet as library
-    except ModuleNotFoundError:
-        raise UsageError("Parquet files need the extra `data`: pip install 'bedplate[data]'") from None
-    return library
 
 
 def _row_groups(path: Path) -> Iterator[Piece]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from bedplate.core.shown import Brief
 from bedplate.economics.bills.decisions.bill import DAYS_PER_YEAR, Bill, Volume
 from bedplate.economics.bills.decisions.breakeven import (
     BreakEvenVolume,
@@ -64,8 +65,8 @@ class OptionOutcome:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, repr=False)
+class Decision(Brief):
     """answer: the option's name, or NOTHING_FEASIBLE, NOTHING_PAYS. ranking: feasible options, best first.
     unconstrained: what the answer would be without the constraints."""
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bedplate.core import shown
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.choosing import Alternatives, WritingRow
@@ -44,7 +45,7 @@ class Generate(Request):
     marks: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation(Result):
     """Generated text. `logprobs` per output token (natural log, of the model's own distribution); `prompt_logprobs`
     and `prompt_top_logprobs` per prompt token, None and () for the first."""
@@ -59,6 +60,10 @@ class Generation(Result):
     prompt_top_logprobs: tuple[Alternatives, ...] = ()
     timing: Timing = NO_TIMING
     looked_up: LookedUp | None = None
+
+    def __repr__(self) -> str:
+        text = repr(shown.shortened(self.text, 80))
+        return shown.line("generation", text, f"{len(self.token_ids)} tokens", f"ended by {self.finish_reason}")
 
 
 class GenerateJob(Job[Generate]):

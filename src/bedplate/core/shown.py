@@ -1,0 +1,95 @@
+"""How an object is shown to a person: one short line for `repr`, a small table for notebooks, everything escaped."""
+
+from __future__ import annotations
+
+import html
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import PurePath
+
+MOST = 200
+"""Characters of a line."""
+
+
+def line(kind: str, *facts: object) -> str:
+    """`<kind fact, fact>`, shortened in its middle where it is long. A fact that is None or "" is left out."""
+    said = ", ".join(" ".join(str(fact).split()) for fact in facts if fact is not None and fact != "")
+    return f"<{kind} {shortened(said)}>"
+
+
+def shortened(text: str, most: int = MOST) -> str:
+    """The text without its middle where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    head = most * 2 // 3
+    return f"{text[:head]} … {text[head + 3 - most :]}"
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Names with commas between them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> str:
+    """An HTML table below its title, for a notebook. Without a header the first cell of each row names it."""
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+    body = "".join(_row(row, named=not header) for row in rows)
+    said = f"<p>{_text(note)}</p>" if note else ""
+    titled = f"<thead><tr>{head}</tr></thead>" if header else ""
+    return f"<div><strong>{_text(title)}</strong>{said}<table>{titled}<tbody>{body}</tbody></table></div>"
+
+
+def _row(cells: Sequence[object], *, named: bool) -> str:
+    shown = [_text(cell) for cell in cells]
+    first = f"<th>{shown[0]}</th>" if named else f"<td>{shown[0]}</td>"
+    return f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in shown[1:])}</tr>"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else html.escape(str(value))
+
+
+class Told(ABC):
+    """Something that says of itself what a person wants to know, in a few words each."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, str]: ...
+
+    def __repr__(self) -> str:
+        return line(type(self).__name__, *self.facts.values())
+
+    def _repr_html_(self) -> str:
+        return table(type(self).__name__, (), self.facts.items())
+
+
+class Brief:
+    """A dataclass (with repr=False) of which a person sees the numbers and texts: long parts stand by their names."""
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value}" for name, value in self._told()]
+        return f"<{type(self).__name__} {shortened(', '.join(parts), 2 * MOST)}>"
+
+    def _repr_html_(self) -> str:
+        return table(type(self).__name__, (), self._told())
+
+    def _told(self) -> list[tuple[str, str]]:
+        return [(name, told) for name, value in vars(self).items() if (told := _figure(value))]
+
+
+def _figure(value: object) -> str:
+    """A number, a text or a range in few characters; "" for anything else."""
+    if isinstance(value, bool | int | Decimal):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple) and 0 < len(value) <= 3 and all(isinstance(one, int | float) for one in value):
+        return " to ".join(f"{one:.4g}" for one in value)
+    ends = [getattr(value, name, None) for name in ("low", "central", "high")]
+    if all(isinstance(end, int | float) for end in ends):
+        return f"{ends[1]:.4g} ({ends[0]:.4g} to {ends[2]:.4g})"
+    if isinstance(value, str | PurePath):
+        return shortened(str(value), 60)
+    return str(getattr(value, "name", ""))

@@ -1,0 +1,238 @@
+"""Rows of a file as they come, each with its place: JSON lines, values separated by commas or tabs, Parquet.
+
+The one reader for a task's rows, for documents and for predictions. A row that cannot be read is given as such, so that
+the caller decides whether it ends the work. In JSON lines and separated values memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import datetime
+import decimal
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Literal, TypeAlias
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.json import JsonRuleError, load_json
+
+AT_ONCE = 1000
+"""Rows of a Parquet file that are in memory together."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """line: where it begins, counted from 1; of a Parquet file its row."""
+
+    line: int
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be read. message: why, with the file and the line."""
+
+    line: int
+    message: str
+
+
+Reading: TypeAlias = Iterator[FileRow | BadRow]
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """One kind of file. read: the rows of a stream, which the second argument names in messages; DataError where
+    nothing can be read at all. columns: whether every row has the same. counted: what a place in it is called."""
+
+    read: Callable[[IO[bytes], str], Reading]
+    columns: bool
+    counted: Literal["line", "row"] = "line"
+
+
+def good(rows: Reading) -> Iterator[FileRow]:
+    """The rows. DataError at the first that cannot be read."""
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise DataError(row.message)
+        yield row
+
+
+def arrow() -> Any:
+    """pyarrow.parquet. UsageError where it is not installed."""
+    try:
+        import pyarrow.parquet as library
+    except ModuleNotFoundError:
+        raise UsageError("Parquet files need the extra `data`: pip install 'bedplate[data]'") from None
+    return library
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it: a missing one (NaN, NaT, NA) is None, a date is its ISO text, numbers of numpy
+    are Python's. DataError for what is neither text, number, truth, date nor a list or mapping of these."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, float):
+        return _number(float(value))
+    if isinstance(value, decimal.Decimal):
+        whole = value.is_finite() and value == value.to_integral_value()
+        return int(value) if whole else _number(float(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    raise DataError(f"a value is {type(value).__name__}, which is not text, a number, a date or a list of these")
+
+
+def _number(value: float) -> float | None:
+    if math.isinf(value):
+        raise DataError("a value is an infinite number")
+    return None if math.isnan(value) else value
+
+
+# --- JSON lines
+
+
+def _json_lines(stream: IO[bytes], where: str) -> Reading:
+    at = 0
+    for number, line in enumerate(stream, start=1):  # by \n alone: U+2028 may stand inside a string
+        begin, at = at, at + len(line)
+        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # spreadsheets write one
+        if not content.strip():
+            continue
+        try:
+            value = load_json(content, repeated="the key {!r} stands twice")
+        except UnicodeDecodeError as error:
+            yield BadRow(number, _not_utf8(error, begin + len(line) - len(content), where, number))
+        except JsonRuleError as error:
+            yield BadRow(number, f"{where}, line {number}: {error}")
+        except ValueError as error:
+            yield BadRow(number, f"{where}, line {number}: not a JSON object: {error}")
+        else:
+            if isinstance(value, dict):
+                yield FileRow(number, value)
+            else:
+                said = f"each line must be a JSON object, not {type(value).__name__}"
+                yield BadRow(number, f"{where}, line {number}: {said}")
+
+
+def _not_utf8(error: UnicodeDecodeError, begin: int, where: str, line: int) -> str:
+    at = begin + error.start
+    return f"{where}, line {line}: byte {at} (0x{error.object[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+
+
+# --- values with a separator between them
+
+
+def _separated(delimiter: str) -> Callable[[IO[bytes], str], Reading]:
+    def read(stream: IO[bytes], where: str) -> Reading:
+        unreadable: dict[int, str] = {}
+        reader = csv.reader(_text_lines(stream, where, unreadable), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        for start, parsed in _records(reader, where):
+            damaged = min((line for line in unreadable if line >= start), default=None)
+            cells = parsed if damaged is None else unreadable.pop(damaged)
+            if header is None:
+                if isinstance(cells, str):
+                    raise DataError(cells)
+                header = [cell.strip() for cell in cells]
+                _check_header(header, where)
+            elif isinstance(cells, str):
+                yield BadRow(start, cells)
+            elif len(cells) != len(header):
+                fields = f"{len(cells)} fields where the header has {len(header)}"
+                advice = "put quotes around a field that holds the separator or a line break"
+                yield BadRow(start, f"{where}, line {start}: {fields}; {advice}")
+            else:
+                yield FileRow(start, dict(zip(header, cells, strict=True)))
+
+    return read
+
+
+def _text_lines(stream: Iterable[bytes], where: str, unreadable: dict[int, str]) -> Iterator[str]:
+    """The lines as text, in the ends they have. One that is not UTF-8 is named in `unreadable`, by its number."""
+    at = number = 0
+    for line in stream:
+        begin, at = at, at + len(line)
+        content = line if begin else line.removeprefix(codecs.BOM_UTF8)
+        try:
+            text, said = content.decode("utf-8"), None
+        except UnicodeDecodeError as error:
+            text = content.decode("utf-8", "replace")
+            said = _not_utf8(error, begin + len(line) - len(content), where, number + 1)
+        for part in io.StringIO(text, newline=""):  # a line may also end with \r
+            number += 1
+            if said is not None:
+                unreadable[number], said = said, None
+            yield part
+
+
+def _records(reader: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Each record with the line it begins at; or what is wrong with it."""
+    while True:
+        start = int(reader.line_num) + 1
+        try:
+            cells: list[str] = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield start, f"{where}, line {start}: malformed row: {error}"
+            continue
+        if cells:
+            yield start, cells
+
+
+def _check_header(header: list[str], where: str) -> None:
+    for name in header:
+        if not name:
+            raise DataError(f"{where}, line 1: a column without a name; the first line must name the columns")
+        if header.count(name) > 1:
+            raise DataError(f"{where}, line 1: two columns are named {name!r}")
+
+
+# --- Parquet
+
+
+def _parquet(stream: IO[bytes], where: str) -> Reading:
+    library = arrow()
+    try:
+        file = library.ParquetFile(stream)
+        names: list[str] = file.schema_arrow.names
+        batches = file.iter_batches(batch_size=AT_ONCE)
+    except Exception as error:  # pyarrow's own errors have no common base but this
+        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{where}: two columns are named {twice!r}")
+    number = 0
+    while (batch := _next(batches, where)) is not None:
+        for value in batch.to_pylist():
+            number += 1
+            try:
+                yield FileRow(number, {name: plain(one) for name, one in value.items()})
+            except DataError as error:
+                yield BadRow(number, f"{where}, row {number}: {error.message}")
+
+
+def _next(batches: Iterator[Any], where: str) -> Any:
+    try:
+        return next(batches, None)
+    except Exception as error:  # as above
+        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+
+
+FORMATS: dict[str, FileFormat] = {
+    ".jsonl": FileFormat(_json_lines, columns=False),
+    ".csv": FileFormat(_separated(","), columns=True),
+    ".tsv": FileFormat(_separated("\t"), columns=True),
+    ".parquet": FileFormat(_parquet, columns=True, counted="row"),
+}
+"""A file's suffix → how it is read."""

@@ -1,0 +1,127 @@
+"""Rows in memory take the place of a task's own source: the same splits, scores and reports as from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import polars as pl
+import pytest
+import yaml
+from tests.adaptation.conftest import GOOD, write_rows, write_task
+
+import bedplate
+from bedplate.core.errors import ConfigError, DataError, UsageError
+from bedplate.core.files import read_jsonl
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
+from bedplate.skins.run import Run
+
+
+class ByWord:
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        return ["positive" if any(word in row["review"] for word in GOOD) else "negative" for row in rows]
+
+
+@pytest.fixture
+def task(tmp_path: Path, tiny_base: Path) -> Path:
+    return write_task(tmp_path / "task", tiny_base, groups=60)
+
+
+@pytest.fixture
+def frame(task: Path) -> pd.DataFrame:
+    return pd.DataFrame(read_jsonl(task.parent / "rows.jsonl"))
+
+
+@pytest.fixture
+def without_source(task: Path) -> Path:
+    """The same task, whose file says nothing of where rows are."""
+    values = yaml.safe_load(task.read_text())
+    del values["data"]["source"]
+    path = task.with_name("open.yaml")
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "datasets", "mappings"])
+def test_a_table_is_scored_as_the_file_with_the_same_rows(
+    task: Path, without_source: Path, frame: pd.DataFrame, kind: str
+) -> None:
+    table = {
+        "pandas": frame,
+        "polars": pl.DataFrame(frame.to_dict("list")),
+        "datasets": datasets.Dataset.from_pandas(frame),
+        "mappings": frame.to_dict("records"),
+    }[kind]
+    for split in ("valid", "test"):
+        expected = bedplate.evaluate(ByWord(), task, split=split)
+        for asked in (without_source, task, load_task(task)):
+            found = bedplate.evaluate(ByWord(), asked, split=split, data=table)
+            assert (found.estimate, found.interval, found.rows) == (expected.estimate, expected.interval, expected.rows)
+            assert found.split_hash == expected.split_hash
+
+
+def test_a_table_for_each_split(task: Path, frame: pd.DataFrame) -> None:
+    data = load_examples(load_task(task))
+    parts = {"train": data.train, "valid": data.valid, "test": data.test.open("to compare")}
+    tables = {name: frame[frame["id"].isin([one.id for one in part])] for name, part in parts.items()}
+    expected = bedplate.evaluate(ByWord(), task, split="valid")
+    given = datasets.DatasetDict(
+        {"validation" if name == "valid" else name: datasets.Dataset.from_pandas(one) for name, one in tables.items()}
+    )
+    for splits in (tables, given):
+        found = bedplate.evaluate(ByWord(), task, split="valid", data=splits)
+        assert (found.n, found.estimate, found.lower_bound) == (expected.n, expected.estimate, expected.lower_bound)
+        assert {row.id.removeprefix("valid/") for row in found.rows} == {row.id for row in expected.rows}
+
+
+def test_what_does_not_go_is_named(task: Path, frame: pd.DataFrame) -> None:
+    with pytest.raises(UsageError, match="data is int; give a pandas or polars DataFrame"):
+        bedplate.evaluate(ByWord(), task, data=3)
+    with pytest.raises(DataError, match="data: no column 'text'"):
+        bedplate.evaluate(ByWord(), task, data=frame.rename(columns={"text": "body"}))
+    frame.loc[2, "label"] = "neutral"
+    with pytest.raises(DataError, match="data, row 3: the label 'neutral'"):
+        bedplate.evaluate(ByWord(), task, data=frame)
+    values = yaml.safe_load(task.read_text())
+    values["data"] = {"target": "label", "split": {name: f"{name}.csv" for name in ("train", "valid", "test")}}
+    task.write_text(yaml.safe_dump(values))
+    for asked in (task, load_task(task)):
+        with pytest.raises(ConfigError, match="do not go with files under `split`"):
+            bedplate.evaluate(ByWord(), asked, data=frame)
+
+
+def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
+    without_source: Path, task: Path, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    rungs, out = ["majority"], tmp_path / "out"
+    report = bedplate.adapt(without_source, out, rungs=rungs, data=frame)
+    expected = bedplate.adapt(task, tmp_path / "from-file", rungs=rungs)
+    for name in rungs:
+        ours, theirs = report.row(name), expected.row(name)
+        assert (ours["estimate"], ours["interval"]) == (theirs["estimate"], theirs["interval"])
+    kept = load_task(out / "task.yaml", beside=without_source)
+    assert (kept.directory / str(kept.data.source)).resolve() == (out / "rows.jsonl").resolve()
+    assert load_examples(kept).hashes["test"] == Run.read(out).data["test"]
+    again = bedplate.adapt(without_source, out, rungs=rungs, data=frame)
+    assert again.data["timing"]["resumed"]
+
+    read = bedplate.load_report(out)
+    assert read.data == again.data
+    assert read.verdict == again.verdict
+    assert bedplate.load_report(out / "report.json").data == read.data
+    assert len(json.dumps(read.data)) > 10_000
+    assert len(repr(read)) < 300
+    page = read._repr_html_()
+    assert page.count("<tr>") == 1 + len(read.rungs)
+    assert "majority" in page
+
+    write_rows(tmp_path / "more.jsonl", groups=60, seed=1)
+    other = bedplate.adapt(
+        without_source, out, rungs=["majority"], data=pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
+    )
+    assert not other.data["timing"]["resumed"]

@@ -1,0 +1,146 @@
+"""A skin that is ready is called with one input or many, gives probabilities, takes tables, and says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from tests.tiny import write_tiny_base
+
+import bedplate
+from bedplate.core.errors import DataError, UsageError
+from bedplate.inference.predict.loaded import LoadedSkin
+from bedplate.inference.predict.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output, TextOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+
+LABELS = ("negative", "<b>positive</b>")
+ROWS = ["great and works well", "it broke", "terrible quality"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("ready") / "base")
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Iterator[LocalModel]:
+    with LocalModel(load_base(base)) as found:
+        yield found
+
+
+def make(base: Path, output: Output | None = None, prompt: Prompt | None = None, name: str = "reviews") -> Skin:
+    return Skin(
+        name=name,
+        bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
+        inputs={"review": InputField()},
+        output=output or LabelOutput(labels=LABELS, continuations=default_continuations(LABELS)),
+        prompt=prompt or default_prompt("reviews", "Decide.", ["review"], LABELS),
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def skin(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSkin]:
+    path = write_skin(make(base), tmp_path_factory.mktemp("ready") / "skin")
+    with bedplate.load(path) as found:
+        assert isinstance(found, LoadedSkin)
+        yield found
+
+
+def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:
+    alone = [skin(row) for row in ROWS]
+    assert set(alone) <= set(LABELS)
+    assert skin(ROWS) == alone
+    assert skin([{"review": row} for row in ROWS]) == alone
+    assert skin(tuple(ROWS)) == skin(row for row in ROWS) == alone
+    assert skin([]) == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pd.DataFrame({"stars": [1, 2, 3], "review": ROWS}),
+        pd.DataFrame({"text": ROWS}),
+        pd.Series(ROWS),
+        pl.DataFrame({"review": ROWS}),
+        pl.Series(ROWS),
+        datasets.Dataset.from_dict({"review": ROWS}),
+        np.array(ROWS),
+        np.array(ROWS, dtype=object),
+    ],
+    ids=["pandas", "text", "Series", "polars", "polars.Series", "datasets", "array", "objects"],
+)
+def test_tables_and_columns_are_rows(skin: LoadedSkin, table: object) -> None:
+    assert [one.output for one in skin.predict(table)] == skin(ROWS)
+
+
+def test_probabilities_are_those_of_the_scores(skin: LoadedSkin) -> None:
+    table = skin.predict_proba(ROWS)
+    assert (skin.labels, table.shape, table.dtype) == (LABELS, (3, 2), np.float64)
+    np.testing.assert_allclose(table.sum(1), 1)
+    found = skin.predict(ROWS)
+    np.testing.assert_allclose(np.log(table), [[one.scores[label] for label in LABELS] for one in found])
+    assert [LABELS[place] for place in table.argmax(1)] == [one.output for one in found]
+    assert found[0].probabilities == pytest.approx(dict(zip(LABELS, table[0], strict=True)))
+    assert skin.predict_proba([]).shape == (0, 2)
+
+
+def test_a_skin_without_labels_has_no_probabilities(model: LocalModel, base: Path) -> None:
+    with model.predictor(make(base, TextOutput(max_tokens=3))) as writer:
+        assert writer.labels == ()
+        with pytest.raises(UsageError, match="gives text, no labels"):
+            writer.predict_proba(ROWS)
+
+
+def test_vectors_are_an_array(model: LocalModel, base: Path) -> None:
+    with model.predictor(make(base, EmbeddingOutput(), Prompt("{{ review }}"))) as embedder:
+        vectors = embedder.embed(pd.DataFrame({"review": ROWS}))
+        np.testing.assert_allclose(vectors, model.embed(ROWS), atol=1e-5)
+        assert (vectors.dtype, embedder.embed([]).shape[0]) == (np.float32, 0)
+    assert isinstance(model.logits([3, 4]), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (3, UsageError, "rows is int; give a list of texts"),
+        (None, UsageError, "rows is NoneType"),
+        (["a", 3], UsageError, r"rows\[1\] is int; give a text, or a mapping of the inputs review"),
+        (b"bytes", UsageError, "rows is bytes"),
+        ([b"bytes"], UsageError, r"rows\[0\] is bytes"),
+        (pd.DataFrame({"review": ["a", None]}), DataError, "row 2: column 'review' holds None, which is not a text"),
+        (pd.DataFrame({"other": ["a"]}), DataError, "no column 'review' for the skin's input"),
+    ],
+)
+def test_what_is_no_row_is_named(skin: LoadedSkin, rows: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        skin(rows)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="rows is one str; give a list"):
+        skin.predict("one text")
+
+
+def test_what_is_shown_is_short_and_escaped(skin: LoadedSkin, model: LocalModel, base: Path) -> None:
+    many = tuple(f"label number {n}" for n in range(500))
+    output = LabelOutput(labels=many, continuations=default_continuations(many))
+    big = make(base, output, Prompt("x " * 9000 + "{{ review }}"))
+    shown = [skin, skin.skin, big, model, *skin.predict(ROWS), model.generate("the", max_tokens=200)]
+    for one in shown:
+        assert len(repr(one)) < 300, repr(one)
+        assert repr(one).startswith("<")
+    assert "one of negative" in repr(skin)
+    assert "and 495 more" in repr(big)
+    for one in (skin, skin.skin, model):
+        page = one._repr_html_()
+        assert page.startswith("<div>")
+        assert "<b>positive" not in page
+    assert "&lt;b&gt;positive" in skin._repr_html_()
