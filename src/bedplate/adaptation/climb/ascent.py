@@ -48,7 +48,7 @@ class Ascent:
             self._firsts[candidate.name], outcome = first_of(candidate, self._growth)
             self._done(candidate.name, outcome)
         for candidate in iter(self._larger, None):
-            self._growth.grows(candidate.name)
+            self._growth.grows(candidate)
             found = climb_larger(candidate, self._firsts[candidate.name], self.outcomes[candidate.name])
             self.candidates[candidate.name] = found.candidate
             self._done(candidate.name, found.outcome)

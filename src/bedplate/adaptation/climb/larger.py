@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,11 +63,15 @@ class Growth:
     def was_grown(self, name: str) -> bool:
         return name in self.names
 
-    def grows(self, name: str) -> None:
-        """Write down that a candidate is climbed again, before anything of it is moved."""
-        if name not in self.names:
-            self.names.append(name)
-            self._write()
+    def grows(self, candidate: Candidate) -> None:
+        """Write down that a candidate is climbed again, before anything of it is moved; what a run with other limits
+        had moved before is gone then."""
+        if candidate.name in self.names:
+            return
+        for kind in ("skins", "rungs"):
+            shutil.rmtree(candidate.context.out / SMALLER / kind / candidate.rung.name, ignore_errors=True)
+        self.names.append(candidate.name)
+        self._write()
 
     def ends(self) -> None:
         """Nothing else will be climbed again, whatever the machine is doing when the command is repeated."""
