@@ -343,7 +343,7 @@ def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"url": "ftp://x"}, "is no server's address"),
+        ({"url": "ftp://x"}, "is not a server's address"),
         ({"usd_per_million_output": None}, "usd_per_million_output"),
         ({"name": "a/b"}, "hosted.0.name"),
         ({"as_of": "yesterday"}, "as_of"),

@@ -9,13 +9,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.ascent import Ascent
 from bedplate.adaptation.climb.candidates import candidates_of
-from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
+from bedplate.adaptation.climb.guard_drops import GuardResult, hold
+from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
 from bedplate.adaptation.climb.judging import judge
 from bedplate.adaptation.climb.retimed import retimed
 from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, opened
@@ -129,13 +131,20 @@ class _Ladder:
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
-        alpha = spent_alpha(1 - self.spec.target.confidence, 1 if opening is None else opening.number)
+        earlier = self._guards_opened(nomination.nominees, results, guarded)
+        number = 1 if opening is None else max(opening.number, earlier)
+        alpha = spent_alpha(1 - self.spec.target.confidence, number)
         confirmations = gate.confirm(
             [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: result.evaluation for name, result in results.items()},
+            {name: result.evaluation for name, result in results.items() if result.skin is not None},
             target=self.spec.target.value,
             alpha=alpha,
+            next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
+            holds={name: partial(hold, made) for name, made in guarded.items()},
         )
+        levels = {one.rung: one.lower_confidence for one in confirmations}
+        guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
+        limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         clock = self.context.clock
         kept_out = admissions(
             self._nominables(results, guarded),
@@ -152,6 +161,7 @@ class _Ladder:
             groups=self.data.test.groups,
             guards=guarded,
             kept_out=kept_out,
+            limits=limits,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
@@ -168,6 +178,7 @@ class _Ladder:
             decision,
             predictions=rules.score(self.expectations, served, tested, self.context.seed),
             guards=guarded,
+            limits=limits,
             formats=self.formats,
             kept_out=kept_out,
             reserved=self.reserved,
@@ -256,12 +267,16 @@ class _Ladder:
         less time as a format was measured to save."""
         now = self._nominable(name, results[name], guarded)
         times = self.candidates[name].context.format_gain
-        then = replace(now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times)
+        least = None if now.p95_least_ms is None else now.p95_least_ms / times
+        then = replace(
+            now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
+        )
         budget, out = self.spec.budget, gate.infeasible
         return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
 
     def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
+        least, _ = result.latency.p95_bounds(self.spec.target.confidence)
         return gate.Nominable(
             name,
             result.evaluation.estimate,
@@ -271,6 +286,7 @@ class _Ladder:
             result.prompt_tokens,
             broken(guarded.get(name, ())),
             result.evaluation.row_variance,
+            None if least is None else 1000 * least,
         )
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
@@ -339,6 +355,17 @@ class _Ladder:
                 with self.watch.timed("tests", name):
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
         return tested, opening
+
+    def _guards_opened(
+        self, nominees: Sequence[str], results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> int:
+        looked = [
+            (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
+            for name in nominees
+            if name in guarded
+            for at, _ in self._children(name)
+        ]
+        return guards_opened(self.task.task, looked)
 
     def _record(self, report: Report, results: Mapping[str, Result]) -> None:
         """Bases, skins, run and report in the catalogue."""

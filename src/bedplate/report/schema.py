@@ -14,7 +14,7 @@ from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
-from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Machine, NotTried, Prediction, Timing
+from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -83,6 +83,14 @@ class Row(Part):
     """Measured seconds of single calls at the machine's price."""
     p50_ms: Annotated[float, Field(ge=0)] | None
     p95_ms: Annotated[float, Field(ge=0)] | None
+    usd_interval: tuple[float, float] | None = None
+    """Two-sided, 95%: the price of 1,000 calls by the mean time of a call; null where what a call costs is charged."""
+    p95_bounds_ms: tuple[float | None, float | None] | None = None
+    """One-sided bounds, each at the target's confidence, by order statistics; null where the calls are too few."""
+    calls: Count | None = None
+    """Single calls that were timed; `rows.calls` has their seconds."""
+    load: Annotated[float, Field(ge=0)] | None = None
+    """Of the machine in the minute before the last of them: runnable processes, its own among them."""
     train_seconds: Seconds | None
     skin: str | None
     """Directory of its skin, relative to the report's; null where it made none."""
@@ -102,8 +110,12 @@ class Confirmation(Part):
     upper: float | None
     upper_confidence: Share
     passed: bool
+    expected: float | None = None
+    """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
+    reads higher on test than it is. Null in reports from before this was said."""
     needed_n: Count | None
-    """Test rows for 80% power at the valid estimate; null where none are promised."""
+    """Test rows in all for 80% power at the next verdict, were it the only nominee and `expected` the truth; null where
+    none are promised."""
     reason: str | None
     """Why its rows allow no bound; null where there is one."""
 
@@ -294,6 +306,10 @@ class RowResult(Part):
 class Rows(Part):
     valid: dict[str, tuple[RowResult, ...]]
     test: dict[str, tuple[RowResult, ...]]
+    calls: dict[Split, dict[str, tuple[Seconds, ...]]] = Field(
+        default_factory=dict[Split, dict[str, tuple[float, ...]]]
+    )
+    """Seconds of the single calls that p50, p95 and the price were read off, in the order in which they were made."""
     guards: dict[str, dict[str, tuple[GuardRow, ...]]]
     """Child base's candidate → guard → what it rests on."""
 
@@ -312,6 +328,8 @@ class ReportFile(Part):
     """Made before the climb; they order it and decide nothing."""
     guards: dict[str, tuple[Guard, ...]]
     """Of nominees that stand on a child base."""
+    limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])
+    """Of nominees, where the budget limits the time of a call."""
     formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
     """By candidate."""
     forecasts: tuple[Forecast, ...]

@@ -72,6 +72,24 @@ class Guard(Part):
     details: dict[str, Any]
 
 
+class Limit(Part):
+    """A nominee's p95 of single calls, as they were timed on test, against the budget."""
+
+    limit: Literal["p95_ms"]
+    holds: bool | None
+    """Null: undecided, so that the skin cannot pass."""
+    value: Milliseconds
+    lower: Milliseconds | None
+    upper: Milliseconds | None
+    """One-sided bounds by order statistics; null where the calls are too few."""
+    budget: Milliseconds
+    confidence: Share
+    calls: Count
+    needed: Count
+    """The least calls that can show it."""
+    reason: str
+
+
 class GuardRow(Part):
     """One item or document; for the loss, `parent` and `child` are sums over its tokens."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import Climbed, Result, RungOutcome
+from bedplate.adaptation.context.outcome import SLOW, Climbed, Result, RungOutcome
 from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
     Reading,
@@ -29,7 +29,7 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
-from bedplate.core.statistics import enough_groups
+from bedplate.core.statistics import enough_groups, values_needed
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
@@ -114,10 +114,8 @@ class Context:
 
     settled: bool = False
     """Whether every candidate was climbed, so that `likely` is all there will be."""
-
     pace: float = 1.0
     """Seconds that this rung was seen to take for each that it was expected to take."""
-
     before: Mapping[str, Any] | None = None
     """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
 
@@ -246,11 +244,16 @@ class Context:
     @property
     def single_test_calls(self) -> int:
         """Test rows that a skin answers one call at a time: as many as time it. The others are asked in batches."""
-        return min(self.test_n, self.latency_calls)
+        return min(self.test_n, max(self.latency_calls, self.least_timed))
+
+    @property
+    def least_timed(self) -> int:
+        """Single calls without which nothing is shown of the budget's p95."""
+        spec = self.spec
+        return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
     def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
-        """What a call with this prompt takes, the least of a few medians; no more are taken once one is within
-        `limit` seconds."""
+        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds."""
         key = f"{prompt.format}/{prompt.template}"
         if key not in self.readings:
             rows = [example.inputs for example in self.ordered(self.valid, "pace")]

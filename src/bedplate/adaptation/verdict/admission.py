@@ -64,7 +64,8 @@ def admissions(
     for one in candidates:
         keys = over(one, budget)
         if keys and one.broken is None:
-            changes = tuple(Change(key, limit, round_up(value)) for key, value, limit in keys)
+            shown = {"p95_ms": one.p95_ms}  # as it was measured: only its bound keeps it out
+            changes = tuple(Change(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
             found.append(Admission(one.rung, changes, one.estimate))
     for name, outcome in outcomes.items():
         needs = {key: value for key, value in outcome.needs.items() if key in given}
