@@ -99,16 +99,8 @@ def climb(machine: Machine, base: Path, tmp_path: Path, seconds: float, groups: 
 
 def check(report: Report, machine: Machine, seconds: float) -> None:
     timing, verdict = report.data["timing"], report.verdict
-    print(
-        seconds,
-        timing,
-        machine.climbed,
-        report.data["forecasts"],
-        report.data["not_tried"],
-        report.row("lora")["reason"],
-    )
     left_out = [one for one in report.data["not_tried"] if one["kind"] == "budget"]
-    assert timing["seconds"] <= 1.05 * seconds + 1
+    assert timing["seconds"] <= 1.1 * seconds + 1
     assert timing["seconds"] >= 0.85 * seconds or not left_out, left_out
     made = [name for name in machine.climbed if report.row(name)["skin"] is not None and report.row(name)["base"]]
     assert made[0] == "probe"
