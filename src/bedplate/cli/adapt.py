@@ -290,6 +290,6 @@ def _next(report: Report, directory: Path) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        names = [one["name"] for one in data["bases"]]  # a server holds one, also for a skin that needs none
+        names = [one["name"] for one in data["lineage"]["bases"]]  # a server holds one, also for a skin that needs none
         base = _from_here(row["base"] if row["base"] in names else names[0], directory)
         print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")
