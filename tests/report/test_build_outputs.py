@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -44,7 +45,8 @@ def test_the_command_ends_with_the_verdicts_code_and_writes_both_files(
 ):
     made = Report(ended(status), tmp_path)
     monkeypatch.setattr(ladder, "adapt", lambda *_, **__: made)
-    monkeypatch.setattr(first_look, "look", lambda *_: None)
+    unlimited = SimpleNamespace(budget=SimpleNamespace(train_minutes=None))
+    monkeypatch.setattr(first_look, "look", lambda *_: unlimited)
     (tmp_path / "task.yaml").write_text("task: t")
     xml, page = tmp_path / "junit.xml", tmp_path / "summary.md"
     line = [
