@@ -21,10 +21,12 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-bench
 	$(PYTEST) -m "slow or not slow"
 
-# A base of Python code from the interpreter's own standard library, then its completion skin: runs/stdlib, runs/completion
+# A base of Python code from the interpreter's own standard library, its completion skin, and the two served and asked:
+# runs/stdlib, runs/completion
 pretrain-demo: $(VENV)/.installed-serve
 	$(BIN)/bedplate pretrain examples/pretrain/stdlib.yaml --out runs/stdlib
-	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion
+	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion || test $$? -ge 3  # whatever the verdict
+	$(BIN)/python examples/pretrain/ask.py runs/stdlib/base runs/completion
 
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
 kernels: $(VENV)/.installed-test

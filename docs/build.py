@@ -28,6 +28,7 @@ PAGES = (
     "data",
     "task-file",
     "examples",
+    "verdict",
     "report-json",
     "skin-format",
     "new-rows",

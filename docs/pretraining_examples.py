@@ -100,6 +100,29 @@ def drawn(name: str, lines: Mapping[str, Points], across: str, up: str, label: s
 # --- the parts
 
 
+def base(runs: Path) -> str:
+    """The base beside what counts and compressors reach, and the completion skin that was made of it."""
+    run = Run(runs / "stdlib")
+    others = run.record["baselines"]["stdlib"]
+    row = [*run.facts, f"**{run.last('stdlib'):.3f}**", *(f"{bits:.3f}" for bits in others.values())]
+    ends = (run.held("stdlib")[0][0], run.held("stdlib")[-1][0])
+    lines = {"the base": run.held("stdlib"), **{name: [(end, bits) for end in ends] for name, bits in others.items()}}
+    made = report(runs / "completion" / "report.json")
+    rungs: list[Sequence[str]] = []
+    for one in made["rungs"]:
+        if one["status"] == "done":
+            low, high = one["interval"]
+            rungs.append([one["rung"], one["split"], f"{one['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+    return "\n\n".join(
+        [
+            table(["parameters", "tokens", "minutes", "bits a byte, held out", *others], [row]),
+            drawn("base", lines, "tokens", "bits a byte, held out", "A base of code"),
+            table(["rung", "split", "chrF (95% interval)"], rungs),
+            f"**{made['verdict']['status']}**: {made['verdict']['reason']} ({run.machine}.)",
+        ]
+    )
+
+
 def characters(runs: Path) -> str:
     """One table for both texts, the curve of each with what counts of words reach."""
     titles = {"characters": "editorials", "plays": "plays"}
@@ -305,6 +328,7 @@ def further(runs: Path) -> str:
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {
+    "base": base,
     "characters": characters,
     "experts": experts,
     "curation": curation,

@@ -85,6 +85,10 @@ class Judged:
     design_effect: float
     row_variance: None = None
 
+    @property
+    def n(self) -> int:
+        return len(self.scores)
+
     def bound(self, confidence: float, side: str = "lower") -> float:
         return statistics.effective_n_bound(self.scores, self.groups, confidence, side).value
 

@@ -167,7 +167,7 @@ def test_skins_that_do_not_go_together(skins: tuple[Path, Path]):
     both = cascaded("both", first, second, 0.7)
     with pytest.raises(SkinError, match="which does not choose one label"):
         cascaded("more", both, second, 0.7)
-    with pytest.raises(SkinError, match="no probability"):
+    with pytest.raises(SkinError, match="not a probability"):
         cascaded("both", first, second, 1.5)
 
 

@@ -142,13 +142,15 @@ def test_the_spread_of_few_draws_is_not_understated(task: Task):
     assert (shares @ estimates).std() == pytest.approx(estimates.std(ddof=1) / math.sqrt(3), rel=0.02)
 
 
-def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int) -> list[OverDraws]:
+def simulated(
+    task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int, luck: float = 0.01
+) -> list[OverDraws]:
     """Points of a rung whose quality is `truth` by size: rows have their own difficulty, draws their own luck."""
     names = [f"g{i // 4}" for i in range(groups * 4)]
     whole = evaluations(task, rng.random(len(names)) < 0.5, names)
 
     def drawn(p: float) -> Evaluation:
-        scores = (rng.random(len(names)) < p + rng.normal(0, 0.01)).astype(float)
+        scores = (rng.random(len(names)) < p + rng.normal(0, luck)).astype(float)
         rows = tuple(replace(row, score=float(score)) for row, score in zip(whole.rows, scores, strict=True))
         return replace(whole, rows=rows, estimate=float(scores.mean()))
 
@@ -166,7 +168,7 @@ def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
     for number in range(rounds):
         ours, theirs = simulated(task, rng, tuned, 3, 60), simulated(task, rng, prompted, 3, 60)
         resamples = Resamples(ours[0].by_draw[0], seed=number, count=400)
-        low, high = resamples.interval(ours[2].estimate, resamples.of(ours[2]))
+        low, high = resamples.interval(ours[2])
         covered += low <= 0.69 <= high
         found = crossing(resamples, labels, ours, theirs)
         assert found.interval is not None
@@ -174,6 +176,18 @@ def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
         assert 0.9 < found.crosses <= 1
     assert covered >= 0.88 * rounds
     assert inside >= 0.88 * rounds
+
+
+def test_differences_cover_where_draws_differ(task: Task):
+    """Three draws of 60 groups, whose luck is as large as the rows' noise: by the groups alone 0.89 are covered."""
+    luck, rounds, inside = 0.04, 60, 0
+    rng = np.random.default_rng(4)
+    for number in range(rounds):
+        ours, theirs = simulated(task, rng, [0.8], 3, 60, luck), simulated(task, rng, [0.75], 3, 60, luck)
+        found = crossing(Resamples(ours[0].by_draw[0], seed=number, count=400), [100.0], ours, theirs)
+        _, _, (low, high) = found.differences[0]
+        inside += low <= 0.05 <= high
+    assert inside >= 0.92 * rounds
 
 
 def test_a_crossover_that_is_not_there_says_so(task: Task):

@@ -269,15 +269,14 @@ def test_what_only_its_calls_keep_out_is_tried_in_a_format(
 
     def fast(candidate: Any, skin: Any, weights: Any) -> Any:
         trial = made(candidate, skin, weights)
-        p95 = candidate.climbed.result.latency.p95
-        return replace(trial, latency=replace(trial.latency, p95=p95 / 2))
+        return replace(trial, latency=candidate.climbed.result.latency.scaled(0.5))
 
     monkeypatch.setattr(formats, "make_trial", fast)
     task = write_task(tmp_path, wide, rows=many, formats={"margin": MARGIN}, **EASY)
     first = adapt(task, tmp_path / "first", rungs=["probe"], overrides=["adapt.formats=none"])
     shutil.copytree(tmp_path / "first", tmp_path / "out")
-    p95 = first.row("probe")["p95_ms"]
-    override = f"adapt.budget={{p95_ms: {p95 / 1.5}, max_prompt_tokens: 400}}"
+    least, _ = first.row("probe")["p95_bounds_ms"]
+    override = f"adapt.budget={{p95_ms: {least / 1.5}, max_prompt_tokens: 400}}"
     alone = adapt(task, tmp_path / "first", rungs=["probe"], overrides=[override, "adapt.formats=none"])
     assert alone.data["nominees"]["nominees"] == []
     report = adapt(task, tmp_path / "out", rungs=["probe"], overrides=[override])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.climb.guards import Guarding, GuardResult, broken
+from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, hold
+from bedplate.adaptation.climb.guards import Guarding, broken
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.task.guard_spec import GuardsSpec, LossGuard
+from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
@@ -26,6 +29,7 @@ from bedplate.evaluation.suites import items as sets
 from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
+from bedplate.report.schema_plan import GuardRow
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,10 @@ def guarding(directory: Path, trained_on: tuple[str, ...] = (), **guards: Any) -
 def check(found: Guarding, parent: Path, child: Path) -> dict[str, GuardResult]:
     with LocalModel(load_base(parent)) as before, LocalModel(load_base(child)) as after:
         return {one.guard: one for one in found.check(lambda: before, lambda: after)}
+
+
+def test_the_core_sets_of_the_task_file_are_those_that_there_are() -> None:
+    assert tuple(sets.CORE) == CORE
 
 
 def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path, parent: Path) -> None:
@@ -237,3 +245,67 @@ def test_a_broken_guard_makes_room_for_another_nominee() -> None:
     nomination = gate.nominate(found, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)
     assert nomination.nominees == ("lora",)
     assert nomination.reasons["full"] == "not feasible: its loss guard is broken: so"
+
+
+# --- several nominees, several verdicts
+
+
+def lost(rng: np.random.Generator, share: float, n: int = 200) -> GuardResult:
+    """A retention guard whose child has lost this share of the items, at the limit of a tenth."""
+    after = (rng.random(n) >= share).astype(float).tolist()
+    rows = tuple(GuardRow(id=str(i), group=str(i), parent=1.0, child=child) for i, child in enumerate(after))
+    fields = bounded("retention", "accuracy", 1.0, sum(after) / n, drop_of("retention", rows, 0.95), 0.1)
+    known = {"guard": "retention", "measure": "accuracy", "parent": 1.0, "child": sum(after) / n, "limit": 0.1}
+    return GuardResult.model_validate({**known, **fields, "details": {}, "rows": rows})
+
+
+def test_a_guard_at_another_confidence_is_that_of_its_rows(tmp_path: Path, parent: Path, other: Path) -> None:
+    write_files(tmp_path, parent)
+    found = check(guarding(tmp_path, refusal={"max_drop": 0.3}), parent, other)
+    strict = {one.guard: one for one in replace(guarding(tmp_path), confidence=0.99).check(*models(parent, other))}
+    for name, one in strict.items():
+        assert found[name].at(0.99) == one
+    assert (found["loss"].at(0.99).upper or 0) > (found["loss"].upper or 0)
+
+
+def models(parent: Path, child: Path) -> tuple[Any, Any]:
+    before, after = LocalModel(load_base(parent)), LocalModel(load_base(child))
+    return lambda: before, lambda: after
+
+
+def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha() -> None:
+    """Three nominees clear the target with room; what all of them have lost is the limit. Each guard at 95% by itself
+    would let one of them through in over a tenth of verdicts."""
+    rng = np.random.default_rng(2)
+    tested = {name: evaluation(good) for name in ("a", "b", "c")}
+    nomination = gate.Nomination(tuple(tested), "a", None, {})
+    passed = alone = 0
+    for _ in range(250):
+        guards = {name: [lost(rng, 0.1)] for name in tested}
+        alone += any(made[0].holds for made in guards.values())
+        found = gate.confirm(
+            list(tested.items()),
+            tested,
+            target=0.8,
+            alpha=0.05,
+            holds={name: partial(hold, made) for name, made in guards.items()},
+        )
+        judged = {one.rung: [guard.at(one.lower_confidence) for guard in guards[one.rung]] for one in found}
+        verdict = gate.decide(nomination, found, metric="accuracy", target=0.8, n=400, groups=400, guards=judged)
+        passed += verdict.status == "PASS"
+    assert alone / 250 > 0.08
+    assert 0 < passed / 250 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 250)
+    assert passed < 0.6 * alone
+
+
+def test_a_nominee_whose_guard_holds_passes_at_the_level_that_the_others_leave() -> None:
+    rng = np.random.default_rng(3)
+    tested = {name: evaluation(good) for name in ("a", "b", "c")}
+    guards = {name: [lost(rng, 0.0)] for name in tested}
+    holds = {name: partial(hold, made) for name, made in guards.items()}
+    found = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05, holds=holds)
+    assert sorted(round(one.lower_confidence, 4) for one in found) == [0.95, 0.975, round(1 - 0.05 / 3, 4)]
+    stopped = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05, holds={**holds, "b": lambda _: False})
+    levels = {one.rung: one.lower_confidence for one in stopped}
+    assert levels["b"] == max(levels["b"], 0.95)
+    assert all(one.passed for one in stopped)  # it clears the target; what holds it back is its guard

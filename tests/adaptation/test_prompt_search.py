@@ -145,7 +145,7 @@ def test_a_proposer_that_fails_leaves_what_it_gave(server: Proposer, tmp_path: P
         ({"url": "http://127.0.0.1:1", "base": "x", "model": "m"}, "either a `url`"),
         ({"url": "http://127.0.0.1:1"}, "belong together"),
         ({"api_key_env": "KEY"}, "belong together"),
-        ({"url": "nonsense", "model": "m"}, "no server's address"),
+        ({"url": "nonsense", "model": "m"}, "not a server's address"),
         ({"number": 0}, "number"),
     ],
 )

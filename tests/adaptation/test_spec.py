@@ -37,7 +37,7 @@ def test_a_task_is_read(toy_task: Path):
         ({"traffic": {"calls_per_day": 5}}, "`traffic` is not supported yet"),
         ({"prompt": "p.jinja"}, "adapt.prompt: .*reads none of the inputs"),
         ({"prompt": {"file": "none.jinja"}}, "adapt.prompt: .*none.jinja"),
-        ({"prompt": "{{ review }} {{ stars }}"}, "adapt.prompt: .*'stars', which is no input"),
+        ({"prompt": "{{ review }} {{ stars }}"}, "adapt.prompt: .*'stars', which is not an input"),
         ({"prompt": "{{ review }}\nSentiment: "}, "adapt.prompt: .*ends with a space"),
         ({"prompt": {"template": "{{ review }}", "file": "p.jinja"}}, "either a `template` or a `file`"),
         ({"prompt": {"template": "{{ review }}", "system": "Be brief."}}, "plain prompt has no system message"),

@@ -217,7 +217,7 @@ def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
         LoraConfig(targets=("down",)).paths(adaptable(base.model), None)
     config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.gate.weight"])
     peft.get_peft_model(reference, config).save_pretrained(tmp_path / "router")
-    with pytest.raises(SkinError, match=r"gate\.weight, which is no linear"):
+    with pytest.raises(SkinError, match=r"gate\.weight, which is neither a linear"):
         read_peft(tmp_path / "router", base.family.weights, adaptable(base.model))
 
 

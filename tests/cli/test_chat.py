@@ -288,7 +288,7 @@ def test_bad_calls_are_one_line(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     for arguments, part in (
         ([], "name a skin or a base, or give --url"),
-        (["--url", "nowhere"], "no server's address"),
+        (["--url", "nowhere"], "not a server's address"),
         (["--url", "http://127.0.0.1:9"], "is the server running"),
         (["nope", "--url", fake.url], "its models are: ok"),
         (["label", "--url", fake.url, "--system", "be kind"], "takes no system message"),

@@ -136,7 +136,7 @@ def test_what_is_asked_as_a_whole_fails_by_the_row_and_says_what_it_cost(skin_di
         (b'{"review": "a"}\n\n["x"]\n', "line 3: each line must be a JSON object"),
         (b'{"review": "a"}\n{"review": "\xff"}\n', "line 2: byte 28 (0xff) is not UTF-8"),
         (b'{"review": NaN}\n', "line 1: NaN is not JSON"),
-        (b'{"review": "a", "review": "b"}\n', "line 1: the key 'review' stands twice"),
+        (b'{"review": "a", "review": "b"}\n', "line 1: the key 'review' appears twice"),
     ],
 )
 def test_a_damaged_file_is_told_before_anything_is_computed(

@@ -13,6 +13,7 @@ import torch
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
+from bedplate.cli.adapt import _from_here
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.native.library import load
@@ -149,3 +150,13 @@ def test_options_that_do_not_fit_are_refused(bases, asked, tmp_path, capsys, arg
     assert asked[0].bases[0].source == str(bases[0])
     assert run(capsys, "--config", file, "port=8123", "--json")[0] == 0
     assert asked[1].port == 8123
+
+
+def test_a_base_of_a_task_file_is_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `bedplate adapt` prints the command that serves what it made."""
+    for place in ("runs/stdlib/base", "examples/pretrain", "here"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert _from_here("../../runs/stdlib/base", Path("examples/pretrain")) == "runs/stdlib/base"
+    assert _from_here("smollm2-135m", Path("examples/pretrain")) == "smollm2-135m"
+    assert _from_here(str(tmp_path / "runs/stdlib/base"), Path("here")) == str(tmp_path / "runs/stdlib/base")

@@ -88,10 +88,13 @@ def test_adapts_options_are_written_over_the_task_file(
         raise ConfigError("far enough")
 
     monkeypatch.setattr(ladder, "adapt", fake)
+    (tmp_path / "task.yaml").write_text(TASK)
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "base").mkdir()
     line = ["adapt", tmp_path / "task.yaml", "--out", tmp_path / "out"]
-    run(capsys, *line, "--dtype", "float32", "--kernel", "torch", "metric=f1")
+    run(capsys, *line, "--dtype", "float32", "--kernel", "torch", "metric=macro_f1")
     run(capsys, *line, "--weights", "int4")
-    assert given == [["metric=f1", "adapt.dtype=float32", "adapt.kernel=torch"], ["adapt.weights=int4"]]
+    assert given == [["metric=macro_f1", "adapt.dtype=float32", "adapt.kernel=torch"], ["adapt.weights=int4"]]
 
 
 def test_a_task_file_says_how_bases_are_held(tmp_path: Path, directory: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path: Path) -> None:
         ("a.jsonl", b'{"t": "a"}\n{"t": "\xe9"}\n', r"a.jsonl, line 2: byte 18 \(0xe9\) is not UTF-8"),
         ("a.jsonl", b'{"t": "a"}\n{"t": \n', "line 2: not a JSON object"),
         ("a.jsonl", b'["t"]\n', "line 1: each line must be a JSON object, not list"),
-        ("a.jsonl", b'{"t": 1, "t": 2}\n', "line 1: .*'t' stands twice"),
+        ("a.jsonl", b'{"t": 1, "t": 2}\n', "line 1: .*'t' appears twice"),
         ("a.jsonl", b'{"t": NaN}\n', "line 1: .*NaN is not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: nested too deeply"),
         ("a.jsonl", b"\n \n", "no rows"),

@@ -162,6 +162,18 @@ def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
             checks[language](text)
 
 
+def test_the_readme_s_commands_are_found_in_a_fresh_shell() -> None:
+    """`make` makes the environment; what is installed in it is found once it is activated, or by its path."""
+    made = activated = False
+    for language, text in snippets(ROOT / "README.md"):
+        for line in text.splitlines() if language == "sh" else ():
+            words = shlex.split(line, comments=True)
+            made |= words[:1] == ["make"]
+            activated |= made and words[:2] == [".", ".venv/bin/activate"]
+            assert words[:1] != ["bedplate"] or activated, line
+    assert activated
+
+
 def _file(directory: Path, text: str) -> None:
     """A file that its own loader reads; which one it is, its first key says."""
     loaders: dict[str, Callable[[Path], object]] = {
@@ -240,7 +252,7 @@ def _commands(text: str) -> None:
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), line
         else:
-            assert words[0] in {"git", "cd", "for", "done", "curl"}, line
+            assert words[0] in {"git", "cd", "for", "done", ".", "curl"}, line
 
 
 def test_the_picture_of_the_house_is_current(builder: ModuleType) -> None:

@@ -72,8 +72,11 @@ def test_a_range_end_that_misses_the_target_is_said(capsys: pytest.CaptureFixtur
         (["small", "--machine", "FILE", "--p95-ms", "0"], "p95_ms is 0"),
         (["small", "--machine", "FILE", "--devices", "2"], "several devices make a replica of devices of the table"),
         (["small", "--machine", "FILE", "--max-rows", "0"], "max_rows"),
-        (["large", "--machine", "FILE"], "large was not measured on this machine"),
-        (["small", "--machine", "/no/file.json"], "was not measured yet"),
+        (["large", "--machine", "FILE"], "such as --device h100"),
+        (
+            ["small", "--machine", "/no/file.json"],
+            "was not measured yet; run: bedplate plan calibrate BASE, or name a device",
+        ),
         (["llama-3.1-8b", "--device", "h10"], "h100"),
         (["llama-3.1-9b", "--device", "h100"], "llama-3.1-8b"),
         (["llama-3.1-8b", "--device", "h100", "--like", "small"], "leave the device out"),

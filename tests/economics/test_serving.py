@@ -193,5 +193,5 @@ def test_calls_longer_than_the_context_are_refused() -> None:
 
 
 def test_an_encoder_is_not_served_this_way() -> None:
-    with pytest.raises(UsageError, match="is no decoder"):
+    with pytest.raises(UsageError, match="is not a decoder"):
         on_devices("bert-base", find_device("h100"), 1, "bfloat16", lengths(), Engine())

@@ -142,8 +142,8 @@ def test_any_name_survives_as_prometheus_own_parser_reads_it(
         ('bedplate:x{model_name="a" 3\n', "line 1: labels without an end"),
         ('bedplate:x{model_name="a} 3\n', "line 1: a label's value without an end"),
         ("# HELP x y\nbedplate:x many\n", "line 2: could not convert string to float: 'many'"),
-        ("bedplate:x\n", "line 1: 'bedplate:x' is no sample"),
-        ("<html>\n", "line 1: '<html>' is no sample"),
+        ("bedplate:x\n", "line 1: 'bedplate:x' is not a sample"),
+        ("<html>\n", "line 1: '<html>' is not a sample"),
     ],
 )
 def test_what_is_not_the_format_is_named_by_line(tmp_path: Path, text: str, says: str) -> None:

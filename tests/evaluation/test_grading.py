@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.evaluation.test_harness import examples
@@ -16,6 +15,7 @@ from tests.evaluation.test_harness import task as task_of
 from tests.tiny import write_tiny_base
 
 from bedplate.evaluation import harness
+from bedplate.evaluation.examples import TaskData, TestHandle
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
@@ -142,16 +142,9 @@ class Echo:
 def test_a_task_is_evaluated_in_windows_as_it_is_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "AT_ONCE", 16)
     task, rows = task_of(), examples(["a", "b", "c", "a"] * 10)
-
-    class Data:
-        documents = None
-
-        @staticmethod
-        def examples(split: str, reason: str) -> Any:
-            return rows
-
+    data = TaskData((), tuple(rows), TestHandle(0, 0, (), "", ()), {}, {}, ())
     model = Echo()
-    found = evaluate(model, task, data=Data())  # type: ignore[arg-type]
+    found = evaluate(model, task, data=data)
     assert model.batches == [16, 16, 8]
     assert found == evaluate_predictions(task, rows, Echo().predict([row.inputs for row in rows]))
 

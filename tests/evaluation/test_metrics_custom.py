@@ -111,7 +111,7 @@ def test_the_hash_follows_the_functions_file(tmp_path: Path) -> None:
     [
         ("none.py:score", "", r"task.yaml: metric: the Python file .*none.py does not exist"),
         ("metric.py:scor", "def score(a, b): return 1.0", "has no function 'scor'"),
-        ("metric.py:score", "score = 3", "'score' in .* is no function but int"),
+        ("metric.py:score", "score = 3", "'score' in .* is not a function but int"),
         ("metric.py:score", "def score(a, b) return 1.0", r"metric.py cannot be run \(SyntaxError"),
         ("metric.py:score", "import nothing_of_the_kind", r"cannot be run \(ModuleNotFoundError"),
         ("metric.py", "", "write it as path/to/file.py:function"),

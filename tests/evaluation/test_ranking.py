@@ -199,7 +199,7 @@ def test_targets_are_ids_lists_or_separated_text(tmp_path: Path) -> None:
         ({"targets": ["none"] * 50}, r"line 1: the target \(y\): names the document 'none', which is not among"),
         ({"targets": [[]] * 50}, r"line 1: the target \(y\): names no relevant document"),
         ({"targets": [True] * 50}, "line 1: .*names the document None"),
-        ({"documents": [{"id": 0, "text": "a"}, {"id": 0, "text": "b"}]}, "line 2: the id '0' stands on more than one"),
+        ({"documents": [{"id": 0, "text": "a"}, {"id": 0, "text": "b"}]}, "line 2: the id '0' is on more than one"),
         ({"documents": [{"id": 0, "text": " "}]}, r"line 1: the text \(text\) of the document is missing"),
         ({"documents": [{"id": None, "text": "a"}]}, r"line 1: the id \(id\) of the document is missing"),
         ({"documents": [{"name": 0, "text": "a"}]}, "no column 'id'; the columns are name, text"),

@@ -266,7 +266,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict, message: str) -> None:
         (rows(), {"data__target": "label"}, "no column 'label'.*the columns are text, y"),
         (rows(), {"data__group_by": "g"}, "no column 'g'"),
         (rows(g=""), {"data__group_by": "g"}, r"line 1: the group \(g\) is ''"),
-        (rows(id="same"), {}, "the id 'same' stands on more than one row"),
+        (rows(id="same"), {}, "the id 'same' is on more than one row"),
         (rows(g="one"), {"data__group_by": "g"}, "the valid split is empty: 50 usable rows in 1 groups"),
         (rows(2), {}, "split is empty"),
         (rows(7), {"output__labels": ["no", "yes", "maybe"]}, "the valid split has [12] rows for 3 labels"),

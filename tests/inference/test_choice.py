@@ -553,7 +553,7 @@ def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: p
             assert isinstance(model, LocalModel)
             assert (model.engine.weights, model.engine.kernel) == (weights, kernel)
     narrow = write_tiny_base(tmp_path / "narrow", dtype=torch.bfloat16)
-    for kernel, message in (("auto", "no multiple of 32"), ("native", r"native int4 cannot run here: .*multiple of")):
+    for kernel, message in (("auto", "a multiple of 32"), ("native", r"native int4 cannot run here: .*multiple of")):
         with pytest.raises(UsageError, match=message):
             bedplate.load(narrow, weights="int4", kernel=kernel)
 

@@ -147,7 +147,7 @@ def test_nobody_there() -> None:
     "url", ["https://me:sesame@host/v1", "https://sesame@host", "https://:sesame@host:a", "http://host/?key=sesame"]
 )
 def test_addresses_with_a_password_are_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(UsageError, match=r"holds a user's name or password|no server's address") as caught:
+    with pytest.raises(UsageError, match=r"holds a user's name or password|not a server's address") as caught:
         Endpoint(url)
     assert "sesame" not in caught.value.message
 

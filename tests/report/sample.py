@@ -68,7 +68,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "rungs": [
             row("majority", 0.5, 0.0, skin=None),
             row("lora", 0.9, 0.02, seeds=seeds),
-            row("lora", 0.88, 0.02, split="test", coverage=0.9, answered=0.93),
+            row("lora", 0.88, 0.02, split="test", coverage=0.9, answered=0.93, p95_bounds_ms=[1.9, 2.4]),
             skipped("probe", "no time"),
         ],
         "nominees": {
@@ -85,6 +85,7 @@ def report(**changes: Any) -> dict[str, Any]:
                     "upper": 0.92,
                     "upper_confidence": 0.97,
                     "passed": True,
+                    "expected": 0.872,
                     "needed_n": 90,
                     "reason": None,
                 }
@@ -119,6 +120,22 @@ def report(**changes: Any) -> dict[str, Any]:
                 "rests_on": "no prompted rung made a skin",
             }
         ],
+        "limits": {
+            "lora": [
+                {
+                    "limit": "p95_ms",
+                    "holds": True,
+                    "value": 2.0,
+                    "lower": 1.9,
+                    "upper": 2.4,
+                    "budget": 500.0,
+                    "confidence": 0.95,
+                    "calls": 100,
+                    "needed": 59,
+                    "reason": "p95 of 100 calls is 2 ms, at most 2 ms with 95.0% confidence, within the budget",
+                }
+            ]
+        },
         "formats": {
             "lora": {
                 "weights": "bfloat16",
@@ -302,6 +319,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "rows": {
             "valid": {},
             "test": {},
+            "calls": {"test": {"lora": [0.001, 0.002]}},
             "guards": {"lora": {"retention": [{"id": "a", "group": "a", "parent": 1.0, "child": 0.0}]}},
         },
     }

@@ -98,10 +98,22 @@ def test_what_was_answered_has_a_column_where_a_skin_abstains():
     assert "score where it answers" not in adaptation_page(values)
 
 
+def test_the_verdicts_own_bound_and_what_calls_take_stand_in_the_table_and_the_plot():
+    page = adaptation_page(report())
+    assert "≥ 0.830 (97.0%)" in page
+    assert "2.0 (≤ 2.4)" in page
+    assert "within the budget: p95 of 100 calls is 2 ms, at most 2 ms with 95.0% confidence" in page
+    assert '<td class="n">0.872</td>' in page  # what is expected of it
+    rows = [row("lora", 0.88, 0.02, split="test", reference=False, bound=0.83)]
+    drawn = plots.quality_against_cost(rows, 0.8, "accuracy")
+    assert drawn != plots.quality_against_cost([{**rows[0], "bound": None}], 0.8, "accuracy")
+
+
 def test_the_headline_is_one_sentence_for_every_verdict():
     values = report()
     assert headline(values) == (
-        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830, at $0.0200 per 1,000 calls."
+        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830 with 97.0% confidence, at $0.0200 "
+        "per 1,000 calls (not tried: probe)."
     )
     for status, said in (("FAIL", "No adaptation reaches"), ("INSUFFICIENT_DATA", "do not decide")):
         values["verdict"] |= {"status": status, "rung": None, "skin": None}
@@ -109,6 +121,8 @@ def test_the_headline_is_one_sentence_for_every_verdict():
         assert headline(values).count(". ") == 0
     values["verdict"]["status"] = "FAIL"
     values["nominees"]["confirmations"] = []
+    assert "No skin could be judged" in headline(values)
+    values["verdict"]["status"] = "OUT_OF_BUDGET"
     assert "fits the budget" in headline(values)
 
 

@@ -89,6 +89,9 @@ def test_a_skin_gives_scikit_learns_probabilities(
         assert isinstance(loaded, ClassicalPredictor)
         found = loaded.predict(rows)
         assert loaded(rows[0]) == found[0].output
+        assert loaded(rows) == [one.output for one in found]
+        np.testing.assert_allclose(loaded.predict_proba(rows), np.exp(wanted), atol=1e-5)
+        assert "classical, no base, review" in repr(loaded)
     np.testing.assert_allclose([list(one.scores.values()) for one in found], wanted, atol=1e-5)
     assert [one.output for one in found] == [labels[i] for i in wanted.argmax(axis=1)]
     assert [one.prompt_tokens for one in found] == [len(words_of(row)) for row in rows]

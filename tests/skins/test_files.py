@@ -140,7 +140,7 @@ def test_paths_and_pickles_in_the_list_are_refused(tmp_path, skin, name):
     write_skin(skin, tmp_path / "s")
     files = json.loads((tmp_path / "s" / SKIN_FILE).read_text())["files"]
     edit(tmp_path / "s", {"files": files | {name: "0" * 64}})
-    with pytest.raises(SkinError, match="no part of a skin"):
+    with pytest.raises(SkinError, match="not a part of a skin"):
         read_skin(tmp_path / "s")
 
 
@@ -157,7 +157,7 @@ def test_paths_and_pickles_in_the_list_are_refused(tmp_path, skin, name):
         ({"bases": {}}, "main base"),
         ({"lora": None}, "does not fit"),
         ({"probe": {"layer": "layers.1", "pooling": "last"}}, "does not fit"),
-        ({"inputs": {"text": {"kind": "text"}}}, "'review', which is no input"),
+        ({"inputs": {"text": {"kind": "text"}}}, "'review', which is not an input"),
         ({"inputs": {"review": {"kind": "image"}}}, "inputs.review.kind"),
         ({"prompt": {"format": "chat", "system": 3}}, "prompt.system"),
     ],

@@ -117,7 +117,7 @@ def test_refusals(tokenizer):
         Prompt("{% for %}")
     with pytest.raises(TemplateError, match="system"):
         Prompt("{{ a }}", "plain", "be nice")
-    with pytest.raises(SkinError, match="'reveiw', which is no input"):
+    with pytest.raises(SkinError, match="'reveiw', which is not an input"):
         Prompt("{{ reveiw }} {{ review }}").text({"review": "x"})
     with pytest.raises(SkinError, match="none of the inputs"):
         Prompt("hello").text({"review": "x"})

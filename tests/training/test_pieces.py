@@ -38,6 +38,27 @@ def test_gradients_are_those_of_all_at_once(tied, rows) -> None:
         torch.testing.assert_close(token_losses(model, base * 2, targets, rows) / 3.0, found[0][0])
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_cross_entropy_is_torchs_own(dtype: torch.dtype, off: float, share: float) -> None:
+    torch.manual_seed(0)
+    model = Decoder(SPEC, dtype=dtype)
+    states, targets = 40 * torch.randn(9, 16, dtype=dtype), torch.randint(0, 61, (9,))
+    found = []
+    for own in (True, False):
+        model.zero_grad()
+        given = states.clone().requires_grad_()
+        if own:
+            loss = token_losses(model, given, targets)
+        else:
+            wide = model.head(given).to(torch.promote_types(dtype, torch.float32))
+            loss = torch.nn.functional.cross_entropy(wide, targets, reduction="sum")
+        (loss * share).backward()
+        found.append((loss.detach(), given.grad, model.embedding.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=off, atol=off)
+
+
 def test_a_frozen_head_has_no_gradient() -> None:
     torch.manual_seed(0)
     model = Decoder(SPEC)

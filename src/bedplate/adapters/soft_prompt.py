@@ -130,7 +130,7 @@ def read_peft_prompt(directory: Path) -> SoftPrompt:
     config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
     fields = read_json_object(config_path)
     if fields.get("peft_type") != "PROMPT_TUNING":
-        raise SkinError(f"{config_path}: peft_type {fields.get('peft_type')!r} is no soft prompt ('PROMPT_TUNING')")
+        raise SkinError(f"{config_path}: peft_type {fields.get('peft_type')!r} is not a soft prompt ('PROMPT_TUNING')")
     if fields.get("num_transformer_submodules") not in {None, 1}:
         raise SkinError(
             f"{config_path}: a soft prompt for {fields['num_transformer_submodules']} stacks; one is served"

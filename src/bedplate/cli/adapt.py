@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, Wide, program
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import console
+from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
+
+
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
+"""What a verdict makes the command exit with. 1 and 2 are those of errors, where there is no verdict."""
 
 
 def adapt(
@@ -63,14 +69,37 @@ def adapt(
         Literal["auto", "torch", "native"] | None,
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write JUnit XML, for builds.", show_default=False, callback=paths.new_file
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
+        ),
+    ] = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
-) -> None:
+) -> int:
     """Find the cheapest adaptation of a base that provably meets the bar.
 
-    Climbs the ladder (majority, from_scratch, zero_shot, few_shot, probe, lora), tunes each rung on valid, nominates at
-    most three skins that fit the budget, opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA.
-    Ctrl-C is safe: the same command goes on where it stopped.
+    Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
+    opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
+    where it stopped. The rungs:
+
+    \b
+    RUNG_LINES
+
+    \b
+    exit code  verdict
+      0        PASS: a skin clears the bar
+      3        FAIL: everything that fits is shown to be below it
+      4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
+      5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
+      2        wrong usage, 1 another error, 130 interrupted: there is no verdict
 
     The task file's `adapt` section says what is wanted:
 
@@ -85,15 +114,15 @@ def adapt(
 
     Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
 
-    With --curve each rung is climbed again on nested sets of the train labels, three draws of them, and judged on
-    valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid for itself.
-    It takes what the ladder leaves of --budget; what does not fit is left out and said. With a longer one the same
-    command keeps the points, and climbs the ladder's rungs by what the longer time allows.
+    With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,
+    and judged on valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid
+    for itself. It uses what the ladder leaves of --budget; what does not fit is left out and reported. With a longer
+    budget the same command keeps the points that it has, and gives the ladder's rungs the longer time too.
 
     With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
-    that they were in, so that nothing is judged by rows it was trained on; new rows are split as always. lora, dora and
+    that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
-    afresh. What users corrected is such new data: `bedplate feedback export`.
+    from nothing. What users corrected is such new data: `bedplate feedback export`.
     """
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}
     held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
@@ -102,26 +131,50 @@ def adapt(
     sizes = () if curve is None else _sizes(curve)
     from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
 
-    look(task_file, [*(overrides or ()), *held], wanted)
+    spec = look(task_file, [*(overrides or ()), *held], wanted)
+    minutes = spec.budget.train_minutes
+    limit = seconds if seconds is not None else None if minutes is None else minutes * 60
     from bedplate.adaptation.ladder import adapt as climb
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    report = climb(
-        task_file,
-        out,
-        rungs=wanted,
-        budget=seconds,
-        seed=seed,
-        overrides=[*(overrides or ()), *held],
-        curve=sizes,
-        exhaustive=exhaustive,
-        parent=None if parent is None else _directory(parent),
-    )
+    with Countdown("adapt: time limit", None if exhaustive else limit):
+        report = climb(
+            task_file,
+            out,
+            rungs=wanted,
+            budget=seconds,
+            seed=seed,
+            overrides=[*(overrides or ()), *held],
+            curve=sizes,
+            exhaustive=exhaustive,
+            parent=None if parent is None else _directory(parent),
+        )
+    _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
-        return
-    show(report)
+    else:
+        show(report, task_file.parent)
+    return EXIT_CODES[report.verdict["status"]]
+
+
+def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
+    from bedplate.core.files import atomic_write
+
+    if junit is not None:
+        from bedplate.report import junit as xml
+
+        atomic_write(junit, xml.junit(report.data))
+    if markdown is not None:
+        from bedplate.report.summary import summary
+
+        atomic_write(markdown, summary(report.data))
+
+
+_WIDTH = max(map(len, RUNG_LINES))
+adapt.__doc__ = (adapt.__doc__ or "").replace(
+    "    RUNG_LINES", "\n".join(f"      {name:<{_WIDTH}}  {line}" for name, line in RUNG_LINES.items())
+)
 
 
 def _sizes(text: str) -> list[int]:
@@ -139,8 +192,8 @@ def _directory(skin: str) -> Path:
         return catalog.skin_directory(skin)
 
 
-def show(report: Report) -> None:
-    """The table, the verdict, and what to do next."""
+def show(report: Report, directory: Path = Path()) -> None:
+    """The table, the verdict, and what to do next. directory: where the task file lies."""
     from rich.markup import escape
 
     data = report.data
@@ -180,7 +233,7 @@ def show(report: Report) -> None:
         show_curve(data["curve"])
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
-    _next(report)
+    _next(report, directory)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -221,7 +274,13 @@ def show_curve(curve: Mapping[str, Any]) -> None:
         screen.print(escape(line))
 
 
-def _next(report: Report) -> None:
+def _from_here(base: str, directory: Path) -> str:
+    """A base that the task file in `directory` names by a path, which begins there."""
+    place = directory / base
+    return os.path.relpath(place) if not Path(base).exists() and place.exists() else base
+
+
+def _next(report: Report, directory: Path) -> None:
     """Where things lie, and the command that serves the skins."""
     data = report.data
     skins = {row["skin"] for row in report.rungs if row["skin"] is not None}
@@ -231,4 +290,6 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   bedplate serve {row['base']} --skin {report.directory / row['skin']}")
+        names = [one["name"] for one in data["lineage"]["bases"]]  # a server holds one, also for a skin that needs none
+        base = _from_here(row["base"] if row["base"] in names else names[0], directory)
+        print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")

@@ -34,7 +34,6 @@ def evaluate(
             metavar="TASK.yaml|NEW.jsonl",
             help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet).",
             show_default=False,
-            callback=paths.existing,
         ),
     ] = None,
     overrides: Overrides = None,
@@ -81,6 +80,7 @@ def evaluate(
         return
     if rows is None or limit is not None:
         raise UsageError("give a task file or new rows beside the skin, or --suite NAME (and --limit) of a base")
+    paths.existing(rows)
     loading = {"dtype": dtype, "weights": weights, "kernel": kernel, "allow_other_weights": allow_other_weights}
     if rows.suffix.lower() in (".yaml", ".yml"):
         if task is not None:

@@ -107,7 +107,7 @@ def _purge(
     plain = {given: plain_id(given) for given in ids}
     wrong = next((given for given, found in plain.items() if found is None), None)
     if wrong is not None:
-        raise UsageError(f"{wrong!r} is no reply's id; it ends in 32 hexadecimal digits")
+        raise UsageError(f"{wrong!r} is not a reply's id; it ends in 32 hexadecimal digits")
     known = {found for found in plain.values() if found is not None}
     gone = store.purge(known, set(tenants), () if skin is None else (skin,), everything=everything)
     print(json.dumps({"lines": gone}) if as_json else f"{gone} lines are gone")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide, duration
+from bedplate.cli.options import Wide, duration, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
@@ -124,7 +124,7 @@ def init(
         usd_per_hour=usd_per_hour,
         today=datetime.date.today(),
     )
-    split = _checked(content, out)
+    split = _checked(content, data, out)
     atomic_write(out, content)
     if as_json:
         print(json.dumps(_values(made, split, out), ensure_ascii=False))
@@ -148,15 +148,14 @@ def _from(data: Path, out: Path) -> str:
     return os.path.relpath(data.absolute(), out.absolute().parent)
 
 
-def _checked(content: str, out: Path) -> TaskData:
+def _checked(content: str, data: Path, out: Path) -> TaskData:
     """The rows as the task file will have them read, so that what cannot work is said now. ConfigError, DataError."""
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
     from bedplate.evaluation.task import Task
 
-    task = parse_config(content, Task, str(out))
-    task._path = out  # pyright: ignore[reportPrivateUsage]
-    return load_examples(task)
+    # beside the task file there may be no directory yet
+    return load_examples(parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"]))
 
 
 def _values(made: Draft, split: TaskData, out: Path) -> dict[str, Any]:
@@ -180,7 +179,9 @@ def _show_columns(rows: Rows, found: Mapping[str, Profile], data: Path) -> None:
     cells: list[tuple[str, ...]] = []
     for one in found.values():
         median, most, longest = one.characters
-        values = ", ".join(f"{_shortened(value)} ({count:,})" for value, count in one.commonest[:4])
+        values = ", ".join(
+            f"{_shortened(value)} ({count:,})" if count > 1 else _shortened(value) for value, count in one.commonest[:4]
+        )
         lengths = f"{median:,} / {most:,} / {longest:,}"
         cells.append((one.name, one.kind, f"{one.distinct:,}", f"{one.empty:,}", lengths, values))
     counts = numbers("different", "empty")
@@ -206,8 +207,9 @@ def _show(made: Draft, split: TaskData, out: Path) -> None:
     screen.print(f"{made.usable:,} of {made.rows:,} rows can be used: {counts}", markup=False)
     for note in made.notes:
         screen.print(f"- {note}", markup=False)
-    print(f"\nwritten to {out}; read it through, above all the instructions and the bar ({made.metric} {made.bar:g})")
-    print(f"next: bedplate adapt {out} --out runs/{_name(out)}")
+    read = f"read it through, above all the instructions and the bar ({made.metric} {made.bar:g})"
+    screen.print(f"\nwritten to {out}; {read}", markup=False)
+    print(f"next: {program()} adapt {out} --out runs/{_name(out)}")
 
 
 def _name(out: Path) -> str:

@@ -17,8 +17,9 @@ from bedplate.core.version import __version__
 # verb: (module, one line of help). One row per verb. The module has a typer command function of the verb's name, or a
 # table ACTIONS of such rows for the verb's own verbs (`bedplate plan train`).
 VERBS: dict[str, tuple[str, str]] = {
-    "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
+    "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar (threshold)."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
+    "completion": ("bedplate.cli.completion", "Print a script that completes verbs and options in your shell."),
     "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
     "data": ("bedplate.cli.data", "Build a corpus to pretrain on; what each rule kept, and the fate of a document."),
     "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, ways to run it, the choice."),
@@ -99,14 +100,12 @@ def _run_group(program: str, about: str, actions: Mapping[str, tuple[str, str]],
 
 def _run_command(function: Callable[..., object], line: str, program: str, arguments: list[str]) -> int:
     import typer
-    import typer.main
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(name=program.rpartition(" ")[2], help=function.__doc__ or line)(function)
     # typer keeps its own copy of click from some version on, so its usage errors are named through what typer exports
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name=program, standalone_mode=False)
+        command = command_of(function, line, program.rpartition(" ")[2])
+        result = command.main(arguments, prog_name=program, standalone_mode=False)
     except usage_error as error:
         said = error.format_message().replace("Value error, ", "")  # pydantic's words, which newer typers pass on
         raise UsageError(f"{said} (`{program} --help`)") from error
@@ -115,6 +114,16 @@ def _run_command(function: Callable[..., object], line: str, program: str, argum
     if result == _INTERRUPTED:  # newer versions of typer answer Ctrl-C with this code, older ones with Abort
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def command_of(function: Callable[..., object], line: str, name: str) -> Any:
+    """A verb's function as a click command; `line` is its help where it has no docstring."""
+    import typer
+    import typer.main
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name=name, help=function.__doc__ or line)(function)
+    return typer.main.get_command(app)
 
 
 def _rows(table: Mapping[str, tuple[str, str]]) -> str:
@@ -130,6 +139,13 @@ One base model, many skins.
 
 Verbs (`bedplate VERB --help` says more):
 {_rows(VERBS)}
+
+Words:
+  base     a pretrained model (foundation model), from a catalogue name, hf:owner/name, a directory or a .gguf file
+  skin     what turns it into one feature: a prompt, examples, an adapter or a head (adapter, in the wide sense)
+  rung     one way to make a skin (method); the ladder is all of them, the cheapest first
+  bar      what the metric must be shown to reach (threshold); the gate is the test of it on held-out rows
+  nominee  a skin chosen for that test before the rows are opened (finalist)
 
 Options:
   --version  Show the version.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,12 @@ def duration(*names: str, help: str) -> Any:
         return value
 
     return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
+
+
+def program() -> str:
+    """What the command is called by here: a shell finds it by its name only where its directory is on the path."""
+    path = Path(sys.argv[0])
+    return str(path) if path.name == "bedplate" and shutil.which("bedplate") is None else "bedplate"
 
 
 def _checked_page(path: Path | None) -> Path | None:

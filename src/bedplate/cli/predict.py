@@ -55,7 +55,7 @@ def predict(
     allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> int:
-    """Predict every row of a file. Killed or interrupted, the same command continues where it was.
+    """Predict every row of a file. After a kill or Ctrl-C the same command resumes where it stopped.
 
     Each line of the output has the row's `id` and `line`, its `output`, and of labels the `probabilities` (and their
     logarithms, `scores`). A row that cannot be predicted gets an `error` in place of its output, the first of them are

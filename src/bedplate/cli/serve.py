@@ -75,8 +75,10 @@ def serve(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are answered 429.")] = 256,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are answered 413.")] = 2 * 1024 * 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are refused with status 429.")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are refused with status 413.")] = 2
+    * 1024
+    * 1024,
     grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")

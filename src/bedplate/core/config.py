@@ -122,7 +122,7 @@ def dump_config(config: pydantic.BaseModel) -> str:
 
 def one_line(value: Any) -> str:
     """A value as YAML on one line, which is read back as the same value."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1e9)
+    text = yaml.dump(value, Dumper=_LineDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1e9)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -162,8 +162,20 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
+class _LineDumper(_Dumper):
+    """Writes no line breaks."""
+
+
+def _represent_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(c in text for c in "\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_LineDumper.add_representer(str, _represent_line)
+
+
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-for _class in (_Loader, _Dumper):
+for _class in (_Loader, _Dumper, _LineDumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -263,7 +275,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             items = cast("list[Any]", here)
             if not isinstance(key, int) or key >= len(items):
                 raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is no index of it"
+                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is not an index of it"
                 )
             here = items
         elif isinstance(here, dict):

@@ -14,6 +14,7 @@ from multiprocessing import active_children, get_context
 from typing import Any, Protocol
 
 from bedplate.core.errors import UsageError, is_interrupt
+from bedplate.core.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class LocalExecutor:
             start = time.perf_counter()
             value, error = None, None
             try:
-                value = job.call(self.here)
+                with Progress(job.name, unit=""):
+                    value = job.call(self.here)
             except Exception as caught:
                 if is_interrupt(caught):
                     raise KeyboardInterrupt from caught
@@ -103,4 +105,5 @@ def _leave_interrupts() -> None:
 
 
 def _outcome(job: str) -> Outcome:
-    return next(LocalExecutor().run([Job.from_json(json.loads(job))]))
+    with silent():  # the terminal is that of whoever gave the jobs
+        return next(LocalExecutor().run([Job.from_json(json.loads(job))]))

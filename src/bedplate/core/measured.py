@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, sha256_json
+from bedplate.core.progress import Progress
 
 T = TypeVar("T")
 log = logging.getLogger("bedplate.core")
@@ -36,7 +37,8 @@ def measured_once(
             return from_json(record["found"])
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # none yet, or a damaged one
-    found = measure()
+    with Progress(f"measuring this machine ({kind})", unit=""):
+        found = measure()
     try:
         atomic_write(path, json.dumps({"key": dict(key), "found": to_json(found)}, indent=1) + "\n")
     except UsageError as error:

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
+    import rich.table
     import rich.text
 
 T = TypeVar("T")
 
 _MARGIN = re.compile(r"\s*(?:- )?")
+_AFTER = 0.3
+"""Seconds after which a bar is shown: what is over sooner does not flicker."""
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
 
 
@@ -100,7 +103,8 @@ class Progress:
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
-                self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")
+                fields = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
+                self._task = display.add_task(self._description, total=self._total, **fields)
         return self
 
     def __exit__(
@@ -119,6 +123,34 @@ class Progress:
             _display.live.update(self._task, advance=n, metrics=shown)
         else:
             _display.live.advance(self._task, n)
+
+
+class Countdown(Progress):
+    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself."""
+
+    def __init__(self, description: str, seconds: float | None) -> None:
+        super().__init__(description, seconds, "s", quiet=seconds is None)
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self._task is not None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        super().__exit__(kind, error, trace)
+
+    def _run(self) -> None:
+        while not self._ended.wait(1.0):
+            self.advance(1)
 
 
 class _Display:
@@ -152,22 +184,57 @@ class _Display:
     def _start() -> rich.progress.Progress | None:
         import rich.errors
         import rich.progress as bars
+        import rich.text
 
-        live = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=30),
-            bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[unit]}"),
-            bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[metrics]}"),
+        class Count(bars.ProgressColumn):
+            """What is done of how much; nothing where that is not known."""
+
+            def render(self, task: bars.Task) -> rich.text.Text:
+                unit = f" {task.fields['unit']}" if task.fields["unit"] else ""
+                if task.total is None:
+                    return rich.text.Text(f"{task.completed:,.0f}{unit}" if task.completed else "")
+                return rich.text.Text(f"{task.completed:,.0f}/{task.total:,.0f}{unit}")
+
+        class Times(bars.ProgressColumn):
+            """The time since it began, and that which is left."""
+
+            max_refresh = 0.5
+
+            def render(self, task: bars.Task) -> rich.text.Text:
+                passed = _time(task.finished_time if task.finished else task.elapsed or 0.0)
+                left = task.time_remaining
+                if task.fields["of_time"]:
+                    left = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
+                known = left is not None and task.total is not None and not task.finished
+                return rich.text.Text(f"{passed}, {_time(left or 0.0)} left" if known else passed)
+
+        class Bars(bars.Progress):
+            def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
+                return super().make_tasks_table([one for one in tasks if (one.elapsed or 0.0) >= _AFTER])
+
+        live = Bars(
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(bar_width=20),
+            Count(),
+            Times(),
+            bars.TextColumn("{task.fields[metrics]}", markup=False),
             console=console(stderr=True),
+            refresh_per_second=5,
+            redirect_stdout=sys.stdout.isatty(),  # what is piped stays in its pipe
+            transient=True,
         )
         try:
             live.start()
         except rich.errors.LiveError:  # the caller's own live display is running: stay out of its way
             return None
         return live
+
+
+def _time(seconds: float | None) -> str:
+    """As 0:07, 12:30 and 1:02:03."""
+    minutes, rest = divmod(round(seconds or 0.0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 _display = _Display()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -87,7 +86,7 @@ def laid_out(
         widths = _fitting(some, cells, width)
         if widths is not None:
             left = [column.name for place, column in enumerate(heads) if place not in kept]
-            note = textwrap.wrap(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
+            note = _wrapped(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
             return [*_grid(some, cells, widths), *note]
     return _stacked(heads, every, width, footer=bool(footer))
 
@@ -148,7 +147,7 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
     inner = max((_length(column.name) for column in columns[1:]), default=0)
     for number, row in enumerate(rows):
         last = footer and number == len(rows) - 1
-        lines.append(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"))
+        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"), width)
         for column, cell in zip(columns[1:], row[1:], strict=True):
             if cell:
                 indent = "  " + _padded(column.name, inner, False) + "  "
@@ -161,8 +160,15 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
 def _wrapped(text: str, width: int) -> list[str]:
     """Lines of a text, broken at spaces alone."""
     lines: list[str] = []
-    for one in text.split("\n"):
-        lines += textwrap.wrap(one, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}" if line else word
+            if line and _length(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
     return lines
 
 

@@ -109,7 +109,7 @@ def _json_lines(stream: IO[bytes], where: str) -> Reading:
         if not content.strip():
             continue
         try:
-            value = load_json(content, repeated="the key {!r} stands twice")
+            value = load_json(content, repeated="the key {!r} appears twice")
         except UnicodeDecodeError as error:
             yield BadRow(number, _not_utf8(error, begin + len(line) - len(content), where, number))
         except JsonRuleError as error:

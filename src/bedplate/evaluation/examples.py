@@ -206,7 +206,7 @@ def parse_rows(
     if len({example.id for example in parsed}) < len(parsed):
         again = next(name for name, count in Counter(e.id for e in parsed).items() if count > 1)
         raise DataError(
-            f"{rows.path}: the id {again!r} stands on more than one row; "
+            f"{rows.path}: the id {again!r} is on more than one row; "
             "make the column `id` name one row each, or give it another name"
         )
     counts["empty_text"] += empty

@@ -72,7 +72,7 @@ def python_metric(reference: str, directory: Path, *, values: bool) -> PythonMet
     if function is None:
         raise ConfigError(f"metric: {path} has no function {name!r}")
     if not callable(function):
-        raise ConfigError(f"metric: {name!r} in {path} is no function but {type(function).__name__}")
+        raise ConfigError(f"metric: {name!r} in {path} is not a function but {type(function).__name__}")
     return PythonMetric(f"{name} ({path.name}, {digest[:8]})", function, digest, values)
 
 

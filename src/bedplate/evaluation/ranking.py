@@ -43,7 +43,7 @@ class RankedDocuments(Strict):
                 what = f"the id ({self.id})" if name is None else f"the text ({self.column})"
                 raise DataError(f"{rows.where(line)}: {what} of the document is missing")
             if name in texts:
-                raise DataError(f"{rows.where(line)}: the id {name!r} stands on more than one document")
+                raise DataError(f"{rows.where(line)}: the id {name!r} is on more than one document")
             texts[name] = text
         return texts, rows.sha256
 

@@ -43,6 +43,7 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         contents=list(_contents(report)),
         headline=headline(report),
         climbed=_climbed(report),
+        bounds={one["rung"]: one for one in report["nominees"]["confirmations"]},
         confusions=confusions(report),
     )
 
@@ -68,15 +69,28 @@ def headline(report: Mapping[str, Any]) -> str:
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         return (
             f"{verdict['rung']} clears the bar of {bar}: {metric} {won['estimate']:.3f} on {row['n']} test rows, at "
-            f"least {won['lower']:.3f}, at ${row['usd_per_1k_calls']:.4f} per 1,000 calls."
+            f"least {won['lower']:.3f} with {won['lower_confidence']:.1%} confidence, at "
+            f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
+    if verdict["status"] == "OUT_OF_BUDGET":
+        first = next(iter(verdict.get("kept_out", ())), None)
+        would = ""
+        if first is not None:
+            would = f"; {first['key']}: {first['given']:g} → {first['needed']:g} would admit {first['rung']}"
+        return f"Nothing that fits the budget is shown to reach {metric} {bar}{would}."
     if not by_rung:
-        return f"No adaptation fits the budget, so none could be shown to reach {metric} {bar}."
+        return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
     best = max(by_rung.values(), key=lambda c: c["estimate"])
     seen = f"the best, {best['rung']}, reads {best['estimate']:.3f} on test"
     if verdict["status"] == "FAIL":
         return f"No adaptation reaches {metric} {bar}: {seen}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {seen}."
+
+
+def _untried(report: Mapping[str, Any]) -> str:
+    """What a budget or a rule of thumb left out: the cheapest of those that were tried need not be the cheapest."""
+    names = [one["rung"] for one in report["not_tried"] if one["what"] == "rung" and one["kind"] != "impossible"]
+    return f" (not tried: {', '.join(names)})" if names else ""
 
 
 def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, float]]:
@@ -116,9 +130,11 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     from bedplate.report import plots, plots_curve
 
     rows: dict[str, dict[str, Any]] = {}
+    confirmed = {one["rung"]: one["lower"] for one in report["nominees"]["confirmations"]}
     for row in report["rungs"]:  # a test row replaces the rung's valid row
         if row["status"] == "done":
-            rows[row["rung"]] = {**row, "reference": row["skin"] is None}
+            bound = confirmed.get(row["rung"]) if row["split"] == "test" else None
+            rows[row["rung"]] = {**row, "reference": row["skin"] is None, "bound": bound}
     seeds = {row["rung"]: row["seeds"] for row in report["rungs"] if row["split"] == "valid"}
     focus, target, curve = report["focus"], report["target"], report["curve"]
     calibration = None if focus is None else focus["calibration"]

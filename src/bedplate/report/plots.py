@@ -37,7 +37,8 @@ VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--m
 def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metric: str) -> str:
     """Estimate with its interval over price, one point for each rung; what no cheaper rung beats is joined by a line.
 
-    rows: dicts with rung, estimate, interval, usd_per_1k_calls, reference (bool), split.
+    rows: dicts with rung, estimate, interval, usd_per_1k_calls, reference (bool), split, and (optional) bound, the one
+    that the verdict rests on, which is drawn as a wide tick.
     """
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
@@ -58,6 +59,9 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
             capsize=3,
             linewidth=1.3,
         )
+        if row.get("bound") is not None:
+            place = row["usd_per_1k_calls"], row["bound"]
+            axes.plot(*place, marker="_", color=TARGET, markersize=16, markeredgewidth=2, linestyle="none")
         axes.annotate(
             row["rung"],
             (row["usd_per_1k_calls"], row["estimate"]),

@@ -14,13 +14,24 @@ from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
-from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Machine, NotTried, Prediction, Timing
+from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
 
 SCHEMA_VERSION: Literal[2] = 2
 
 
+class BudgetChange(Part):
+    """A key of the budget that kept a candidate out, and the value that would do."""
+
+    rung: str
+    key: str
+    given: float
+    needed: float
+    estimate: float | None
+    """Of the candidate on valid; null where it was not tried."""
+
+
 class Verdict(Part):
-    status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+    status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
     skin: str | None
     """Directory of the skin that passed, relative to the report's."""
     reason: str
@@ -28,6 +39,8 @@ class Verdict(Part):
     """The rung of the skin that passed."""
     exploratory: bool
     """Whether some of the test rows had served an earlier verdict: only fresh rows can confirm."""
+    kept_out: tuple[BudgetChange, ...] = ()
+    """What the budget kept out, those that look best first."""
 
 
 class Seed(Part):
@@ -39,6 +52,8 @@ class Seed(Part):
     train_seconds: Seconds
     chosen: bool
     """Whether this seed's skin is the rung's; chosen on valid."""
+    prompt: str | None = None
+    """The prompt that it was trained on: "chosen", as the base as it is chose it, or "bare", the inputs and the cue."""
 
 
 class Row(Part):
@@ -68,6 +83,14 @@ class Row(Part):
     """Measured seconds of single calls at the machine's price."""
     p50_ms: Annotated[float, Field(ge=0)] | None
     p95_ms: Annotated[float, Field(ge=0)] | None
+    usd_interval: tuple[float, float] | None = None
+    """Two-sided, 95%: the price of 1,000 calls by the mean time of a call; null where what a call costs is charged."""
+    p95_bounds_ms: tuple[float | None, float | None] | None = None
+    """One-sided bounds, each at the target's confidence, by order statistics; null where the calls are too few."""
+    calls: Count | None = None
+    """Single calls that were timed; `rows.calls` has their seconds."""
+    load: Annotated[float, Field(ge=0)] | None = None
+    """Of the machine in the minute before the last of them: runnable processes, its own among them."""
     train_seconds: Seconds | None
     skin: str | None
     """Directory of its skin, relative to the report's; null where it made none."""
@@ -87,8 +110,12 @@ class Confirmation(Part):
     upper: float | None
     upper_confidence: Share
     passed: bool
+    expected: float | None = None
+    """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
+    reads higher on test than it is. Null in reports from before this was said."""
     needed_n: Count | None
-    """Test rows for 80% power at the valid estimate; null where none are promised."""
+    """Test rows in all for 80% power at the next verdict, were it the only nominee and `expected` the truth; null where
+    none are promised."""
     reason: str | None
     """Why its rows allow no bound; null where there is one."""
 
@@ -279,6 +306,10 @@ class RowResult(Part):
 class Rows(Part):
     valid: dict[str, tuple[RowResult, ...]]
     test: dict[str, tuple[RowResult, ...]]
+    calls: dict[Split, dict[str, tuple[Seconds, ...]]] = Field(
+        default_factory=dict[Split, dict[str, tuple[float, ...]]]
+    )
+    """Seconds of the single calls that p50, p95 and the price were read off, in the order in which they were made."""
     guards: dict[str, dict[str, tuple[GuardRow, ...]]]
     """Child base's candidate → guard → what it rests on."""
 
@@ -297,6 +328,8 @@ class ReportFile(Part):
     """Made before the climb; they order it and decide nothing."""
     guards: dict[str, tuple[Guard, ...]]
     """Of nominees that stand on a child base."""
+    limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])
+    """Of nominees, where the budget limits the time of a call."""
     formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
     """By candidate."""
     forecasts: tuple[Forecast, ...]

@@ -72,6 +72,24 @@ class Guard(Part):
     details: dict[str, Any]
 
 
+class Limit(Part):
+    """A nominee's p95 of single calls, as they were timed on test, against the budget."""
+
+    limit: Literal["p95_ms"]
+    holds: bool | None
+    """Null: undecided, so that the skin cannot pass."""
+    value: Milliseconds
+    lower: Milliseconds | None
+    upper: Milliseconds | None
+    """One-sided bounds by order statistics; null where the calls are too few."""
+    budget: Milliseconds
+    confidence: Share
+    calls: Count
+    needed: Count
+    """The least calls that can show it."""
+    reason: str
+
+
 class GuardRow(Part):
     """One item or document; for the loss, `parent` and `child` are sums over its tokens."""
 
@@ -156,6 +174,10 @@ class Timing(Part):
     formats: dict[str, Seconds] = Field(default_factory=dict[str, float])
     """By candidate; empty in reports from before there were any."""
     tests: dict[str, Seconds]
+    latency: dict[str, Seconds] = Field(default_factory=dict[str, float])
+    """Calls of candidates that were timed once more before test."""
+    reserved: Seconds | None = None
+    """What the tests were expected to take when they began; null where there were none."""
     processor_seconds: Seconds
     """Of this process, summed over its threads."""
     resumed: bool

@@ -198,7 +198,7 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     for name in manifest.files:
         if not _is_known(name):
             raise SkinError(
-                f"{directory / SKIN_FILE} lists the file {name!r}, which is no part of a skin "
+                f"{directory / SKIN_FILE} lists the file {name!r}, which is not a part of a skin "
                 f"(paths are plain names; known are {', '.join(sorted(_KNOWN))})"
             )
     for entry in _entries(directory):

@@ -227,7 +227,7 @@ def _json_value(text: str) -> Any:
 def _finite(text: str) -> float | int:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not a finite number")
     # 4.0 and 4 are one JSON number; beyond 2^53 a float no longer names one whole number
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 

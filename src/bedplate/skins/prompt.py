@@ -83,7 +83,7 @@ class Prompt:
         unknown = sorted(self.variables - set(fields) - GIVEN)
         if unknown:
             raise SkinError(
-                f"the prompt template reads {unknown[0]!r}, which is no input; the inputs are: {', '.join(fields)}"
+                f"the prompt template reads {unknown[0]!r}, which is not an input; the inputs are: {', '.join(fields)}"
             )
         if not self.variables & {*fields, "inputs"}:
             raise SkinError(f"the prompt template reads none of the inputs ({', '.join(fields)})")

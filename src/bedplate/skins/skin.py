@@ -275,7 +275,7 @@ class Skin(shown.Told):
             if output.labels != self.output.labels:
                 raise SkinError(f"skin {self.name!r}: its labels are not those of {part.name!r}, in the same order")
         if not 0 < self.cascade.threshold <= 1:
-            raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is no probability above 0")
+            raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is not a probability above 0")
 
     def _check_output(self) -> None:
         if isinstance(self.output, EmbeddingOutput) and (self.demonstrations or self.prompt.format == "chat"):
@@ -368,7 +368,7 @@ class Skin(shown.Told):
         return {
             "name": self.name,
             "kind": self.kind,
-            "bases": ", ".join(base.name for base in self.bases.values()),
+            "bases": ", ".join(base.name for base in self.bases.values()) or "no base",
             "answers": f"{shown.few(list(self.inputs))} → {made}",
         }
 

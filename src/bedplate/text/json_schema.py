@@ -100,7 +100,7 @@ def check_schema(schema: Any) -> None:
         same[id(node)] += [targets[node["$ref"]]] if "$ref" in node else []
     stray = next((reference for reference, node in targets.items() if id(node) not in places), None)
     if stray is not None:
-        raise _error(f"$ref {stray[:100]!r} points at what is no schema")
+        raise _error(f"$ref {stray[:100]!r} points at what is not a schema")
     if multiples > MULTIPLES:
         raise _error(f"the multipleOf values of the JSON schema add up to more than {MULTIPLES:,}; that is too costly")
     if not _Finite(targets).holds(schema):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import stats
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
@@ -66,18 +67,34 @@ def test_measures_are_means_and_rates_of_the_grades_with_clustered_intervals(
     acc = found["suites"]["toy"]["measures"]["acc"]
     groups = np.repeat(np.arange(60), 2)
     fit = sm.OLS(right, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    low, high = fit.conf_int()[0]
     assert (acc["value"], acc["n"], acc["groups"]) == (pytest.approx(np.mean(right)), 120, 60)
-    half = max((high - low) / 2, 1 - 0.025 ** (1 / 60))  # never nearer than what groups that were not seen could hide
-    assert acc["interval"] == pytest.approx([np.mean(right) - half, np.mean(right) + half])
+    below, above = ends(np.bincount(groups, weights=fit.resid), fit.bse[0], 59)
+    unseen = 1 - 0.025 ** (1 / 60)  # never nearer than what groups that were not seen could hide
+    assert acc["interval"] == pytest.approx([np.mean(right) - max(below, unseen), np.mean(right) + max(above, unseen)])
     loss = found["suites"]["toy-text"]["measures"]["nats_per_token"]
     rates, tokens = [one.total / one.tokens for one in losses], [one.tokens for one in losses]
     weighted = sm.WLS(rates, np.ones(60), weights=np.array(tokens)).fit(
         cov_type="cluster", cov_kwds={"groups": np.arange(60)}, use_t=True
     )
     assert loss["value"] == pytest.approx(weighted.params[0])
-    assert loss["interval"] == pytest.approx(weighted.conf_int()[0])
+    # documents of unequal lengths: CR2's weights, and what a variance with them is expected to be, by matrices
+    share = np.array(tokens) / sum(tokens)
+    sums = weighted.resid * tokens
+    away = np.eye(60) - np.outer(share, np.ones(60))
+    product = away.T @ np.diag(1 / (1 - share)) @ away @ np.diag(np.array(tokens, float) ** 2)
+    seen = (sums**2 / (1 - share)).sum() * (np.array(tokens) ** 2).sum() / np.trace(product)
+    freedom = np.trace(product) ** 2 / np.trace(product @ product)
+    below, above = ends(sums, np.sqrt(seen) / sum(tokens), freedom)
+    assert loss["interval"] == pytest.approx([loss["value"] - below, loss["value"] + above])
+    assert loss["interval"] == pytest.approx(weighted.conf_int()[0], rel=0.02)
     assert loss["value"] == pytest.approx(math.log(model.base.spec.vocab_size), rel=0.5)
+
+
+def ends(sums: np.ndarray, se: float, freedom: float) -> tuple[float, float]:
+    """How far both ends of a 95% interval are off: t, further out on the side to which the sums of groups lean."""
+    far = stats.t.ppf(0.975, freedom)
+    lean = (sums**3).sum() / (sums**2).sum() ** 1.5 * (2 * far**2 + 1) / 6
+    return max(far, far - lean) * se, max(far, far + lean) * se
 
 
 def test_a_table_for_people_and_one_line_for_wrong_words(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

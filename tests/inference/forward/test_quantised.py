@@ -103,5 +103,5 @@ def test_a_base_is_opened_in_them_on_torch_as_the_gguf_package_reads_them(bits, 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 48, "heads": 3, "kv_heads": 1, "head_dim": 16}
     base = load_base(write_tiny_base(tmp_path / "narrow", **sizes), dtype="float32")
-    with pytest.raises(UsageError, match="no multiple of 32"):
+    with pytest.raises(UsageError, match="not a multiple of 32"):
         Engine(base, weights="int8", kernel="torch")

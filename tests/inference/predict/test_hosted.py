@@ -340,7 +340,7 @@ def test_what_no_header_carries_is_no_key_and_is_not_repeated(
 
 
 def test_a_password_in_the_address_is_stored_nowhere(server: Labeller, tmp_path: Path) -> None:
-    for url, said in (("http://me:sesame@host", "user's name or password"), ("nowhere", "no server's address")):
+    for url, said in (("http://me:sesame@host", "user's name or password"), ("nowhere", "not a server's address")):
         with pytest.raises(UsageError, match=said):
             EndpointReference(url=url, model="ok")
         write_skin(hosted(server), tmp_path / "skin", replace=True)

@@ -29,9 +29,10 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.how import PLAIN, How, plain_attention
+from bedplate.models.packed import block_attention
 from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.blocks import BLOCK
-from bedplate.models.packed.placement import Placement
+from bedplate.models.packed.blocks import BLOCK, Cutting, alike
+from bedplate.models.packed.placement import PlacedDocument, Placement
 
 H, G, D, V = 6, 2, 8, 5
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
@@ -329,3 +330,35 @@ def test_work_follows_tokens_and_not_the_longest_document() -> None:
 def test_what_is_wanted_is_said() -> None:
     assert [name for name, how in HOWS.items() if how.plain] == ["plain", "scale"]
     assert [name for name, how in HOWS.items() if how.fused] == ["plain", "scale", "window"]
+
+
+@pytest.mark.parametrize("name", ["plain", "scale", "cap", "window", "sinks"])
+@pytest.mark.parametrize("most", [1, 60 * H * BLOCK, 1 << 20])
+def test_pieces_of_several_long_documents_are_computed_as_one(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many at a time: the plain way, of whole rows, and its gradients."""
+    monkeypatch.setattr(block_attention, "MOST", most)
+    B, T, how = 5, 2 * BLOCK + 9, HOWS[name]
+    q, k, v = (x.requires_grad_() for x in some(3, T, B, dtype=torch.float64))
+    layout = BlockAttention(Placement((B, T), tuple(PlacedDocument(n * T, (n + 1) * T, row=n) for n in range(B))))
+    theirs = expected(how, q, k, v, True)
+    pull = torch.randn(theirs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    wanted = torch.autograd.grad(theirs, (q, k, v), pull)
+    ours = layout(0, q, k, v, how)
+    assert_near(ours, theirs, 1e-12)
+    for one, other in zip(torch.autograd.grad(ours, (q, k, v), pull), wanted, strict=True):
+        assert_near(one, other, 1e-12)
+
+
+@given(st.integers(1, 6), st.integers(BLOCK + 1, 400), st.integers(1, 1 << 18))
+@settings(deadline=None, max_examples=30)
+def test_every_block_is_in_one_group(rows: int, length: int, most: int) -> None:
+    documents = tuple(PlacedDocument(n * length, (n + 1) * length, row=n) for n in range(rows))
+    blocks = Cutting(Placement((rows, length), documents), True, None, CPU).blocks
+    groups = alike(blocks, most)
+    assert sorted(block.start for group in groups for block in group) == sorted(block.start for block in blocks)
+    for group in groups:
+        assert len(group) == 1 or len(group) * (group[0].stop - group[0].start) * group[0].key_count <= most
+        assert len({(one.stop - one.start, one.key_count, id(one.mask)) for one in group}) == 1
+    assert len(alike(blocks, 1 << 20)) == len(blocks) // rows, "one for each place in a row"

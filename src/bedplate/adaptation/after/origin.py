@@ -50,7 +50,7 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
         )
     if set(task.inputs) != set(skin.inputs) or task.output.kind != skin.output.kind:
         raise UsageError(
-            f"{task.path} is no task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and gives a "
+            f"{task.path} is not a task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and gives a "
             f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
@@ -99,4 +99,6 @@ def promise_of(origin: Origin) -> Promise | None:
             target=report["target"]["value"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SkinError(f"{path} is no report of `bedplate adapt` ({error!r}); take it away or restore it") from error
+        raise SkinError(
+            f"{path} is not a report of `bedplate adapt` ({error!r}); take it away or restore it"
+        ) from error

@@ -69,8 +69,8 @@ def recorded_of(directory: Path, task_file: Path | None) -> Recorded:
     path = directory / REPORT_FILE
     if not path.is_file():
         raise UsageError(
-            f"{directory} has no {REPORT_FILE}, which says how it was made: it is no skin of `bedplate adapt`, or that "
-            "run never ended; give the same command again to end it"
+            f"{directory} has no {REPORT_FILE}, which says how it was made: it is not a skin of `bedplate adapt`, or "
+            "that run was not finished; give the same command again to finish it"
         )
     report: dict[str, Any] = json.loads(read_text(path))
     made: dict[str, Any] = report["lineage"]["skins"]

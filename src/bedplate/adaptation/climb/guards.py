@@ -11,30 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field
-
+from bedplate.adaptation.climb.guard_drops import GuardName, GuardResult, bounded, drop_of
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
+from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.suites import SUITES, items, refusals, text
 from bedplate.evaluation.suites.multiple_choice import Scored
 from bedplate.evaluation.suites.suite import Items, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
-from bedplate.report.schema_plan import Guard, GuardRow
+from bedplate.report.schema_plan import GuardRow
 
-GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
 G = TypeVar("G")
-
-
-class GuardResult(Guard):
-    """A guard of one child base, with the rows that it rests on."""
-
-    rows: tuple[GuardRow, ...] = Field((), repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,8 +107,6 @@ class Guarding:
 
         key = [asdict(one) for one in asked.items]
         before, after = self._both(asked.items, values, key, "retention", parent, child)
-        groups = [one.group for one in asked.items]
-        drop = mean_drop([b[0] for b in before], [a[0] for a in after], groups, self.confidence)
         sets: dict[str, dict[str, float]] = {}
         for one, b, a in zip(asked.items, before, after, strict=True):
             row = sets.setdefault(one.suite, {"n": 0, "parent": 0.0, "child": 0.0})
@@ -130,7 +120,7 @@ class Guarding:
             "accuracy by log-likelihood per character",
             _mean(before),
             _mean(after),
-            drop,
+            self.confidence,
             spec.max_drop,
             {"source": asked.source, "sha256": asked.sha256, "unusable": asked.unusable, "sets": sets},
             [_row(one.id, one.group, b[0], a[0]) for one, b, a in zip(asked.items, before, after, strict=True)],
@@ -149,13 +139,12 @@ class Guarding:
             raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
         tokens = [b[1] for b in before]
         names = [one.id for one in read.items]
-        drop = rate_rise([b[0] for b in before], [a[0] for a in after], tokens, names, self.confidence)
         return _result(
             "loss",
             "loss in nats per token",
             sum(b[0] for b in before) / sum(tokens),
             sum(a[0] for a in after) / sum(tokens),
-            drop,
+            self.confidence,
             spec.max_increase,
             {"source": read.source, "sha256": read.sha256, "tokens": int(sum(tokens))},
             [_row(name, name, b[0], a[0], tokens=int(b[1])) for name, b, a in zip(names, before, after, strict=True)],
@@ -170,20 +159,6 @@ class Guarding:
 
         before, after = self._both(asked, values, [one.text for one in asked], "refusals", parent, child)
         wanted = sum(one.wanted for one in asked)
-        seen = mean_drop(
-            [b[0] for b in before[:wanted]], [a[0] for a in after[:wanted]], range(wanted), self.confidence
-        )
-        # a detector that misses refusals sees only part of a change: at worst this part, at best all of it
-        scale = 1 / detector.least_informedness
-        drop = Drop(
-            seen.value / detector.informedness,
-            None if seen.lower is None else min(seen.lower, seen.lower * scale),
-            None if seen.upper is None else max(seen.upper, seen.upper * scale),
-            seen.se / detector.informedness,
-            seen.confidence,
-            seen.n,
-            seen.groups,
-        )
         corrected = [detector.corrected(_mean(rows)) for rows in (before[:wanted], after[:wanted])]
         answered = [detector.corrected(_mean(rows)) for rows in (before[wanted:], after[wanted:])]
         return _result(
@@ -191,7 +166,7 @@ class Guarding:
             "share of requests refused that should be, corrected for the detector",
             corrected[0],
             corrected[1],
-            drop,
+            self.confidence,
             spec.max_drop,
             {
                 "detector": detector.to_json(),
@@ -251,6 +226,22 @@ def check_child(context: Context, child: Path) -> list[GuardResult]:
     return guarding_of(context).check(lambda: context.model, lambda: context.at.child(child).model)
 
 
+def guards_opened(task: str, looked: Sequence[tuple[str | None, str, Sequence[GuardResult]]]) -> int:
+    """How many verdicts of this task the guards' items have been part of, this one with it: what stays the same from
+    run to run is looked at again as test rows are, and the ledger keeps it. looked: skin, its base's parent, its
+    guards."""
+    keys = {
+        sha256_json([task, parent, one.guard, one.details.get("sha256"), row.id])
+        for _, parent, guards in looked
+        for one in guards
+        for row in one.rows
+    }
+    if not keys:
+        return 1
+    question = sha256_json({"guards": sorted(keys), "skins": [skin for skin, _, _ in looked]})
+    return Ledger().open(question, sorted(keys), task=task, reason=f"guards of {task}").number
+
+
 def broken(guards: Sequence[GuardResult]) -> str | None:
     """The first guard that was shown not to hold, as a reason against the candidate."""
     return next((f"its {one.guard} guard is broken: {one.reason}" for one in guards if one.holds is False), None)
@@ -269,40 +260,22 @@ def _result(
     measure: str,
     parent: float,
     child: float,
-    drop: Drop,
+    confidence: float,
     limit: float,
     details: Mapping[str, Any],
     rows: Sequence[GuardRow],
 ) -> GuardResult:
-    holds, needed = drop.within(limit), drop.needed(limit)
-    numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
-    if guard == "refusal" and parent < limit:
-        numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
-    if drop.upper is None or drop.lower is None:
-        reason = f"{numbers}; {drop.groups} groups are too few for a bound"
-    elif holds:
-        reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
-    elif holds is False:
-        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
-    else:
-        reason = (
-            f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}, so {drop.n} rows do not decide on {limit:g}"
-        )
-        if needed is not None:
-            reason += f" (about {needed:,} would)"
-    return GuardResult(
-        guard=guard,
-        holds=holds,
-        measure=measure,
-        parent=parent,
-        child=child,
-        drop=drop.value,
-        limit=limit,
-        reason=reason,
-        needed_n=None if holds is not None else needed,
-        details=dict(details),
-        rows=tuple(rows),
-        **{name: getattr(drop, name) for name in ("lower", "upper", "confidence", "n", "groups")},
+    return GuardResult.model_validate(
+        {
+            "guard": guard,
+            "measure": measure,
+            "parent": parent,
+            "child": child,
+            "limit": limit,
+            "details": dict(details),
+            "rows": tuple(rows),
+            **bounded(guard, measure, parent, child, drop_of(guard, rows, confidence), limit),
+        }
     )
 
 

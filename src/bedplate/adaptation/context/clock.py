@@ -7,6 +7,8 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from bedplate.core.progress import Progress
+
 
 class Clock:
     """Wall-clock seconds since the start and what they cost, with what endpoints charged; time that finished rungs took
@@ -76,7 +78,8 @@ class Stopwatch:
         """Counts what is done inside under `phase` and `part`."""
         start = time.perf_counter()
         try:
-            yield
+            with Progress(f"{phase}: {part}", unit=""):
+                yield
         finally:
             parts = self.parts.setdefault(phase, {})
             parts[part] = parts.get(part, 0.0) + time.perf_counter() - start

@@ -3,13 +3,18 @@ those that build on it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.context.bases import TaskBase
+from bedplate.core.statistics import quantile_bounds, robust_mean
 from bedplate.evaluation.harness import Evaluation, Predicts
+
+SLOW = 0.95
+"""The percentile of single calls that budgets limit."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,64 @@ SkipKind = Literal["impossible", "budget", "rule"]
 @dataclass(frozen=True)
 class Skip:
     """Not climbed, because of `reason`. kind: "impossible" stays so; what a budget or a rule of thumb skips is climbed
-    where the ladder is exhaustive."""
+    where the ladder is exhaustive. seconds: what the smallest version of it is expected to take, where there is no time
+    for that. needs: keys of the task's budget, and the values that would let it in."""
 
     reason: str
     kind: SkipKind = "impossible"
+    seconds: float | None = None
+    needs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def no_time(seconds: float, left: float, beside: str = "") -> Skip:
-    """What needs more seconds than the budget has left. beside: what else the rest is kept for."""
-    return Skip(f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+    """What needs more seconds than the budget has left, in its smallest version. beside: what else the rest is kept
+    for."""
+    said = f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}"
+    return Skip(said, "budget", seconds)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of single calls through the engine, one at a time."""
+    """Seconds of single calls through the engine, one at a time. seconds: of each call, in the order in which they were
+    made; load: of the machine in the minute before the last (runnable processes), where it tells."""
 
     mean: float
     p50: float
     p95: float
     calls: int
+    seconds: tuple[float, ...] = ()
+    load: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", tuple(self.seconds))  # JSON has lists
+
+    def p95_bounds(self, confidence: float) -> tuple[float | None, float | None]:
+        """One-sided bounds of the 95th percentile by order statistics; None where the calls are too few."""
+        return quantile_bounds(self.seconds, SLOW, confidence)
+
+    def mean_interval(self, confidence: float) -> tuple[float, float] | None:
+        """Two-sided t interval of a call's mean seconds; None for fewer than two calls."""
+        if len(self.seconds) < 2:
+            return None
+        from scipy.special import stdtrit
+
+        found = robust_mean(self.seconds, range(len(self.seconds)))
+        half = found.se * float(stdtrit(found.freedom, 1 - (1 - confidence) / 2))
+        return max(0.0, found.mean - half), found.mean + half
+
+    def scaled(self, times: float) -> Latency:
+        """As if each call took so many times as long."""
+        seconds = tuple(times * one for one in self.seconds)
+        return Latency(times * self.mean, times * self.p50, times * self.p95, self.calls, seconds, self.load)
 
 
 def latency(seconds: Sequence[float]) -> Latency:
-    """Mean, median and 95th percentile (nearest rank) of single calls."""
+    """Mean, median and 95th percentile (nearest rank) of single calls that were just made."""
     ordered = sorted(seconds)
     rank = max(0, -(-95 * len(ordered) // 100) - 1)
-    return Latency(sum(ordered) / len(ordered), ordered[len(ordered) // 2], ordered[rank], len(ordered))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    middle = ordered[len(ordered) // 2]
+    return Latency(sum(ordered) / len(ordered), middle, ordered[rank], len(ordered), tuple(seconds), load)
 
 
 @dataclass(frozen=True)
@@ -101,7 +138,8 @@ class Result:
 @dataclass(frozen=True)
 class RungOutcome:
     """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took. plan:
-    what had been planned; skip: what kind of reason it was left out for; reused: whether an earlier run had done it."""
+    what had been planned; skip: what kind of reason it was left out for, and `needs` the keys of the budget with values
+    that would let it in; reused: whether an earlier run had done it."""
 
     rung: str
     status: str
@@ -110,6 +148,7 @@ class RungOutcome:
     seconds: float = 0.0
     plan: Plan | None = None
     skip: SkipKind | None = None
+    needs: Mapping[str, float] = field(default_factory=dict[str, float])
     reused: bool = False
 
 

@@ -2,8 +2,9 @@
 
 Everything is read off one set of resamples: whole groups of valid, and the draws of the labels, both with replacement
 and the same for all rungs, so that differences are paired. Few draws spread too little in a bootstrap: their deviations
-are scaled by √(S/(S−1)) (Rao & Wu 1988, JASA 83:231). Percentiles are expanded for the number of groups (Hesterberg
-2015, https://arxiv.org/abs/1411.5279).
+are scaled by √(S/(S−1)) (Rao & Wu 1988, JASA 83:231). Percentiles are expanded as quantiles of t are against normal
+ones (Hesterberg 2015, https://arxiv.org/abs/1411.5279), with Satterthwaite's degrees of freedom of both parts of the
+variance: few draws say little of how much draws differ.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics import enough_groups, worth
 from bedplate.core.statistics.bootstrap import unseen_ends
 from bedplate.core.statistics.clusters import group_codes
+from bedplate.core.statistics.unequal import stretch
 from bedplate.evaluation.harness import Evaluation
 
 RESAMPLES = 2000
@@ -43,6 +45,11 @@ class OverDraws:
         """The mean over the draws."""
         return sum(one.estimate for one in self.by_draw.values()) / len(self.by_draw)
 
+    @property
+    def estimates(self) -> NDArray[np.float64]:
+        """[S], of each draw in order."""
+        return np.array([self.by_draw[draw].estimate for draw in sorted(self.by_draw)])
+
 
 class Resamples:
     """Resamples of valid's rows, by their groups, and of draws. Whatever is asked has these rows in this order."""
@@ -51,6 +58,9 @@ class Resamples:
         self._hashes = [row.row_hash for row in like.rows]
         self._codes, self.groups = group_codes([row.group for row in like.rows])
         self._seed, self.count = seed, count
+        sizes = np.bincount(self._codes, minlength=self.groups).astype(np.float64)
+        self.worth, self.enough = worth(sizes), enough_groups(self._codes.tolist())
+        self._stretch, self._freedom = stretch(sizes, 1.0) if self.groups > 1 else (1.0, 1.0)
 
     @cached_property
     def _times(self) -> NDArray[np.float64]:
@@ -80,42 +90,56 @@ class Resamples:
         np.add.at(sums, self._codes, evaluation.parts)
         return evaluation.of_sums(self._times @ sums)
 
-    def interval(self, estimate: float, draws: Draws) -> Ends:
+    def interval(self, measured: OverDraws) -> Ends:
         """Of a metric between 0 and 1, two-sided at CONFIDENCE: it holds the estimate, and no end is nearer than groups
         of a kind that was not seen could make it. One group says nothing about others."""
+        estimate, draws = measured.estimate, self.of(measured)
         if self.groups < 2:
             return 0.0, 1.0
-        low, high = self._percentiles(draws)
-        least, most = unseen_ends(estimate, (0.0, 1.0), self.groups, (1 - CONFIDENCE) / 2)
+        low, high = self._percentiles(draws, measured.estimates)
+        least, most = unseen_ends(estimate, (0.0, 1.0), self.worth, (1 - CONFIDENCE) / 2)
         return max(0.0, min(low, least)), min(1.0, max(high, most))
 
-    def interval_of_difference(self, difference: float, draws: Draws) -> Ends:
-        """The same for a paired difference; where all resamples agree, what unseen groups could hide."""
+    def interval_of_difference(self, difference: float, draws: Draws, by_draw: NDArray[np.float64]) -> Ends:
+        """The same for a paired difference, by_draw [S] of each draw; where all resamples agree, what unseen groups
+        could hide."""
         if self.groups < 2:
             return -1.0, 1.0
-        low, high = self._percentiles(draws)
+        low, high = self._percentiles(draws, by_draw)
         if high - low <= _SAME:
-            return unseen_ends(difference, (-1.0, 1.0), self.groups, (1 - CONFIDENCE) / 2)
+            return unseen_ends(difference, (-1.0, 1.0), self.worth, (1 - CONFIDENCE) / 2)
         return max(-1.0, min(low, difference)), min(1.0, max(high, difference))
 
-    def _percentiles(self, draws: Draws) -> Ends:
-        low, high = np.quantile(draws, [self.tail, 1 - self.tail])
-        return float(low), float(high)
+    def _percentiles(self, draws: Draws, by_draw: NDArray[np.float64]) -> Ends:
+        """Quantiles of the resamples, and past the outermost of them what t says."""
+        from scipy.special import ndtr
 
-    @property
-    def tail(self) -> float:
-        """What is cut off on each side: (1 − CONFIDENCE) / 2, less for few groups."""
-        from scipy.special import ndtr, stdtrit
+        far = self.reach(draws, by_draw)
+        tail = float(ndtr(-far))
+        low, high = (float(np.quantile(draws, at)) for at in (tail, 1 - tail))
+        if tail * self.count < 10:  # hardly any resample lies there
+            middle, spread = float(draws.mean()), far * float(draws.std(ddof=1))
+            low, high = min(low, middle - spread), max(high, middle + spread)
+        return low, high
 
-        wide = math.sqrt(self.groups / (self.groups - 1)) * float(stdtrit(self.groups - 1, (1 + CONFIDENCE) / 2))
-        return float(ndtr(-wide))
+    def reach(self, draws: Draws, by_draw: NDArray[np.float64]) -> float:
+        """How many standard errors each end is off: the quantile of t, with the degrees of freedom of groups and draws
+        together, of a value in each resample [B] that is by_draw [S] in each draw on all rows."""
+        from scipy.special import stdtrit
+
+        number = by_draw.size
+        of_draws = float(by_draw.var(ddof=1)) / number if number > 1 else 0.0
+        of_groups = max(float(draws.var(ddof=1)) - of_draws, 0.0)
+        parts = of_groups**2 / self._freedom + of_draws**2 / max(number - 1, 1)
+        freedom = self._freedom if parts == 0 else (of_groups + of_draws) ** 2 / parts
+        return self._stretch * float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
 class Crossing:
     """From how many labels on one rung stays above another: −∞ at the smallest size already, ∞ not with the labels
-    there are. interval: None under 40 groups. crosses: share of the resamples that are not ∞. differences: (labels,
-    difference, interval)."""
+    there are. interval: None where there are too few groups. crosses: share of the resamples that are not ∞.
+    differences: (labels, difference, interval)."""
 
     labels: float
     interval: Ends | None
@@ -129,13 +153,17 @@ def crossing(
 ) -> Crossing:
     """Where `tuned` overtakes `prompted`, each measured at `labels` (ascending) with the same draws: the difference is
     a straight line between two sizes, over the logarithm of the labels, and only its last rise above zero counts."""
+    from scipy.special import ndtr
+
     estimates = np.array([a.estimate - b.estimate for a, b in zip(tuned, prompted, strict=True)])
     draws = np.stack([resamples.of(a) - resamples.of(b) for a, b in zip(tuned, prompted, strict=True)], axis=1)
+    apart = [_apart(a, b) for a, b in zip(tuned, prompted, strict=True)]
     places = np.log(np.asarray(labels, dtype=np.float64))
     found, spread = float(crossing_of(places, estimates[None])[0]), crossing_of(places, draws)
     interval = None
-    if resamples.groups >= MINIMUM_GROUPS:
-        tail = resamples.tail
+    if resamples.enough:
+        near = int(np.argmin(np.abs(estimates)))  # where the crossing is, draws differ by so much
+        tail = float(ndtr(-resamples.reach(draws[:, near], apart[near])))
         low, high = (float(np.quantile(spread, at, method="inverted_cdf")) for at in (tail, 1 - tail))
         interval = _labels(min(low, found)), _labels(max(high, found))
     return Crossing(
@@ -144,10 +172,15 @@ def crossing(
         crosses=float((spread < math.inf).mean()),
         draws=max(len(one.by_draw) for one in tuned),
         differences=tuple(
-            (float(n), float(estimate), resamples.interval_of_difference(float(estimate), draws[:, i]))
+            (float(n), float(estimate), resamples.interval_of_difference(float(estimate), draws[:, i], apart[i]))
             for i, (n, estimate) in enumerate(zip(labels, estimates, strict=True))
         ),
     )
+
+
+def _apart(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
+    """Differences of each draw [S]; a flat rung is the same in all."""
+    return a.estimates - b.estimates
 
 
 def crossing_of(places: NDArray[np.float64], differences: NDArray[np.float64]) -> Draws:

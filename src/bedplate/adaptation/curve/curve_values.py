@@ -84,7 +84,7 @@ def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
         size=point.size,
         labels=point.mean_labels,
         estimate=measured.estimate,
-        interval=resamples.interval(measured.estimate, resamples.of(measured)),
+        interval=resamples.interval(measured),
         draws=tuple(
             Draw(
                 seed=draw,
@@ -102,7 +102,7 @@ def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
 def _flat(name: str, result: Result, resamples: Resamples, rate: float) -> Flat:
     measured = OverDraws({0: result.evaluation}, flat=True)
     fit, call = cost_of([result], rate)
-    interval = resamples.interval(measured.estimate, resamples.of(measured))
+    interval = resamples.interval(measured)
     return Flat(rung=name, estimate=measured.estimate, interval=interval, usd_per_1k_calls=call * 1000, train_usd=fit)
 
 

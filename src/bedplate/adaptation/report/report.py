@@ -11,7 +11,7 @@ from typing import Any
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.formats import not_tried
-from bedplate.adaptation.climb.guards import GuardResult
+from bedplate.adaptation.climb.guard_drops import GuardResult
 from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
@@ -20,6 +20,7 @@ from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.admission import Admission
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
@@ -48,7 +49,10 @@ def build_report(
     *,
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],
+    limits: Mapping[str, Sequence[schema_plan.Limit]],
     formats: Mapping[str, schema_plan.Formats],
+    kept_out: Sequence[Admission] = (),
+    reserved: float | None = None,
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
@@ -64,7 +68,9 @@ def build_report(
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
     classical = _classical(evaluations, judged, context.seed, results)
-    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
+    left_out = (*planner.not_tried(outcomes), *not_tried(formats))
+    untried = _untried(left_out) if decision.status == "PASS" else None
+    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical]))
     rate = context.spec.machine.usd_per_hour
     found = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,
@@ -75,16 +81,22 @@ def build_report(
             reason=reason,
             rung=decision.rung,
             exploratory=opening is not None and opening.exploratory,
+            kept_out=tuple(
+                schema.BudgetChange(rung=one.rung, estimate=one.estimate, **vars(change))
+                for one in kept_out
+                for change in one.changes
+            ),
         ),
-        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate)),
+        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence)),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
         target=schema.Target(metric=context.task.metric_name, **context.spec.target.model_dump(mode="json")),
         predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
         guards={name: tuple(made) for name, made in guards.items()},
+        limits={name: tuple(made) for name, made in limits.items()},
         formats=dict(formats),
         forecasts=tuple(planner.forecasts(context, outcomes)),
-        not_tried=(*planner.not_tried(outcomes), *not_tried(formats)),
+        not_tried=left_out,
         search={name: tuple(schema.Tried(**one) for one in r.search) for name, r in results.items() if r.search},
         details={name: dict(result.details) for name, result in results.items()},
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
@@ -126,12 +138,18 @@ def build_report(
             guards=watch.of("guards"),
             formats=watch.of("formats"),
             tests=watch.of("tests"),
+            latency=watch.of("latency"),
+            reserved=None if reserved is None else round(reserved, 2),
             processor_seconds=round(watch.processor, 1),
             resumed=any(o.reused for o in outcomes.values()),
         ),
         rows=schema.Rows(
             valid=_results(valid),
             test=_results(evaluations),
+            calls={
+                "valid": {name: result.latency.seconds for name, result in results.items()},
+                "test": {name: one.latency.seconds for name, one in tested.items()},
+            },
             guards={name: {one.guard: one.rows for one in made} for name, made in guards.items()},
         ),
     )
@@ -221,16 +239,19 @@ def _rows(
     tested: Mapping[str, Tested],
     bases: Mapping[str, str | None],
     rate: float,
+    confidence: float,
 ) -> Iterator[schema.Row]:
     """One for each candidate and split that it was evaluated on."""
     for name, outcome in outcomes.items():
         base, result = bases[name], outcome.result
         if result is None:
-            yield _row(name, base, outcome, "valid", None, None, out, rate)
+            yield _row(name, base, outcome, "valid", None, None, out, rate, confidence)
             continue
-        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate)
+        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate, confidence)
         if name in tested:
-            yield _row(name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate)
+            yield _row(
+                name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate, confidence
+            )
 
 
 def _row(
@@ -242,6 +263,7 @@ def _row(
     timing: Latency | None,
     out: Path,
     rate: float,
+    confidence: float,
 ) -> schema.Row:
     result = outcome.result
     skin = None if result is None else result.skin
@@ -263,11 +285,30 @@ def _row(
         usd_per_1k_calls=None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
         p50_ms=None if timing is None else timing.p50 * 1000,
         p95_ms=None if timing is None else timing.p95 * 1000,
+        **({} if timing is None or result is None else _timing(result, timing, rate, confidence)),
         train_seconds=None if result is None else result.train_seconds,
         skin=skin,
         weights=None if held is None else held.weights,
         kernel=None if held is None else held.kernel,
     )
+
+
+def _timing(result: Result, timing: Latency, rate: float, confidence: float) -> dict[str, Any]:
+    """What is known of the price and of the p95 beside their estimates."""
+    mean = timing.mean_interval(0.95)
+    least, most = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(confidence))
+    charged = result.usd_per_call is not None
+    return {
+        "usd_interval": None if mean is None or charged else tuple(1000 * result.price(rate, end) for end in mean),
+        "p95_bounds_ms": (least, most),
+        "calls": timing.calls,
+        "load": timing.load,
+    }
+
+
+def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
+    names = [one.rung for one in left_out if one.what == "rung" and one.kind != "impossible"]
+    return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
 
 
 def _exploratory(opening: Opening | None) -> str | None:

@@ -54,7 +54,7 @@ class Cascade(Rung):
         if not context.labels:
             return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
         if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.climbed.values()):
-            return Skip(f"{context.task.metric_name} is no mean of rows, so no threshold can be found row by row")
+            return Skip(f"{context.task.metric_name} is not a mean of rows, so no threshold can be found row by row")
         found = best_pair(context)
         if isinstance(found, str):
             return Skip(found)
@@ -212,5 +212,5 @@ def _price(context: Context, one: Climbed) -> float:
 def _asked(one: Climbed) -> Answers:
     predictor = one.opened()
     if not isinstance(predictor, Answers):
-        raise UsageError(f"{one.name} is no skin that could be part of a cascade")
+        raise UsageError(f"{one.name} is not a skin that could be part of a cascade")
     return predictor

@@ -116,7 +116,7 @@ class Hosted(Rung):
         if ahead > spec.max_usd:
             raise EndpointError(
                 f"{spec.name}: ${account.spent:.4f} are spent on valid, and with test it would be about ${ahead:.4f}, "
-                f"more than max_usd of ${spec.max_usd:g}; raise max_usd to go on (answers are kept)",
+                f"more than max_usd of ${spec.max_usd:g}; raise max_usd to continue (answers are kept)",
                 status=402,
             )
         return usd

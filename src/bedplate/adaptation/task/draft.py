@@ -58,8 +58,8 @@ def draft(
     grouped: bool = True,
 ) -> Draft:
     """A task over these rows. inputs, target, group: columns, guessed where they are not given; grouped: whether a
-    group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values that
-    cannot be targets."""
+    group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values
+    that cannot be targets."""
     found = profiles(rows, MOST_LABELS + 1)
     for name in (*inputs, *filter(None, (target, group))):
         if name not in found:

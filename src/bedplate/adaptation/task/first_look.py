@@ -39,9 +39,11 @@ def _check_rung(name: str) -> None:
         raise ValueError(f"there is no rung {name!r}; {hint}")
 
 
-def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None) -> None:
-    """Raises ConfigError for what is wrong in the file, its overrides or its prompt, UsageError for `rungs` that are
-    none, DataError for data files and UnknownItemError for bases that are not there."""
+def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None) -> AdaptSpec:
+    """The task's `adapt` section, as far as it can be read without a model.
+
+    Raises ConfigError for what is wrong in the file, its overrides or its prompt, UsageError for `rungs` that there are
+    not, DataError for data files and UnknownItemError for bases that are not there."""
     for name in rungs or ():
         try:
             _check_rung(name)
@@ -61,6 +63,7 @@ def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None 
         _check_base(base, path)
     if spec.prompt is not None:
         spec.prompt.resolved(task)
+    return spec
 
 
 def _check_base(base: str, path: Path) -> None:

@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 RUNG_LINES: dict[str, str] = {
-    "majority": "the most frequent answer: the floor (reference)",
-    "from_scratch": "a classical model of the labels alone, TF-IDF and logistic regression: no base is asked",
+    "majority": "the most frequent answer: the floor",
+    "from_scratch": "a classical model of the labels alone, without a base",
     "zero_shot": "the base and a prompt",
     "own_prompt": "your own prompt (adapt.prompt)",
     "few_shot": "a prompt with worked examples",
-    "knn_few_shot": "a prompt with the examples nearest to each call (dynamic few-shot)",
+    "knn_few_shot": "examples nearest to each call (dynamic few-shot)",
     "retrieval": "a prompt with passages of your documents (RAG)",
-    "prompt_search": "prompts written and chosen by search (prompt optimisation)",
+    "prompt_search": "prompts found by a search (prompt optimisation)",
     "probe": "a linear head on the base's features (linear probing)",
-    "soft_prompt": "trained vectors in front of the prompt (prompt tuning)",
+    "soft_prompt": "trained vectors before the prompt (prompt tuning)",
     "lora": "low-rank weights beside the base's (LoRA)",
     "dora": "the same with magnitudes of their own (DoRA)",
     "full": "every weight trained on the task (full fine-tuning)",
-    "continued_pretrain": "every weight trained on raw text first, then climbed again (domain adaptation)",
+    "continued_pretrain": "raw text first, then climbed again (domain adaptation)",
     "hosted": "a remote model behind an API (adapt.hosted)",
-    "cascade": "a cheap skin that passes its unsure cases to a dearer one (model cascade)",
+    "cascade": "unsure cases go to a dearer skin (model cascade)",
 }

@@ -6,50 +6,34 @@ Holm (1979) over the nominees; levels that Bonferroni holds together for the upp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.adaptation.context.outcome import SLOW, Latency
+from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec
+from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.candidate import Nominable, infeasible
+from bedplate.adaptation.verdict.expected import Estimated, expected
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
+from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous, values_needed
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_plan import Guard
+from bedplate.report.schema_plan import Guard, Limit
 
 MOST_NOMINEES = 3
-Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
+SHOWN = 3
+"""Ways out of the budget that the verdict's sentence names."""
 
 
-class Judged(Protocol):
+class Judged(Estimated, Protocol):
     """What confirmation asks of an evaluation."""
 
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def design_effect(self) -> float: ...
-    @property
-    def row_variance(self) -> float | None: ...
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
-
-
-@dataclass(frozen=True)
-class Nominable:
-    """What nomination looks at: a skin's numbers on valid, and its measured cost."""
-
-    rung: str
-    estimate: float
-    design_effect: float
-    usd_per_1k_calls: float
-    p95_ms: float
-    prompt_tokens: int
-    broken: str | None = None
-    """The guard that it was shown to break before test was opened, and why."""
-    row_variance: float | None = None
-    """Of a metric that is no share."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +48,6 @@ class Nomination:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "nominees": list(self.nominees)}
-
-
-def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
-    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
-    if candidate.broken is not None:
-        return candidate.broken
-    limits = (
-        ("p95 latency", candidate.p95_ms, budget.p95_ms, "{:.0f} ms"),
-        ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
-        ("longest prompt", candidate.prompt_tokens, budget.max_prompt_tokens, "{:.0f} tokens"),
-    )
-    for name, value, limit, shape in limits:
-        if limit is not None and value > limit:
-            return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
-    return None
 
 
 def nominate(
@@ -139,12 +108,20 @@ def _why(candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nomin
 
 
 def confirm(
-    tested: Sequence[tuple[str, Judged]], valid: Mapping[str, Judged], *, target: float, alpha: float
+    tested: Sequence[tuple[str, Judged]],
+    valid: Mapping[str, Judged],
+    *,
+    target: float,
+    alpha: float,
+    next_alpha: float | None = None,
+    holds: Mapping[str, Callable[[float], bool]] | None = None,
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
-    among the nominees. `needed_n` is for the valid estimate.
+    among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
+    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). holds: whether what else
+    is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound.
     """
     if not tested:
         return []
@@ -158,12 +135,15 @@ def confirm(
             unbounded[i] = error.message
             return -math.inf
 
-    lower = holm_bounds([partial(lower_of, i) for i in range(len(tested))], target, 1 - alpha)
+    beside = [(holds or {}).get(rung, _nothing_else) for rung, _ in tested]
+    lower = holm_bounds([partial(lower_of, i) for i in range(len(tested))], target, 1 - alpha, beside)
     upper = [None if i in unbounded else one.bound(level, "upper") for i, (_, one) in enumerate(tested)]
     found: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
         hope = valid[rung]
         effect = max(evaluation.design_effect, hope.design_effect, 1.0)
+        likely = expected(rung, evaluation, valid)
+        again = 1 - (alpha if next_alpha is None else next_alpha)
         found.append(
             Confirmation(
                 rung=rung,
@@ -173,11 +153,16 @@ def confirm(
                 upper=upper[i],
                 upper_confidence=level,
                 passed=lower[i].passed,
-                needed_n=needed_n(hope.estimate, target, level, deff=effect, variance=hope.row_variance),
+                expected=likely,
+                needed_n=needed_n(likely, target, again, deff=effect, variance=hope.row_variance),
                 reason=unbounded.get(i),
             )
         )
     return found
+
+
+def _nothing_else(confidence: float) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -198,39 +183,53 @@ def decide(
     n: int,
     groups: int,
     guards: Mapping[str, Sequence[Guard]] | None = None,
+    limits: Mapping[str, Sequence[Limit]] | None = None,
+    kept_out: Sequence[Admission] = (),
 ) -> GateDecision:
-    """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
-    lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
-    rows that would be needed.
+    """PASS: the cheapest nominee whose lower bound clears the target and whose guards and limits hold. FAIL: every
+    upper bound lies below it (or a guard or limit of the nominee is broken), or no skin could be made whatever the
+    budget. OUT_OF_BUDGET: nothing fitted the budget, or what did is shown to be below the target and something above it
+    on valid did not; it names the keys and values that would do. Otherwise INSUFFICIENT_DATA, with the rows that would
+    be needed.
 
-    guards: of the nominees that change their base. One that is undecided is no reason to PASS, and none to FAIL.
+    guards: of the nominees that change their base; limits: of what a call takes. One that is undecided is no reason to
+    PASS, and none to FAIL. kept_out: what a budget kept out, those that look best first.
     """
-    guards = {} if guards is None else guards
+    guards, limits = guards or {}, limits or {}
     if not nomination.nominees:
-        why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
-        return GateDecision("FAIL", None, f"Nothing is feasible: {why}.")
+        why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
+        if kept_out:
+            also = f" ({why})" if why else ""
+            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{also}.")
+        return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
     by_rung = {c.rung: c for c in confirmations}
     if set(by_rung) != set(nomination.nominees):
         raise UsageError("every nominee needs exactly one confirmation")
     ordered = [by_rung[rung] for rung in nomination.nominees]
     best = max(ordered, key=lambda c: c.estimate)
     rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
-    held = {c.rung: _held(guards.get(c.rung, ())) for c in ordered}
+    beside: dict[str, list[Guard | Limit]] = {
+        c.rung: [*guards.get(c.rung, ()), *limits.get(c.rung, ())] for c in ordered
+    }
+    held = {c.rung: _held(beside[c.rung]) for c in ordered}
     for c in ordered:
         if c.passed and c.lower is not None and held[c.rung] is True:
             text = (
                 f"{c.rung} is the cheapest nominee whose lower bound clears the target: {metric} {c.estimate:.3f} on "
                 f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
             )
+            if c.expected is not None and c.expected < c.estimate - 0.0005:
+                text += f" What passed reads high: with valid and the other candidates, expect {c.expected:.3f}."
             if guards.get(c.rung):
                 text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
+            text += "".join(f" Its {limit.reason}." for limit in limits.get(c.rung, ()))
             return GateDecision("PASS", c.rung, text)
     stopped = " ".join(
         f"{c.rung} clears the target ({c.estimate:.3f}, at least {c.lower:.3f}) and is held back by its "
-        f"{guard.guard} guard: {guard.reason}."
+        f"{'' if isinstance(one, Limit) else f'{one.guard} guard: '}{one.reason}."
         for c in ordered
-        for guard in guards.get(c.rung, ())
-        if c.passed and guard.holds is not True
+        for one in beside[c.rung]
+        if c.passed and one.holds is not True
     )
     unbounded = next((c for c in ordered if c.reason is not None), None)
     if unbounded is not None:
@@ -250,12 +249,19 @@ def decide(
             f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
             f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
+        above = [one for one in kept_out if one.estimate is not None and one.estimate > target]
+        if above:
+            return GateDecision(
+                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(above)}."
+            )
         return GateDecision("FAIL", None, text)
-    needed = [c.needed_n for c in ordered if c.needed_n is not None]
+    first = by_rung[nomination.primary or best.rung]
+    expect = first.estimate if first.expected is None else first.expected
+    likely = f"{first.rung} is expected to be at {expect:.3f}, by valid and test and the other candidates"
     hope = (
-        f"about {min(needed):,} test rows would be needed for 80% power at the valid estimate"
-        if needed
-        else "the valid estimates are not above the target, so no number of rows is promised to show that they clear it"
+        f"{likely}: about {first.needed_n:,} test rows in all would then pass it in 80% of next verdicts"
+        if first.needed_n is not None
+        else f"{likely}, which is not above the target: no number of rows is promised to show that it clears it"
     )
     text = (
         f"No nominee's lower bound clears the target of {target:g} on {rows}, and not every upper bound is below it "
@@ -264,11 +270,57 @@ def decide(
     return GateDecision("INSUFFICIENT_DATA", None, text)
 
 
-def _held(guards: Sequence[Guard]) -> bool | None:
+def _ways_out(kept_out: Sequence[Admission]) -> str:
+    more = len(kept_out) - SHOWN
+    named = "; ".join(one.said for one in kept_out[:SHOWN])
+    return f"{named}; and {more} more" if more > 0 else named
+
+
+def _held(found: Sequence[Guard | Limit]) -> bool | None:
     """Whether all hold: False where one is broken, None where one is undecided and none broken."""
-    if any(guard.holds is False for guard in guards):
+    if any(one.holds is False for one in found):
         return False
-    return None if any(guard.holds is None for guard in guards) else True
+    return None if any(one.holds is None for one in found) else True
+
+
+def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:
+    """What the budget asks of the nominees' single calls, by nominee."""
+    budget = spec.budget.p95_ms
+    if budget is None:
+        return {}
+    return {name: [p95_limit(calls, budget, spec.target.confidence)] for name, calls in timed.items()}
+
+
+def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
+    """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided. Each
+    nominee at the full confidence: what a call takes is read anew with every verdict, and PASS needs it beside quality.
+    """
+    bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
+    lower, upper = bounds
+    needed, calls = values_needed(SLOW, confidence), len(timed.seconds)
+    known = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
+    budget = f"the budget of {budget_ms:g} ms"
+    if upper is not None and upper <= budget_ms:
+        holds, said = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
+    elif lower is not None and lower > budget_ms:
+        holds, said = False, f"at least {lower:.0f} ms with {confidence:.1%} confidence, over {budget}"
+    elif calls < needed:
+        holds, said = None, f"and {needed} calls are the least that can show {budget} to be kept"
+    else:
+        reach = "" if upper is None else f" to {upper:.0f} ms"
+        holds, said = None, f"from {lower or 0:.0f}{reach}, so that they do not decide on {budget}"
+    return Limit(
+        limit="p95_ms",
+        holds=holds,
+        value=1000 * timed.p95,
+        lower=lower,
+        upper=upper,
+        budget=budget_ms,
+        confidence=confidence,
+        calls=calls,
+        needed=needed,
+        reason=f"{known}, {said}",
+    )
 
 
 def compare_with(

@@ -43,7 +43,7 @@ def reproduce(
       different     something else differs                               exit code 1
       not_possible  data, splits, a base or the parent cannot be had     exit code 1
 
-    Ctrl-C is safe: the same command goes on where it stopped.
+    Ctrl-C is safe: the same command resumes where it stopped.
     """
     from bedplate.adaptation.after.reproduce import reproduce as again
     from bedplate.skins.catalog import Catalog

@@ -5,6 +5,7 @@ unequal.py       what the variance of few or unequal groups is worth: bias, degr
 clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
 bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
+quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
 two_sample.py    two sets of rows: permutation test of whole groups, difference of independent estimates
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
@@ -26,6 +27,7 @@ from bedplate.core.statistics.clusters import (
 from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
+from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
 from bedplate.core.statistics.two_sample import (
     TwoSample,
     independent_difference,
@@ -64,6 +66,7 @@ __all__ = [
     "mean_of_sums",
     "needed_n",
     "paired_difference",
+    "quantile_bounds",
     "robust_mean",
     "share_distance",
     "sign_flip",
@@ -71,6 +74,7 @@ __all__ = [
     "spent_alpha",
     "swap_test",
     "two_sample",
+    "values_needed",
     "wilson",
     "worth",
 ]

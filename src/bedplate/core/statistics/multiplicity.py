@@ -38,13 +38,19 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def holm_bounds(
-    lower_at: Sequence[Callable[[float], float]], target: float, confidence: float = 0.95
+    lower_at: Sequence[Callable[[float], float]],
+    target: float,
+    confidence: float = 0.95,
+    holds: Sequence[Callable[[float], bool]] | None = None,
 ) -> list[HolmBound]:
     """Which nominees' lower bounds clear `target` with the family-wise error held at 1 - confidence.
 
     `lower_at[i](level)` is nominee i's one-sided lower bound at confidence `level`. With m nominees left, those whose
     bound at 1 - alpha/m clears the target pass and leave; the rest are looked at again with the smaller m. This is
     Holm's procedure on the p-values that the bounds invert.
+
+    holds: what else has to be shown of each nominee, at the same level. Its p-value is then the larger of the two
+    (intersection-union, Berger 1982), and one that clears the target and does not hold stays among those left.
     """
     check_confidence(confidence)
     alpha = 1 - confidence
@@ -55,7 +61,7 @@ def holm_bounds(
             break
         level = 1 - alpha / len(left)
         looked = {i: HolmBound(value, level, value > target) for i in left for value in [lower_at[i](level)]}
-        cleared = {i: bound for i, bound in looked.items() if bound.passed}
+        cleared = {i: b for i, b in looked.items() if b.passed and (holds is None or holds[i](level))}
         if not cleared:
             passed.update(looked)
             break

@@ -60,9 +60,11 @@ def mean_drop(
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
 
-    t on the cluster-robust error, both as `unequal` has them. The bounds are never nearer than `hidden` of the units:
-    by default as many as the groups are worth, as if a whole group changed together or not at all; where rows of a
-    group are known to be nearly independent, their effective number. No bounds where `check_groups` finds too few.
+    t on the cluster-robust error, both as `unequal` has them, further out on the side to which the changes lean
+    (Johnson 1978, JASA 73:536): that few were lost is also what few rows of a child that lost more would show. The
+    bounds are never nearer than `hidden` of the units: by default as many as the groups are worth, as if a whole group
+    changed together or not at all; where rows of a group are known to be nearly independent, their effective number. No
+    bounds where `check_groups` finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
@@ -134,5 +136,9 @@ def _drop(
         check_groups(sizes[kept])
     except InsufficientGroups:
         return Drop(value, None, None, se, confidence, change.size, count)
-    half = max(unseen, float(stdtrit(found.freedom, confidence)) * se)
-    return Drop(value, value - half, value + half, se, confidence, change.size, count)
+    far = float(stdtrit(found.freedom, confidence))
+    # changes of one kind only lean, and t with them: where hardly any were seen their spread reads too small as well
+    scale = float(residuals @ residuals) ** 1.5
+    lean = (float((residuals**3).sum()) / scale if scale > 0 else 0.0) * (2 * far**2 + 1) / 6
+    below, above = (max(unseen, max(far, far + extra) * se) for extra in (-lean, lean))
+    return Drop(value, value - below, value + above, se, confidence, change.size, count)

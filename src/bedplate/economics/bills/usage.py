@@ -101,7 +101,7 @@ def _sample(line: str) -> tuple[str, Labels, float]:
     else:
         name, rest = line[:space], line[space:].split()
     if not name or space < 0 or not 1 <= len(rest) <= 2:
-        raise ValueError(f"{line[:60]!r} is no sample")
+        raise ValueError(f"{line[:60]!r} is not a sample")
     return name.strip(), tuple(labels), float(rest[0])
 
 

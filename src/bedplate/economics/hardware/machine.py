@@ -170,7 +170,8 @@ class Machine(Strict):
             known = ", ".join(f"{one.base} ({one.weights})" for one in self.engines) or "none"
             raise UsageError(
                 f"{base}{f' in {weights}' if weights else ''} was not measured on this machine (measured: {known}); "
-                f"run: bedplate plan calibrate {base}" + (f" --weights {weights}" if weights else "")
+                f"run: bedplate plan calibrate {base}{f' --weights {weights}' if weights else ''}, or name a device of "
+                "the table that serves it, such as --device h100"
             )
         return found[-1]
 
@@ -243,7 +244,10 @@ def read_machine(path: Path | None = None) -> Machine:
     """The measured machine. UsageError where nothing was measured yet, ConfigError for a damaged file."""
     where = machine_file() if path is None else path
     if not where.exists():
-        raise UsageError(f"{where}: this machine was not measured yet; run: bedplate plan calibrate")
+        raise UsageError(
+            f"{where}: this machine was not measured yet; run: bedplate plan calibrate BASE, or name a device of the "
+            "table that serves it, such as --device h100"
+        )
     try:
         return Machine.model_validate_json(read_text(where))
     except pydantic.ValidationError as error:

@@ -56,7 +56,7 @@ def decoder_of(spec: Spec, name: str) -> TransformerSpec:
     """The stack that generates. UsageError for a model without one."""
     if isinstance(spec, TransformerSpec) and spec.kind == "decoder":
         return spec
-    raise UsageError(f"{name} is no decoder; `plan serve` is for models that generate text")
+    raise UsageError(f"{name} is not a decoder; `plan serve` is for models that generate text")
 
 
 @dataclass(frozen=True)

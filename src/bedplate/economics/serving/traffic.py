@@ -100,7 +100,7 @@ def _listed(path: Path, what: str) -> Lengths:
     for number, line in enumerate(lines, start=1):
         if line:
             if not line.isdecimal() or int(line) < 1:
-                raise UsageError(f"{what}: {path}, line {number}: {line[:40]!r} is no length of at least 1 token")
+                raise UsageError(f"{what}: {path}, line {number}: {line[:40]!r} is not a length of at least 1 token")
             values.append(int(line))
     if not values:
         raise UsageError(f"{what}: {path} holds no length; write one a line")

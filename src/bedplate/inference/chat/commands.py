@@ -32,7 +32,7 @@ def _help(conversation: Conversation, argument: str) -> CommandOutcome:
     lines = [f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()]
     lines += [
         "",
-        'A line that ends with \\ goes on in the next; """ alone begins and ends a text of several lines.',
+        r'A line that ends with \ continues in the next; """ alone begins and ends a text of several lines.',
         "A message that begins with / is written with //. Ctrl-C stops an answer; again, or Ctrl-D, leaves.",
     ]
     return CommandOutcome("\n".join(lines))
@@ -114,7 +114,7 @@ COMMANDS: dict[str, Command] = {
     "retry": Command("/retry", "ask the last question again", _retry),
     "undo": Command("/undo", "take the last question and its answer back", _undo),
     "save": Command("/save FILE", "write the conversation to a file", _save),
-    "load": Command("/load FILE", "go on with a saved conversation", _load),
+    "load": Command("/load FILE", "continue a saved conversation", _load),
     "set": Command("/set [NAME=VALUE …]", "show or change settings; NAME= leaves one to the model", _set),
     "model": Command("/model [NAME]", "show or change the model", _model),
     "tokens": Command("/tokens", "what was used so far", _tokens),

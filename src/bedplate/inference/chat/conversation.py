@@ -158,7 +158,7 @@ def read_settings(text: str) -> dict[str, Any]:
     for pair in text.split():
         name, equals, value = pair.partition("=")
         if not equals or name not in SETTINGS:
-            raise UsageError(f"{pair!r} is no setting; write name=value with one of {', '.join(SETTINGS)}")
+            raise UsageError(f"{pair!r} is not a setting; write name=value with one of {', '.join(SETTINGS)}")
         try:
             changes[name] = SETTINGS[name](value) if value else None
         except ValueError:
@@ -174,12 +174,12 @@ def _checked(content: Any, path: Path) -> tuple[str | None, dict[str, Any], list
         raise wrong(f'it has no "bedplate_chat": {FORMAT}')
     system, settings, messages = (content.get(name) for name in ("system", "settings", "messages"))
     if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
-        raise wrong("system is no text, or settings no object")
+        raise wrong("system is not a text, or settings are not an object")
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         raise wrong(f"there is no setting {unknown[0]!r}")
     if not isinstance(messages, list) or len(messages) % 2:
-        raise wrong("messages is no list of questions and answers")
+        raise wrong("messages are not a list of questions and answers")
     kept: list[dict[str, str]] = []
     for number, message in enumerate(messages):
         role = "assistant" if number % 2 else "user"

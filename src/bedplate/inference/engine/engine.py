@@ -17,6 +17,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
+from bedplate.core.progress import Progress
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, Trial
@@ -175,8 +176,13 @@ class Engine(Closing):
                 raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
             try:
-                while not all(stream.done for stream in streams.values()):
-                    self._steps.step()
+                with Progress("answers", len(requests), "", quiet=len(requests) < 2) as bar:
+                    left = list(streams.values())
+                    while left:
+                        self._steps.step()
+                        waiting = [stream for stream in left if not stream.done]
+                        bar.advance(len(left) - len(waiting))
+                        left = waiting
             except BaseException as error:
                 for stream in streams.values():
                     stream.cancel()

@@ -126,8 +126,8 @@ def quantised(model: Model, bits: Bits) -> Model:
         if type(module) is Linear and ("layers" in path.split(".") or path.split(".")[-1] == "lm_head"):
             if module.in_features % BLOCK:
                 raise UsageError(
-                    f"{path} reads {module.in_features} features, which are no multiple of {BLOCK}: its weights cannot "
-                    f"be {bits}; ask for others"
+                    f"{path} reads {module.in_features} features, which are not a multiple of {BLOCK}: its weights "
+                    f"cannot be {bits}; ask for others"
                 )
             parent, _, name = path.rpartition(".")
             made[module] = QuantisedLinear(module, bits)

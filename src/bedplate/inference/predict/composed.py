@@ -34,7 +34,7 @@ class CascadePredictor(ReadySkin):
 
     def __init__(self, skin: Skin, first: Answers, second: Answers) -> None:
         if skin.cascade is None:
-            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is no cascade")
+            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a cascade")
         self.skin, self.parts = skin, skin.cascade
         self.first, self.second = first, second
         self.warnings = [*first.warnings, *second.warnings]

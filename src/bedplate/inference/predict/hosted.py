@@ -70,9 +70,10 @@ class HostedPredictor(ReadySkin):
     def __init__(
         self, skin: Skin, *, account: Account | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        reference = skin.bases["main"]
+        reference = skin.bases.get("main")
         if not isinstance(reference, EndpointReference):
-            raise UsageError(f"skin {skin.name!r} belongs to the base {reference.name}; no endpoint answers for it")
+            its = "has no base" if reference is None else f"belongs to the base {reference.name}"
+            raise UsageError(f"skin {skin.name!r} {its}; no endpoint answers for it")
         self.skin, self.reference = skin, reference
         self.account = Account() if account is None else account
         self.warnings: list[str] = []

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.progress import progress
 from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.output_grammar import grammar_of
@@ -134,7 +135,8 @@ class Predictor(ReadySkin):
         shared within one `tenant` only."""
         given = rows_for(self.skin, rows)
         if one_by_one:
-            return [self._timed([row], tenant)[0] for row in given]
+            alone = progress(given, "single calls", unit="") if len(given) > 1 else given
+            return [self._timed([row], tenant)[0] for row in alone]
         return self._timed(given, tenant)
 
     def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:

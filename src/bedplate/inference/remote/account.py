@@ -111,7 +111,7 @@ class Account:
             if self._max is not None and whole > self._max:
                 raise EndpointError(
                     f"{what}: another request could take the ${self.spent:.4f} spent so far past max_usd of "
-                    f"${self._max:g}; raise max_usd to go on (answers are kept)",
+                    f"${self._max:g}; raise max_usd to continue (answers are kept)",
                     status=402,
                 )
             self._reserved += most

@@ -85,7 +85,7 @@ class Endpoint(Closing):
         self.url = api_address(url)
         self._retries, self._sleep, self._patient = retries, sleep, patient
         if key is not None and not is_key(key):  # httpx would say so too, and quote it
-            raise UsageError("the API key has white space in it, or what is no printable ASCII; give the key alone")
+            raise UsageError("the API key has white space in it, or what is not printable ASCII; give the key alone")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._client = httpx.Client(
             headers=headers,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
+from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
@@ -161,9 +162,10 @@ def load_base(
     Raises HubError, CheckpointError (missing, truncated, inconsistent files) or UnsupportedModelError.
     """
     path, target = locate(source), resolve_device(device)
-    if path.is_file():
-        return _load_gguf(str(source), path, dtype, target, leave)
-    return _load_hf(str(source), path, dtype, target)
+    with Progress(f"loading {source}", unit=""):
+        if path.is_file():
+            return _load_gguf(str(source), path, dtype, target, leave)
+        return _load_hf(str(source), path, dtype, target)
 
 
 def locate(source: str | Path) -> Path:

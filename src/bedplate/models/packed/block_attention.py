@@ -4,7 +4,8 @@ Torch's fused kernel spends, on CPU, many times as long on the gradient of maske
 a block's scores are one batched product over the keys that any of its tokens sees. Numerically it is the plain formula:
 products in the model's dtype, softmax in float32 or wider. Weights are computed again on the way back (as in
 FlashAttention, https://arxiv.org/abs/2205.14135), so that memory grows with tokens and not with the square of a
-document's length. Blocks are added up in one order, so that gradients are the same bit by bit each time.
+document's length. Blocks are added up in one order, so that gradients are the same bit by bit each time; those that
+are alike are computed as one.
 
 Shapes: B rows, T tokens a row, N tokens of the flattened rows, S of those that are keys, H query heads, G key-value
 heads, R = H/G, D features of one head, V of its value, n a block's queries, K its keys, X distances.
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
-from bedplate.models.packed.blocks import Cutting, TokenBlock
+from bedplate.models.packed.blocks import Cutting, TokenBlock, alike
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.recurrences import Documents
+
+MOST = 1 << 20
+"""Scores of blocks that are computed as one: 4 MB in float32, which stay in a processor's cache."""
 
 
 class BlockAttention:
@@ -99,16 +103,18 @@ def block_attention(
     """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `how` is the blocks'."""
     table, positions = (None, None) if bias is None else (bias.table_HX, bias.positions_N)
     scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if how.scale is None else how.scale
-    work = _Work(blocks, scale, how.cap, positions, padded)
+    single = bias is not None or how.sinks is not None  # which are of heads, and so of each block
+    groups = [(block,) for block in blocks] if single else alike(blocks, MOST // q_NHD.shape[1])
+    work = _Work(groups, scale, how.cap, positions, padded)
     found: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, how.sinks, table, work)
     return found
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is computed, beside the tensors that gradients flow to."""
+    """What is computed, beside the tensors that gradients flow to: blocks, in groups that are one batch of products."""
 
-    blocks: Sequence[TokenBlock]
+    groups: Sequence[tuple[TokenBlock, ...]]
     scale: float
     cap: float | None
     positions_N: Tensor | None
@@ -153,18 +159,17 @@ class _BlockAttention(torch.autograd.Function):
         table_HX: Tensor | None,
         work: _Work,
     ) -> Tensor:
-        (N, H, D), (G, V) = q_NHD.shape, v_SGV.shape[1:]
+        (N, H), (G, V) = q_NHD.shape[:2], v_SGV.shape[1:]
         q_GNRD = q_NHD.unflatten(1, (G, H // G)).transpose(0, 1).contiguous()
         k_GSD, v_GSV = k_SGD.transpose(0, 1).contiguous(), v_SGV.transpose(0, 1).contiguous()
         out_NHV = (q_NHD.new_zeros if work.padded else q_NHD.new_empty)(N, H, V)
         out_NGRV = out_NHV.view(N, G, H // G, V)
         bias = _bias(table_HX, work)
-        for block in work.blocks:
-            q = q_GNRD[:, block.start : block.stop].reshape(G, -1, D)
-            p, _ = work.weights(q, _keys(k_GSD, block), block, sinks_H, bias)
-            p = p[..., : block.key_count].to(q.dtype).view(G, -1, block.key_count)
-            mixed = torch.bmm(p, _keys(v_GSV, block)).view(G, -1, H // G, V)
-            out_NGRV[block.start : block.stop] = mixed.transpose(0, 1)
+        for group in work.groups:
+            q, K = _queries(q_GNRD, group), group[0].key_count
+            p, _ = work.weights(q, _keys(k_GSD, group), group[0], sinks_H, bias)
+            p = p[..., :K].to(q.dtype).view(len(q), -1, K)
+            _put(out_NGRV, torch.bmm(p, _keys(v_GSV, group)), group)
         ctx.save_for_backward(q_GNRD, k_GSD, v_GSV, sinks_H, table_HX)
         ctx.work, ctx.dtypes = work, [None if x is None else x.dtype for x in (sinks_H, table_HX)]
         return out_NHV
@@ -174,21 +179,21 @@ class _BlockAttention(torch.autograd.Function):
         q_GNRD, k_GSD, v_GSV, sinks_H, table_HX = ctx.saved_tensors
         work: _Work = ctx.work
         (G, N, R, D), V = q_GNRD.shape, v_GSV.shape[2]
-        grad_NGRV = grad_NHV.reshape(N, G, R, V)
+        grad_GNRV = grad_NHV.reshape(N, G, R, V).transpose(0, 1)
         dq_NGRD = (grad_NHV.new_zeros if work.padded else grad_NHV.new_empty)(N, G, R, D)
         dk_GSD, dv_GSV = torch.zeros_like(k_GSD), torch.zeros_like(v_GSV)
         bias = _bias(table_HX, work)
         dsinks_GR = None if sinks_H is None else torch.zeros(G, R, dtype=_wide(sinks_H.dtype), device=sinks_H.device)
         dtable_HX = None if table_HX is None else torch.zeros_like(table_HX, dtype=_wide(table_HX.dtype))
-        for block in work.blocks:
-            K = block.key_count
-            q = q_GNRD[:, block.start : block.stop].reshape(G, -1, D)
-            g = grad_NGRV[block.start : block.stop].transpose(0, 1).reshape(G, -1, V)
-            k, v = _keys(k_GSD, block), _keys(v_GSV, block)
+        for group in work.groups:
+            block, K = group[0], group[0].key_count
+            q = _queries(q_GNRD, group)
+            g = _queries(grad_GNRV, group)
+            k, v = _keys(k_GSD, group), _keys(v_GSV, group)
             p_wide, capped = work.weights(q, k, block, sinks_H, bias)
             wide = p_wide.dtype
             dp = torch.bmm(g, v.transpose(1, 2)).to(wide).view(*p_wide.shape[:3], K)
-            _add_keys(dv_GSV, torch.bmm(p_wide[..., :K].to(q.dtype).view(G, -1, K).transpose(1, 2), g), block)
+            _add_keys(dv_GSV, torch.bmm(p_wide[..., :K].to(q.dtype).view(len(q), -1, K).transpose(1, 2), g), group)
             if dsinks_GR is not None:
                 dp = torch.nn.functional.pad(dp, (0, 1))
             ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide)
@@ -199,9 +204,9 @@ class _BlockAttention(torch.autograd.Function):
                 dtable_HX.index_add_(1, bias.at(block).view(-1), ds.transpose(1, 2).reshape(G * R, -1).to(dtable_HX))
             if capped is not None:
                 ds = ds * (1 - capped.square())
-            ds = ds.mul_(work.scale).to(q.dtype).reshape(G, -1, K)
-            dq_NGRD[block.start : block.stop] = torch.bmm(ds, k).view(G, -1, R, D).transpose(0, 1)
-            _add_keys(dk_GSD, torch.bmm(ds.transpose(1, 2), q), block)
+            ds = ds.mul_(work.scale).to(q.dtype).reshape(len(q), -1, K)
+            _put(dq_NGRD, torch.bmm(ds, k), group)
+            _add_keys(dk_GSD, torch.bmm(ds.transpose(1, 2), q), group)
         return (
             dq_NGRD.view(N, G * R, D),
             dk_GSD.transpose(0, 1),
@@ -229,13 +234,32 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _keys(x_GSD: Tensor, block: TokenBlock) -> Tensor:
-    parts = [x_GSD[:, start:stop] for start, stop in block.keys]
+def _queries(x_GNRD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
+    """Of each block, one after the other: [blocks · G, n · R, D]."""
+    parts = [x_GNRD[:, block.start : block.stop] for block in group]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.reshape(len(whole), -1, x_GNRD.shape[-1])
+
+
+def _put(into_NGRD: Tensor, found: Tensor, group: Sequence[TokenBlock]) -> None:
+    """What a group's queries have got, [blocks · G, n · R, D], where they stand."""
+    G, R, D = into_NGRD.shape[1:]
+    for block, one in zip(group, found.view(len(group), G, -1, R, D), strict=True):
+        into_NGRD[block.start : block.stop] = one.transpose(0, 1)
+
+
+def _keys(x_GSD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
+    """Of each block, one after the other: [blocks · G, K, D]."""
+    if len(group) > 1:
+        return torch.cat([x_GSD[:, slice(*block.keys[0])] for block in group])
+    parts = [x_GSD[:, start:stop] for start, stop in group[0].keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _add_keys(into_GSD: Tensor, grad_GKD: Tensor, block: TokenBlock) -> None:
-    at = 0
-    for start, stop in block.keys:
-        into_GSD[:, start:stop] += grad_GKD[:, at : at + stop - start]
-        at += stop - start
+def _add_keys(into_GSD: Tensor, grad: Tensor, group: Sequence[TokenBlock]) -> None:
+    """grad: [blocks · G, K, D]."""
+    for block, one in zip(group, grad.view(len(group), len(into_GSD), *grad.shape[1:]), strict=True):
+        at = 0
+        for start, stop in block.keys:
+            into_GSD[:, start:stop] += one[:, at : at + stop - start]
+            at += stop - start

@@ -40,6 +40,25 @@ class TokenBlock:
         return sum(stop - start for start, stop in self.keys)
 
 
+def alike(blocks: Sequence[TokenBlock], most: int) -> list[tuple[TokenBlock, ...]]:
+    """The blocks in groups that can be computed as one: as many queries, as many keys in one slice, the same mask. Of
+    packed rows most are a piece of one long document, and alike. most: of queries × keys in a group, where it has
+    several blocks."""
+    waiting: dict[tuple[int, int, int], list[TokenBlock]] = {}
+    found: list[tuple[TokenBlock, ...]] = []
+    for block in blocks:
+        n, K = block.stop - block.start, block.key_count
+        if len(block.keys) > 1 or 2 * n * K > most:
+            found.append((block,))
+            continue
+        key = n, K, id(block.mask)
+        group = waiting.setdefault(key, [])
+        group.append(block)
+        if (len(group) + 1) * n * K > most:
+            found.append(tuple(waiting.pop(key)))
+    return [*found, *map(tuple, waiting.values())]
+
+
 @dataclass(frozen=True)
 class _Cut:
     """A block before its mask is made. last: how many of the keys need one. shape: what that depends on, where other

@@ -231,7 +231,7 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.model is None) == (self.base is None):
-            raise ValueError("give `model`, to build one, or `base`, to go on from one; one of them")
+            raise ValueError("give `model`, to build one, or `base`, to continue from one; one of them")
         if self.base is not None and self.data.tokenizer is not None:
             raise ValueError("a base has its own tokenizer; leave data.tokenizer out")
         if self.base is None and self.data.sources and self.data.tokenizer is None:

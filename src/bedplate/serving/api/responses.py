@@ -84,7 +84,7 @@ async def list_input_items(call: ApiCall) -> Response:
     if page.after is not None:
         place = next((i for i, one in enumerate(items) if one["id"] == page.after), None)
         if place is None:
-            raise RequestError(f"after is {page.after[:80]!r}, which is no item of this list", param="after")
+            raise RequestError(f"after is {page.after[:80]!r}, which is not an item of this list", param="after")
         items = items[place + 1 :]
     return json_response(page.reply(items))
 

@@ -103,7 +103,9 @@ class SpendLedger:
         ):
             if most is not None and used >= most:
                 allowed = f"{most:g} USD" if isinstance(most, float) else f"{most} tokens"
-                message = f"this API key has spent its {allowed} {what}; it can go on at {until:%Y-%m-%d} 00:00 UTC"
+                message = (
+                    f"this API key has spent its {allowed} {what}; it can be used again at {until:%Y-%m-%d} 00:00 UTC"
+                )
                 raise QuotaError(message, (until - now).total_seconds())
 
     def _write(self) -> None:

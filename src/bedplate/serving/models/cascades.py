@@ -23,7 +23,7 @@ class ServedCascade(ServedSkin):
     def __init__(self, card: Card, first: ServedSkin, second: ServedSkin, *, name: str | None = None) -> None:
         """SkinError for a card that is no cascade's."""
         if "cascade" not in card.parts:
-            raise SkinError(f"skin {card.name!r} of kind {card.kind!r} is no cascade")
+            raise SkinError(f"skin {card.name!r} of kind {card.kind!r} is not a cascade")
         self.card, self.name = card, card.name if name is None else name
         self.engine, self.first, self.second = first.engine, first, second
         self.warnings = [*first.warnings, *second.warnings]

@@ -82,7 +82,7 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
         param = error.param if isinstance(error, RequestError) else None
     elif is_full(error):
         status, code, param = 507, "insufficient_storage", None
-        message = "the server's disk is full, so this could not be kept; nothing of it was: try again later"
+        message = "the server's disk is full, so this was not kept; try again later"
     else:
         status, code, param = 500, "internal_error", None
         message = "the server failed on this request; its log says why"

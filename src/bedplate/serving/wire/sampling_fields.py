@@ -36,7 +36,7 @@ def _biases_of(biases: Any) -> Any:
         raise ValueError(f"it must be an object of at most {MAX_BIASES:,} biases by token id")
     for key, bias in biases.items():
         if not (isinstance(key, str) and key.isascii() and key.isdecimal() and int(key[:11]) < TOKEN_LIMIT):
-            raise ValueError(f"{str(key)[:40]!r} is no token id")
+            raise ValueError(f"{str(key)[:40]!r} is not a token id")
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
             raise ValueError(f"the bias of token {key} must be a number between -100 and 100")
     return tuple((int(key), float(bias)) for key, bias in biases.items())

@@ -72,7 +72,7 @@ def _read(path: Path, needed_by: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{needed_by}: {path} is not JSON ({error}); give a ladder's report.json") from None
     if not isinstance(found, dict) or "rungs" not in found:
-        raise ConfigError(f"{needed_by}: {path} is no ladder's report: it has no `rungs`")
+        raise ConfigError(f"{needed_by}: {path} is not a ladder's report: it has no `rungs`")
     return cast("dict[str, Any]", found)
 
 
@@ -96,4 +96,4 @@ def _quality(row: Mapping[str, Any], place: str) -> Share:
     try:
         return Share(value=estimate, low=float(interval[0]), high=float(interval[1]))
     except (TypeError, ValueError):
-        raise ConfigError(f"{place}: estimate {estimate!r} with interval {interval!r} is no share of 1") from None
+        raise ConfigError(f"{place}: estimate {estimate!r} with interval {interval!r} is not a share of 1") from None

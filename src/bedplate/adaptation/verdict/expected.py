@@ -1,0 +1,46 @@
+"""What a nominee's truth probably is: valid and test together, drawn toward the other candidates.
+
+The best of several estimates reads too high, and so does one that was looked at because it passed. The estimate on
+valid, from which nominees were chosen, is shrunk toward the mean of all candidates by empirical Bayes (Efron & Morris
+1975, JASA 70:311) and then averaged with the one on test, each by its precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+
+class Estimated(Protocol):
+    """An estimate, and what its variance follows from."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def design_effect(self) -> float: ...
+    @property
+    def row_variance(self) -> float | None: ...
+
+
+def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:
+    """Of the nominee `name`. valid: all candidates that it was chosen from."""
+    own, variance = valid[name].estimate, _variance(valid[name])
+    shrunk = own
+    if len(valid) > 1:
+        read = np.array([one.estimate for one in valid.values()])
+        noise = float(np.mean([_variance(one) for one in valid.values()]))
+        spread = max(0.0, float(read.var(ddof=1)) - noise)
+        shrunk = float(read.mean()) + spread / (spread + variance) * (own - float(read.mean()))
+    weights = 1 / variance, 1 / _variance(test)
+    return (weights[0] * shrunk + weights[1] * test.estimate) / sum(weights)
+
+
+def _variance(one: Estimated) -> float:
+    """Of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
+    share = (one.estimate * one.n + 1) / (one.n + 2)
+    of_row = share * (1 - share) if one.row_variance is None else max(one.row_variance, 1 / one.n)
+    return max(one.design_effect, 1.0) * of_row / one.n

@@ -1,0 +1,70 @@
+"""Completion as shells do it: bash for certain, zsh and fish where they are there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bedplate.cli.main import VERBS, main
+
+ASKED: tuple[tuple[str, set[str]], ...] = (
+    ("ad", {"adapt"}),
+    ("", {*VERBS}),
+    ("plan tr", {"train"}),
+    ("plan train gpt2 --prec", {"--precision"}),
+    ("plan train --precision ", {"bf16", "fp16", "fp8", "tf32", "fp32"}),
+    ("keys re", {"revoke"}),
+    ("data search-mixture --go", {"--goal"}),
+    ("adapt plan --ru", {"--rungs"}),
+)
+
+
+def script(capsys: pytest.CaptureFixture[str], shell: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["completion", shell])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "completion").write_text(script(capsys, "bash"))
+    code = f"source {tmp_path}/completion\n"
+    for line, _ in ASKED:
+        words = " ".join(f"'{word}'" for word in ["bedplate", *line.split(" ")])
+        code += f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _bedplate; echo "${{COMPREPLY[*]}}"\n'
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    for (line, wanted), found in zip(ASKED, done.stdout.splitlines(), strict=True):
+        assert wanted <= set(found.split()), line
+        assert all(word.startswith(line.rpartition(" ")[2]) for word in found.split())
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "completion").write_text(script(capsys, "fish"))
+    code = f"source {tmp_path}/completion\n"
+    for line, _ in ASKED:
+        code += f"echo (complete -C 'bedplate {line}' | cut -f 1)\n"
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", code], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
+    )
+    for (line, wanted), found in zip(ASKED, done.stdout.splitlines(), strict=True):
+        assert wanted <= set(found.split()), line
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_every_verb_is_in_it(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    text = script(capsys, shell)
+    assert all(verb in text for verb in VERBS)
+    assert ("bashcompinit" in text) == (shell == "zsh")
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=text, text=True, check=True)
+
+
+def test_an_unknown_shell_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["completion", "tcsh"])
+    assert ended.value.code == 2
+    assert "'tcsh' is not one of 'bash'" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""`bedplate init`: a look at a file, and a task file that everything else reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bedplate.adaptation.task.draft import guess_group, guess_inputs, guess_target
+from bedplate.adaptation.task.first_look import look
+from bedplate.cli.main import main
+from bedplate.data.profile import profiles
+from bedplate.data.sources import read_rows
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
+
+WORDS = ("card", "transfer", "pending", "refund", "charge", "limit", "declined", "statement", "fee", "currency", "pin")
+
+
+def tickets(path: Path, count: int = 400) -> Path:
+    """Messages of customers with a category; the first two are copies, the third contradicts the first."""
+    draw = random.Random(0)
+    rows = [
+        f'"about {" ".join(draw.choices(WORDS, k=6))}, number {i}",{("billing", "delivery", "other")[i % 3]},c{i // 4}'
+        for i in range(count)
+    ]
+    rows += [rows[0].replace("c0", "c9"), rows[1], rows[2].replace("other", "billing")]
+    path.write_text("\n".join(["message,category,customer_id", *rows]) + "\n", "utf-8")
+    return path
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["init", *map(str, words)])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def test_a_csv_becomes_a_task_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tickets(tmp_path / "tickets.csv"), tmp_path / "tasks" / "task.yaml"
+    code, shown, _ = run(capsys, data, "--out", out, "--yes", "--budget", "90s", "--bar", "0.9")
+    assert code == 0
+    for part in ("403 rows", "message", "customer_id", "billing (", "Copies of a text are left out: 2.", "100 groups"):
+        assert part in shown
+    assert "different values of category are all left out" in shown
+    task = load_task(out)
+    assert (task.task, list(task.inputs), task.labels) == ("tickets", ["message"], ("billing", "delivery", "other"))
+    assert (task.data.target, task.data.group_by) == ("category", "customer_id")
+    spec = look(out)
+    assert (spec.target.value, spec.budget.train_minutes, spec.bases) == (0.9, 1.5, ("smollm2-135m",))
+    found = load_examples(task)
+    assert f"{len(found.train):,} train, {len(found.valid):,} valid, {found.test.n:,} test" in shown
+    text = out.read_text("utf-8")
+    assert text.count("# ") >= 8
+    assert f"bedplate adapt {out}" in shown
+
+
+def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tickets(tmp_path / "t.csv"), tmp_path / "t.yaml"
+    words = ("--target", "category", "--input", "message", "--group", "none", "--name", "mine")
+    code, shown, _ = run(
+        capsys, data, "smollm2-135m", "minilm-l6", "--out", out, *words, "--instructions", "Sort: it\nnow", "--json"
+    )
+    assert code == 0
+    assert json.loads(shown)["group"] is None
+    task = load_task(out)
+    assert (task.task, task.data.group_by, task.instructions) == ("mine", None, "Sort: it\nnow")
+    assert look(out).bases == ("smollm2-135m", "minilm-l6")
+    code, _, error = run(capsys, data, "--out", out, "--yes")
+    assert (code, "exists already" in error) == (2, True)
+    assert run(capsys, data, "--out", out, "--yes", "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "metric"),
+    [
+        ([{"text": f"t {i}", "labels": ["a", "b"][: 1 + i % 2]} for i in range(90)], "labels", "example_f1"),
+        ([{"text": f"t {i}", "label": ("a;b", "b", "a;c")[i % 3] + ";d"} for i in range(90)], "label", "accuracy"),
+        ([{"text": f"t {i}", "out": {"name": str(i), "n": i}} for i in range(90)], "json", "json_fields"),
+        ([{"text": f"t {i}", "answer": f"it is {i}"} for i in range(90)], "text", "token_f1"),
+        (
+            [{"text": f"t {i}", "label": "yes" if i % 9 else ("no", "so")[i // 9 % 2]} for i in range(270)],
+            "label",
+            "macro_f1",
+        ),
+    ],
+)
+def test_kinds_of_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], kind: str, metric: str
+) -> None:
+    data, out = lines(tmp_path / "rows.jsonl", rows), tmp_path / "task.yaml"
+    target = next(name for name in rows[0] if name != "text")
+    code, shown, error = run(capsys, data, "--out", out, "--target", target, "--json")
+    assert (code, error) == (0, "")
+    found = json.loads(shown)
+    assert (found["kind"], found["metric"]) == (kind, metric)
+    assert load_examples(load_task(out)).test.n > 0
+
+
+def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"is it {i}?", "label": ("yes", "no", "1e3")[i % 3]} for i in range(90)]
+    out = tmp_path / "task.yaml"
+    assert run(capsys, lines(tmp_path / "q.jsonl", rows), "--out", out, "--yes")[0] == 0
+    assert load_task(out).labels == ("1e3", "no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "said"),
+    [
+        ("a,b\nx y z,other words\nu v w,more words\n", (), "which column is the answer? Name it with --target"),
+        ("text,label\nx,a\n", ("--target", "lable"), "did you mean 'label'?"),
+        ("text,label\nx,a\n", ("--input", "label", "--target", "label"), "both an input and the target"),
+        ("label,n\na,1\nb,2\n", ("--target", "label"), "no column has text to be asked with"),
+        ("text,label\nx, a\ny,b\n", (), "has spaces around it"),
+        ("text,label\nx,\ny,\n", ("--target", "label"), "the answers belong there"),
+        ("text,label\nx,a\ny,b\n", (), "split"),
+        ("text,label\nx,a\ny,b\n", ("--bar", "80"), "--bar is 80"),
+        ("text,label\nx,a\ny,b\n", ("--budget", "soon"), "is not a length of time"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "d.csv").write_text(content)
+    code, _, error = run(capsys, tmp_path / "d.csv", "--out", tmp_path / "task.yaml", "--json", *words)
+    assert code in (1, 2)
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "task.yaml").exists()
+
+
+def test_guesses(tmp_path: Path) -> None:
+    found = profiles(read_rows(str(tickets(tmp_path / "t.csv"))))
+    assert guess_target(found) == "category"
+    assert guess_inputs(found, "category") == ("message",)
+    assert guess_group(found, ("message", "category")) == "customer_id"
+    message = found["message"]
+    assert (message.kind, message.rows, message.empty) == ("text", 403, 0)
+    assert found["category"].commonest[0] == ("billing", 136)
+    numbers = lines(tmp_path / "n.jsonl", [{"text": "a b", "n": i, "flag": True, "x": None} for i in range(9)])
+    kinds = {name: one.kind for name, one in profiles(read_rows(str(numbers))).items()}
+    assert kinds == {"text": "text", "n": "number", "flag": "boolean", "x": "empty"}
+
+
+def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
+    data, out = tickets(tmp_path / "t.csv"), tmp_path / "task.yaml"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "bedplate.cli.main", "init", str(data), "--out", str(out)]
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    os.write(ours, b"categry\rcategory\rmessage\rnone\rSort the message.\r")
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 1 << 16)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    assert child.wait(timeout=30) == 0, shown.decode()
+    assert "Which column is the answer? [category]" in shown.decode()
+    assert "There is no column 'categry'" in shown.decode()
+    values = yaml.safe_load(out.read_text("utf-8"))
+    assert (values["data"]["target"], "group_by" in values["data"]) == ("category", False)
+    assert values["instructions"] == "Sort the message."

@@ -1,0 +1,52 @@
+"""Bounds of a quantile against scipy's, and how often they hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics import quantile_bounds, values_needed
+
+
+@given(st.integers(2, 300), st.sampled_from([0.1, 0.5, 0.9, 0.95]), st.sampled_from([0.8, 0.95, 0.99]))
+@settings(max_examples=60, deadline=None)
+def test_bounds_are_those_of_scipys_quantile_test(n: int, quantile: float, confidence: float) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    lower, upper = quantile_bounds(values.tolist(), quantile, confidence)
+    # scipy's one-sided intervals hold the quantile: to its right where the alternative is "greater"
+    above = stats.quantile_test(values, q=0, p=quantile, alternative="less").confidence_interval(confidence)
+    below = stats.quantile_test(values, q=0, p=quantile, alternative="greater").confidence_interval(confidence)
+    assert (upper is None) == (not np.isfinite(above.high))
+    assert (lower is None) == (not np.isfinite(below.low))
+    if upper is not None:
+        assert upper == above.high
+    if lower is not None:
+        assert lower == below.low
+
+
+def test_fifty_nine_calls_are_the_least_for_a_p95() -> None:
+    assert values_needed(0.95) == 59
+    assert values_needed(0.95, 0.99) == 90
+    for needed, confidence in ((59, 0.95), (90, 0.99)):
+        assert quantile_bounds(range(needed), 0.95, confidence)[1] == needed - 1
+        assert quantile_bounds(range(needed - 1), 0.95, confidence)[1] is None
+    assert quantile_bounds([], 0.95) == (None, None)
+
+
+def test_bounds_hold_as_often_as_they_say_for_heavy_tails() -> None:
+    rng = np.random.default_rng(1)
+    truth = float(stats.lognorm.ppf(0.95, 1.2))
+    drawn = rng.lognormal(0, 1.2, (2000, 64))
+    found = [quantile_bounds(row.tolist(), 0.95) for row in drawn]
+    assert np.mean([upper is not None and upper >= truth for _, upper in found]) >= 0.94
+    assert np.mean([lower is not None and lower <= truth for lower, _ in found]) >= 0.94
+
+
+@pytest.mark.parametrize(("quantile", "confidence"), [(0.0, 0.95), (1.0, 0.95), (0.95, 0.4)])
+def test_wrong_calls_say_so(quantile: float, confidence: float) -> None:
+    with pytest.raises(UsageError):
+        quantile_bounds([1.0], quantile, confidence)
