@@ -25,7 +25,7 @@ test-all: $(VENV)/.installed-bench
 # runs/stdlib, runs/completion
 pretrain-demo: $(VENV)/.installed-serve
 	$(BIN)/bedplate pretrain examples/pretrain/stdlib.yaml --out runs/stdlib
-	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion
+	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion || test $$? -ge 3  # whatever the verdict
 	$(BIN)/python examples/pretrain/ask.py runs/stdlib/base runs/completion
 
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -377,32 +376,6 @@ def test_the_resolved_task_file_holds_no_key(tmp_path: Path, tiny_base: Path, mo
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes(), path
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]["status"]
-
-
-def candidate(rung: str, until: float, used: float) -> Any:
-    """A candidate on a base of its own, as far as sharing the time looks at it."""
-
-    class At:
-        clock = SimpleNamespace(used=used, left=100.0 - used)
-        test_reserve = 0.0
-
-    context: Any = At()
-    context.until = until
-    return SimpleNamespace(name=f"{rung}-{id(context)}", context=context, on_base=rung not in ("hosted", "cascade"))
-
-
-def test_bases_share_the_time_and_what_comes_after_them_has_the_rest():
-    first, second = candidate("probe", math.inf, 0.0), candidate("probe", math.inf, 0.0)
-    hosted, cascade = candidate("hosted", math.inf, 0.0), candidate("cascade", 50.0, 60.0)
-    ladder: Any = SimpleNamespace(
-        contexts=[first.context, second.context],
-        candidates={one.name: one for one in (first, second, hosted, cascade)},
-        outcomes={},
-    )
-    ladder_module._Ladder._share(ladder, first)
-    assert first.context.until == 50  # of 100, whatever comes after both bases
-    ladder_module._Ladder._share(ladder, cascade)
-    assert cascade.context.until == math.inf
 
 
 def test_a_cascade_is_guarded_where_its_parts_are():

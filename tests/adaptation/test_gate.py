@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from tests.adaptation import ladders
 
-from bedplate.adaptation.context.outcome import Latency, latency
+from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.admission import Admission, admissions, round_up
 from bedplate.core import statistics
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -81,9 +82,49 @@ def test_a_candidate_over_any_budget_is_named_with_the_number():
     nomination = gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500)
     assert nomination.nominees == ()
     assert "p95 latency 250 ms is over the budget of 100 ms" in nomination.reasons["lora"]
-    decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=500, groups=500)
-    assert decision.status == "FAIL"
+    kept_out = admissions([slow], {}, budget, {})
+    decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=500, groups=500, kept_out=kept_out)
+    assert decision.status == "OUT_OF_BUDGET"
+    assert "p95_ms: 100 → 250 would admit lora (0.900 on valid)" in decision.reason
     assert "250 ms" in decision.reason
+
+
+def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_it():
+    budget = BudgetSpec(p95_ms=100, train_minutes=5)
+    low = {"probe": evaluation(rate(100, 300))}
+    nomination = gate.Nomination(("probe",), "probe", None, {})
+    found = gate.confirm(list(low.items()), low, target=0.8, alpha=0.05)
+    skipped = RungOutcome("dora", "skipped", "no time", skip="budget", needs={"train_minutes": 7.31})
+    kept_out = admissions([gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)], {"dora": skipped}, budget, {})
+    assert [one.rung for one in kept_out] == ["lora", "dora"]
+    assert kept_out[1].said == "train_minutes: 5 → 7.4 would admit dora (which was not tried)"
+
+    def decided(kept_out: list[Admission]) -> gate.GateDecision:
+        return gate.decide(nomination, found, metric="accuracy", target=0.8, n=300, groups=300, kept_out=kept_out)
+
+    assert decided([]).status == "FAIL"
+    assert decided(kept_out[1:]).status == "FAIL"  # nothing says that it would be better
+    beyond = decided(kept_out)
+    assert beyond.status == "OUT_OF_BUDGET"
+    assert "p95_ms: 100 → 250 would admit lora" in beyond.reason
+
+
+def test_nothing_to_judge_is_out_of_budget_only_where_a_budget_would_help():
+    nomination = gate.Nomination((), None, None, {})
+    late = RungOutcome("zero_shot", "skipped", "no time", skip="budget", needs={"train_minutes": 0.4})
+    for outcome, status in ((late, "OUT_OF_BUDGET"), (RungOutcome("probe", "skipped", "no labels"), "FAIL")):
+        kept_out = admissions([], {outcome.rung: outcome}, BudgetSpec(train_minutes=0.1), {})
+        decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out)
+        assert decision.status == status
+        assert ("train_minutes: 0.1 → 0.4 would admit zero_shot" in decision.reason) == (status == "OUT_OF_BUDGET")
+
+
+@given(st.floats(1e-6, 1e6))
+def test_a_round_value_admits_what_it_is_made_for(value: float):
+    found = round_up(value)
+    assert value <= found * (1 + 1e-9)
+    assert found <= value * 1.11
+    assert float(f"{found:.1e}") == pytest.approx(found, rel=1e-9)
 
 
 def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05) -> gate.GateDecision:

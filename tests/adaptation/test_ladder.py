@@ -190,11 +190,12 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
     def climb(call: float, **settings: object) -> Report:
         pace = Throughput(token=1e-6, call=call, tokens=10.0)
         monkeypatch.setattr("bedplate.adaptation.context.context.measure_throughput", lambda *_: pace)
+        monkeypatch.setattr("bedplate.adaptation.context.throughput.median_call", lambda *_: call)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
 
     busy, quiet = climb(100.0), climb(0.001)
     assert busy.row("few_shot")["status"] == "skipped"
-    assert "takes 100000 ms here" in busy.row("few_shot")["reason"]
+    assert "takes 100000 ms here (the least of 3 medians" in busy.row("few_shot")["reason"]
     for key in busy.data:
         if key != "timing":
             assert quiet.data[key] == busy.data[key], key
@@ -282,7 +283,11 @@ def test_a_spent_budget_skips_with_the_reason_and_still_gives_a_verdict(toy_task
     for name in on_base:
         assert report.row(name)["status"] == "skipped"
         assert "of the budget are left" in report.row(name)["reason"]
-    assert report.verdict["status"] == "FAIL"
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    assert "train_minutes: " in report.verdict["reason"]
+    named = {one["rung"]: one for one in report.verdict["kept_out"]}
+    assert {"zero_shot", "probe", "lora"} <= named.keys()
+    assert all(one["key"] == "train_minutes" and one["needed"] > one["given"] for one in named.values())
     assert report.row("majority")["status"] == "done"
 
 

@@ -20,6 +20,7 @@ from bedplate.adaptation.after.reproduce import judged, reproduce
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.lora import LORA
+from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_file
@@ -221,7 +222,7 @@ def test_a_child_goes_on_from_its_parent_and_keeps_its_rows_apart(
     task = write_task(tmp_path / "task", place / "base" / "tiny", rows=more, rungs=["zero_shot", "probe", "lora"])
     monkeypatch.setattr(LORA, "recipe", replace(LORA.recipe, learning_rate=1e-12, seeds=1))
     code, report = run("adapt", task, "--out", tmp_path / "run", "--parent", parent)
-    assert code == 0
+    assert code == EXIT_CODES[report["verdict"]["status"]]
 
     before, after = (json.loads((one / "splits.json").read_text()) for one in (place / "run", tmp_path / "run"))
     kept = {row for rows in after.values() for row in rows["rows"]}

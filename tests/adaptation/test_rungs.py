@@ -95,7 +95,7 @@ def test_what_the_rungs_are() -> None:
     assert having("needs", "endpoint") == {"hosted"}
     assert having("needs", "skins") == having("side", "both") == {"cascade"}
     assert having("needs", "base") == {"probe", "lora", "dora"}
-    assert having("own_prompt", True) == {*references, "zero_shot", "own_prompt"}
+    assert having("own_prompt", True) == {*references, "zero_shot", "own_prompt", "probe"}
     trained = {"soft_prompt", "lora", "dora"}
     shown = {"few_shot", "knn_few_shot", "retrieval", "prompt_search"}
     assert having("whole_prompt", True) == shown | trained

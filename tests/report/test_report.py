@@ -121,6 +121,8 @@ def test_the_headline_is_one_sentence_for_every_verdict():
         assert headline(values).count(". ") == 0
     values["verdict"]["status"] = "FAIL"
     values["nominees"]["confirmations"] = []
+    assert "No skin could be judged" in headline(values)
+    values["verdict"]["status"] = "OUT_OF_BUDGET"
     assert "fits the budget" in headline(values)
 
 

@@ -6,43 +6,42 @@ Everything that finishes is kept in the output directory, so that the same comma
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
-from bedplate.adaptation.climb.candidates import Candidate, candidates_of
-from bedplate.adaptation.climb.fingerprint import config_of
+from bedplate.adaptation.climb.ascent import Ascent
+from bedplate.adaptation.climb.candidates import candidates_of
 from bedplate.adaptation.climb.guard_drops import GuardResult, hold
 from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
-from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
+from bedplate.adaptation.climb.judging import judge
+from bedplate.adaptation.climb.retimed import retimed
+from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested, latency
+from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
+from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
-from bedplate.adaptation.rungs.answers import ask, single_calls
+from bedplate.adaptation.rungs.rung import Side
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
+from bedplate.adaptation.verdict.admission import admissions
+from bedplate.adaptation.verdict.candidate import over
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
-from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
-from bedplate.core.progress import console
+from bedplate.core.files import atomic_write, file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
-from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.given import given_rows, keep, overrides_for
-from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
-from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import Answers
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
@@ -115,19 +114,20 @@ class _Ladder:
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
         self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
-        chosen = planner.order(chosen_rungs(self.spec), rules.favoured(self.expectations))
+        favours = rules.favoured(self.expectations)
+        chosen = planner.order(chosen_rungs(self.spec), favours)
         self.candidates = {one.name: one for one in candidates_of(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
+        self.favours: Side = "weights" if favours == "tuning" else "prompt"
+        self.reserved: float | None = None
+        """Seconds that test was expected to take when it was opened."""
         self.formats: dict[str, Formats] = {}
         """What became of the formats of candidates that they were looked at for."""
 
     def climb(self) -> Report:
         """All rungs, nomination in the weights to serve, test, verdict, report; and once that is written, the learning
         curves."""
-        for candidate in self.candidates.values():
-            self._share(candidate)
-            self.outcomes[candidate.name] = climb_candidate(candidate)
-            _say(self.outcomes[candidate.name])
+        self.outcomes = Ascent(self.candidates, self.favours, self._likely).climb()
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
@@ -145,6 +145,13 @@ class _Ladder:
         levels = {one.rung: one.lower_confidence for one in confirmations}
         guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
         limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
+        clock = self.context.clock
+        kept_out = admissions(
+            self._nominables(results, guarded),
+            self.outcomes,
+            self.spec.budget,
+            {} if clock.seconds is None else {"train_minutes": clock.seconds / 60},
+        )
         decision = gate.decide(
             nomination,
             confirmations,
@@ -153,6 +160,7 @@ class _Ladder:
             n=self.data.test.n,
             groups=self.data.test.groups,
             guards=guarded,
+            kept_out=kept_out,
             limits=limits,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
@@ -172,6 +180,8 @@ class _Ladder:
             guards=guarded,
             limits=limits,
             formats=self.formats,
+            kept_out=kept_out,
+            reserved=self.reserved,
             watch=self.watch,
         )
         self._write(report, results)
@@ -181,14 +191,9 @@ class _Ladder:
             self._write(report, results)
         return report
 
-    def _share(self, candidate: Candidate) -> None:
-        """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
-        context, clock = candidate.context, candidate.context.clock
-        if not candidate.on_base:  # what comes after all bases has what they left
-            context.until = math.inf
-        elif len(self.contexts) > 1 and math.isinf(context.until) and clock.left < math.inf:
-            waiting = {c.context for c in self.candidates.values() if c.on_base and c.name not in self.outcomes}
-            context.until = clock.used + max(clock.left - context.test_reserve, 0.0) / len(waiting)
+    def _likely(self, results: Mapping[str, Result]) -> list[str]:
+        """Who would be asked on test if the climb ended now."""
+        return list(dict.fromkeys(filter(None, (*self._nomination(results, {}).nominees, self._baseline(results)))))
 
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
         """report.json and report.html, here and in the skins, and the catalogue's record of them."""
@@ -202,8 +207,16 @@ class _Ladder:
         for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
         those of `results`; what these make cheaper may be nominated in the place of another."""
         guarded: dict[str, list[GuardResult]] = {}
+        timed: set[str] = set()
         while True:
             nomination = self._nominate(results, guarded)
+            again = [name for name in self._to_time(nomination, results, guarded) if name not in timed]
+            for name in again:
+                with self.watch.timed("latency", name):
+                    results[name] = retimed(self.candidates[name], results[name])
+            timed.update(again)
+            if again:  # which may bring other nominees
+                continue
             unchecked = [name for name in nomination.nominees if name not in guarded and self._children(name)]
             for name in unchecked:
                 with self.watch.timed("guards", name):
@@ -229,6 +242,23 @@ class _Ladder:
         made = [name for name in self.context.climbed if name in results and name not in self.formats]
         out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
         return [*(name for name in nomination.nominees if name in made), *out]
+
+    def _to_time(
+        self, nomination: gate.Nomination, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> list[str]:
+        """Candidates whose calls are timed once more: nominees, and those above the target that only what a call takes
+        keeps out."""
+        now = {one.rung: one for one in self._nominables(results, guarded)}
+        keys = {name: {key for key, _, _ in over(one, self.spec.budget)} for name, one in now.items()}
+        slow = [
+            name
+            for name, one in now.items()
+            if one.broken is None
+            and one.estimate > self.spec.target.value
+            and keys[name]
+            and keys[name] <= {"p95_ms", "usd_per_1k_calls"}
+        ]
+        return [*nomination.nominees, *slow]
 
     def _could_fit(
         self, name: str, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
@@ -267,26 +297,34 @@ class _Ladder:
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        candidates = [
-            self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None
-        ]
-        nomination = gate.nominate(
-            candidates,
+        nomination = self._nomination(results, guarded)
+        skins = {name: results[name].skin_id for name in nomination.nominees}
+        record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
+        atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
+        return nomination
+
+    def _nominables(
+        self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> list[gate.Nominable]:
+        return [self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None]
+
+    def _nomination(
+        self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> gate.Nomination:
+        return gate.nominate(
+            self._nominables(results, guarded),
             self.spec.budget,
             target=self.spec.target.value,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.data.test.n,
             baseline=self._baseline(results),
         )
-        skins = {name: results[name].skin_id for name in nomination.nominees}
-        record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
-        atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
-        return nomination
 
     def _baseline(self, results: Mapping[str, Result]) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
         made = [one for one in self.candidates.values() if one.traits.role == "baseline" and one.name in results]
-        return min(made, key=lambda one: self.contexts.index(one.context)).name if made else None
+        order = [context.at for context in self.contexts]
+        return min(made, key=lambda one: order.index(one.context.at)).name if made else None
 
     def _test(
         self, nomination: gate.Nomination, results: Mapping[str, Result]
@@ -295,6 +333,7 @@ class _Ladder:
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
+        self.reserved = 0.0
         question = {
             "task": self.task.task,
             "rows": handle.split_hash,
@@ -309,9 +348,12 @@ class _Ladder:
         for name, result in results.items():
             candidate = self.candidates[name]
             wanted = name in nomination.nominees or name == self._baseline(results)
+            if wanted:
+                alone = candidate.context.single_test_calls
+                self.reserved += seconds_on_test([result], self.data.test.n, alone, None)
             if wanted or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
-                    tested[name] = self._tested(candidate, result, examples)
+                    tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
         return tested, opening
 
     def _guards_opened(
@@ -324,50 +366,6 @@ class _Ladder:
             for at, _ in self._children(name)
         ]
         return guards_opened(self.task.task, looked)
-
-    def _tested(self, candidate: Candidate, result: Result, examples: Sequence[Example]) -> Tested:
-        """One skin, as read back from disk, on test, one call at a time as it will be served. Answers that are written
-        take long: then as many calls as time it, and the other rows in batches."""
-        path = self.out / "test" / f"{candidate.name}.json"
-        key = sha256_json([config_of(candidate.context, candidate.rung), result.skin_id, self.data.test.split_hash])
-        if path.is_file():
-            values = json.loads(read_text(path))
-            if values["key"] == key:
-                return Tested(
-                    Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
-                )
-        predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
-        predictions: Sequence[PredictionLike | None]
-        if isinstance(predictor, Answers):
-            with closing(predictor):
-                ask(predictor, examples[:1], one_by_one=True)
-                order = candidate.context.ordered(examples, "latency")
-                count = candidate.context.single_test_calls
-                alone = ask(predictor, order[:count], one_by_one=True)
-                rest = ask(predictor, order[count:]) if count < len(order) else []
-                timed = [p.seconds for p in alone if p is not None]
-                least = 0 if candidate.traits.needs == "endpoint" else candidate.context.least_timed
-                while timed and len(timed) < least:  # of fewer calls no bound is within any budget
-                    more = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
-                    timed += [p.seconds for p in more]
-            by_id = dict(zip([e.id for e in order], [*alone, *rest], strict=True))
-            predictions = [by_id[e.id] for e in examples]
-            candidate.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
-        else:
-            given = [predictor.predict([example.inputs])[0] for example in examples]
-            predictions = [one for one in given if not isinstance(one, str)]
-            assert len(predictions) == len(examples)  # the references answer as skins do
-            timed = [p.seconds for p in predictions]
-        evaluation = evaluate_predictions(self.task, examples, predictions, split="test", seed=self.context.seed)
-        tested = Tested(evaluation, latency(timed or [0.0]), sum(p is None for p in predictions))
-        values = {
-            "key": key,
-            "evaluation": evaluation.to_json(),
-            "latency": vars(tested.latency),
-            "too_long": tested.too_long,
-        }
-        atomic_write(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        return tested
 
     def _record(self, report: Report, results: Mapping[str, Result]) -> None:
         """Bases, skins, run and report in the catalogue."""
@@ -384,15 +382,3 @@ class _Ladder:
             )
             catalog.add([self.out / result.child for result in results.values() if result.child is not None])
             catalog.record_run_of(self.out)
-
-
-def _say(outcome: RungOutcome) -> None:
-    """One line on stderr when a rung is over, where somebody watches."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        return
-    shown = outcome.status
-    if outcome.result is not None:
-        evaluation = outcome.result.evaluation
-        shown = f"{evaluation.metric} {evaluation.estimate:.3f} on valid, {outcome.seconds:.0f} s"
-    screen.print(f"{outcome.rung:<13} {shown}", highlight=False)

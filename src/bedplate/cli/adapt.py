@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
 
 
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
+"""What a verdict makes the command exit with. 1 and 2 are those of errors, where there is no verdict."""
+
+
 def adapt(
     task_file: Annotated[
         Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False, callback=paths.existing)
@@ -65,17 +69,37 @@ def adapt(
         Literal["auto", "torch", "native"] | None,
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write JUnit XML, for builds.", show_default=False, callback=paths.new_file
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
+        ),
+    ] = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
-) -> None:
+) -> int:
     """Find the cheapest adaptation of a base that provably meets the bar.
 
     Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
-    opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA. Ctrl-C is safe: the same command resumes
+    opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
     where it stopped. The rungs:
 
     \b
     RUNG_LINES
+
+    \b
+    exit code  verdict
+      0        PASS: a skin clears the bar
+      3        FAIL: everything that fits is shown to be below it
+      4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
+      5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
+      2        wrong usage, 1 another error, 130 interrupted: there is no verdict
 
     The task file's `adapt` section says what is wanted:
 
@@ -126,10 +150,25 @@ def adapt(
             exhaustive=exhaustive,
             parent=None if parent is None else _directory(parent),
         )
+    _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
-        return
-    show(report, task_file.parent)
+    else:
+        show(report, task_file.parent)
+    return EXIT_CODES[report.verdict["status"]]
+
+
+def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
+    from bedplate.core.files import atomic_write
+
+    if junit is not None:
+        from bedplate.report import junit as xml
+
+        atomic_write(junit, xml.junit(report.data))
+    if markdown is not None:
+        from bedplate.report.summary import summary
+
+        atomic_write(markdown, summary(report.data))
 
 
 _WIDTH = max(map(len, RUNG_LINES))
@@ -251,6 +290,6 @@ def _next(report: Report, directory: Path) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        names = [one["name"] for one in data["bases"]]  # a server holds one, also for a skin that needs none
+        names = [one["name"] for one in data["lineage"]["bases"]]  # a server holds one, also for a skin that needs none
         base = _from_here(row["base"] if row["base"] in names else names[0], directory)
         print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")

@@ -72,8 +72,14 @@ def headline(report: Mapping[str, Any]) -> str:
             f"least {won['lower']:.3f} with {won['lower_confidence']:.1%} confidence, at "
             f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
+    if verdict["status"] == "OUT_OF_BUDGET":
+        first = next(iter(verdict.get("kept_out", ())), None)
+        would = ""
+        if first is not None:
+            would = f"; {first['key']}: {first['given']:g} → {first['needed']:g} would admit {first['rung']}"
+        return f"Nothing that fits the budget is shown to reach {metric} {bar}{would}."
     if not by_rung:
-        return f"No adaptation fits the budget, so none could be shown to reach {metric} {bar}."
+        return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
     best = max(by_rung.values(), key=lambda c: c["estimate"])
     seen = f"the best, {best['rung']}, reads {best['estimate']:.3f} on test"
     if verdict["status"] == "FAIL":

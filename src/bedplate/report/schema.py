@@ -19,8 +19,19 @@ from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limi
 SCHEMA_VERSION: Literal[2] = 2
 
 
+class BudgetChange(Part):
+    """A key of the budget that kept a candidate out, and the value that would do."""
+
+    rung: str
+    key: str
+    given: float
+    needed: float
+    estimate: float | None
+    """Of the candidate on valid; null where it was not tried."""
+
+
 class Verdict(Part):
-    status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+    status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
     skin: str | None
     """Directory of the skin that passed, relative to the report's."""
     reason: str
@@ -28,6 +39,8 @@ class Verdict(Part):
     """The rung of the skin that passed."""
     exploratory: bool
     """Whether some of the test rows had served an earlier verdict: only fresh rows can confirm."""
+    kept_out: tuple[BudgetChange, ...] = ()
+    """What the budget kept out, those that look best first."""
 
 
 class Seed(Part):
@@ -39,6 +52,8 @@ class Seed(Part):
     train_seconds: Seconds
     chosen: bool
     """Whether this seed's skin is the rung's; chosen on valid."""
+    prompt: str | None = None
+    """The prompt that it was trained on: "chosen", as the base as it is chose it, or "bare", the inputs and the cue."""
 
 
 class Row(Part):

@@ -174,6 +174,10 @@ class Timing(Part):
     formats: dict[str, Seconds] = Field(default_factory=dict[str, float])
     """By candidate; empty in reports from before there were any."""
     tests: dict[str, Seconds]
+    latency: dict[str, Seconds] = Field(default_factory=dict[str, float])
+    """Calls of candidates that were timed once more before test."""
+    reserved: Seconds | None = None
+    """What the tests were expected to take when they began; null where there were none."""
     processor_seconds: Seconds
     """Of this process, summed over its threads."""
     resumed: bool

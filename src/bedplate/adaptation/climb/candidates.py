@@ -24,6 +24,8 @@ class Candidate:
     name: str
     rung: Rung
     context: Context
+    inner: Path = Path()
+    """Where its context's directory is, below that of its base."""
 
     @property
     def traits(self) -> Traits:
@@ -83,7 +85,7 @@ class Candidate:
 
     @property
     def _prefix(self) -> Path:
-        return Path() if not self.context.suffix else place_of(Path(), self.context.suffix)
+        return place_of(Path(), self.context.suffix) / self.inner
 
 
 def place_of(out: Path, suffix: str) -> Path:

@@ -38,7 +38,9 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     left_out = read_skip(directory, limits) if context.within is None else None
     if left_out is not None:
         skipped, seconds = left_out
-        return RungOutcome(name, "skipped", skipped.reason, None, seconds, skip=skipped.kind, reused=True)
+        return RungOutcome(
+            name, "skipped", skipped.reason, None, seconds, skip=skipped.kind, needs=skipped.needs, reused=True
+        )
     arguments = {"rung": name, "directory": str(directory), "config": config}
     job = Job(name, f"{__name__}:fit", arguments, needs=("context",))
     outcome = next(LocalExecutor({"context": context}).run([job]))
@@ -56,7 +58,9 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
         skipped = outcome.value
         if context.within is None and skipped.kind == "budget":
             write_skip(directory, limits, outcome.seconds, skipped)
-        return RungOutcome(name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind)
+        return RungOutcome(
+            name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
+        )
     assert outcome.value is not None
     write_result(directory, config, outcome.seconds, outcome.value)
     context.clock.charge(outcome.value.usd)

@@ -30,7 +30,7 @@ def read_plan(directory: Path, config: str) -> Plan | None:
 
 def write_skip(directory: Path, limits: str, seconds: float, skip: Skip) -> None:
     """Keep what a limit left out, so that the same command leaves it out again, whatever the machine is doing then."""
-    values = {"limits": limits, "seconds": seconds, **asdict(skip)}
+    values = {"limits": limits, "took": seconds, **asdict(skip)}
     atomic_write(directory / SKIP_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -39,7 +39,7 @@ def read_skip(directory: Path, limits: str) -> tuple[Skip, float] | None:
     values = _read(directory / SKIP_FILE)
     if values is None or values.pop("limits", None) != limits:
         return None
-    seconds = float(values.pop("seconds"))
+    seconds = float(values.pop("took", 0.0))
     return Skip(**values), seconds
 
 

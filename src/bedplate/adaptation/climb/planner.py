@@ -5,39 +5,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, RungOutcome, Skip
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.rungs.rung import Rung, Traits
+from bedplate.adaptation.rungs.rung import Rung
 from bedplate.report.schema_plan import Forecast, NotTried
 
 
-def ruled_out(context: Context, traits: Traits) -> Skip | None:
-    """Why a rung is not worth planning, by what was measured and by rule, or None."""
+def ruled_out(context: Context, rung: Rung) -> Skip | None:
+    """Why a rung is not worth planning, by what was measured and by rule, or None. A call that would be over the budget
+    is timed again with the rung's own lightest prompt before it excludes it."""
     if context.exhaustive:
         return None
+    traits = rung.traits
     labels, least = len(context.train), traits.least_labels
     if labels < least:
         return Skip(f"{labels} labels are fewer than the {least} that it is worth trying with", "rule")
     if not traits.whole_prompt:
         return None
-    budget, call, times = context.spec.budget, context.throughput.call, context.format_gain
-    even = "" if times == 1.0 else f" and {times:.1f} times less in a format"
-    if budget.p95_ms is not None and call / times * 1000 > budget.p95_ms:
-        return Skip(
-            f"a call with the plain prompt alone takes {call * 1000:.0f} ms here (the median){even}, the budget's p95 "
-            f"is {budget.p95_ms:g} ms",
-            "budget",
-        )
-    usd = call * usd_per_second(context) * 1000
-    if budget.usd_per_1k_calls is not None and usd / times > budget.usd_per_1k_calls:
-        return Skip(
-            f"1,000 calls with the plain prompt alone cost ${usd:.4f} here{even}, the budget is "
-            f"${budget.usd_per_1k_calls:g}",
-            "budget",
-        )
-    return None
+    budget, times = context.spec.budget, context.format_gain
+    rate = usd_per_second(context) * 1000
+    limits = [math.inf if budget.p95_ms is None else budget.p95_ms / 1000]
+    if budget.usd_per_1k_calls is not None and rate > 0:
+        limits.append(budget.usd_per_1k_calls / rate)
+    limit = min(limits) * times
+    if context.throughput.call <= limit:
+        return None
+    found = context.again(*rung.lightest(context), limit)
+    if found.call <= limit:
+        return None
+    even = "" if times == 1.0 else f", and {times:.1f} times less in a format"
+    call, needs = found.call / times, dict[str, float]()
+    if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
+        needs["p95_ms"] = call * 1000
+    if budget.usd_per_1k_calls is not None and call * rate > budget.usd_per_1k_calls:
+        needs["usd_per_1k_calls"] = call * rate
+    takes = f"a call with its lightest prompt takes {found.call * 1000:.0f} ms here ({found.said}){even}"
+    asked = {
+        "p95_ms": f"the budget's p95 is {budget.p95_ms} ms",
+        "usd_per_1k_calls": f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${call * rate:.4f}",
+    }
+    return Skip(f"{takes}; {' and '.join(asked[key] for key in needs)}", "budget", needs=needs)
 
 
 def over_budget(context: Context, plan: Plan) -> Skip | None:
@@ -47,13 +57,15 @@ def over_budget(context: Context, plan: Plan) -> Skip | None:
     needed = plan.seconds * usd_per_second(context) + plan.usd
     if needed <= left:
         return None
-    return Skip(f"it needs about ${needed:.4f}, ${max(left, 0):.4f} of the climb's money are left", "budget")
+    said = f"it needs about ${needed:.4f}, ${max(left, 0):.4f} of the climb's money are left"
+    usd = context.spec.budget.train_usd
+    return Skip(said, "budget", plan.seconds, {} if usd is None else {"train_usd": usd + needed - left})
 
 
 def planned(context: Context, rung: Rung) -> Plan | Skip:
     """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
     a child base, within the time that the child's guards leave."""
-    out = ruled_out(context, rung.traits)
+    out = ruled_out(context, rung)
     if out is not None:
         return out
     before = context.until
@@ -63,7 +75,24 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
         plan = rung.plan(context)
     finally:
         context.until = before
-    return plan if isinstance(plan, Skip) else over_budget(context, plan) or plan
+    if isinstance(plan, Skip):
+        return _with_needs(context, plan)
+    plan = replace(plan, seconds=plan.seconds * context.pace)
+    return over_budget(context, plan) or plan
+
+
+def _with_needs(context: Context, skip: Skip) -> Skip:
+    """A rung that there is no time for says which limit would leave it enough."""
+    limits, clock = context.spec.budget, context.clock
+    if skip.kind != "budget" or skip.seconds is None or skip.needs:
+        return skip
+    whole = clock.used + context.test_reserve + skip.seconds * context.pace
+    needs: dict[str, float] = {}
+    if clock.seconds is not None and whole > clock.seconds:
+        needs["train_minutes"] = whole / 60
+    if limits.train_usd is not None and whole * usd_per_second(context) > limits.train_usd:
+        needs["train_usd"] = whole * usd_per_second(context)
+    return replace(skip, seconds=skip.seconds * context.pace, needs=needs)
 
 
 def guard_seconds(context: Context) -> float:

@@ -49,6 +49,7 @@ def opened(
     leave memory in the end."""
     bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
     climbed: dict[str, Climbed] = {}
+    likely: list[str] = []
     with closing(bases), ExitStack() as stack:
         contexts = [
             Context(
@@ -63,6 +64,7 @@ def opened(
                 clock,
                 seed,
                 climbed=climbed,
+                likely=likely,
                 suffix=at.suffix,
                 exhaustive=exhaustive,
                 parent=parent,

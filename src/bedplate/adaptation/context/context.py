@@ -7,12 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome
-from bedplate.adaptation.context.throughput import Throughput, embedding_throughput, measure_throughput
+from bedplate.adaptation.context.outcome import SLOW, Climbed, Result, RungOutcome
+from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
+from bedplate.adaptation.context.throughput import (
+    Reading,
+    Throughput,
+    embedding_throughput,
+    measure_throughput,
+    pace_seconds,
+    read_calls,
+    read_texts,
+)
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
@@ -37,8 +47,8 @@ from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin
 
-LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
-"""Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
+LATENCY_CALLS, LEAST_CALLS = 64, 12
+"""Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
 
 
 @dataclass
@@ -99,6 +109,19 @@ class Context:
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
     that directory."""
 
+    likely: list[str] = field(default_factory=list[str])
+    """Candidates that would be asked on test if the climb ended now: one list for all contexts of a ladder."""
+
+    settled: bool = False
+    """Whether every candidate was climbed, so that `likely` is all there will be."""
+    pace: float = 1.0
+    """Seconds that this rung was seen to take for each that it was expected to take."""
+    before: Mapping[str, Any] | None = None
+    """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
+
+    readings: dict[str, Reading] = field(default_factory=dict[str, Reading])
+    """Calls of prompts that were timed again, by prompt."""
+
     @property
     def is_encoder(self) -> bool:
         """Whether the base gives vectors only."""
@@ -135,6 +158,9 @@ class Context:
             until=math.inf,
             parent=None,
             within=None if self.exhaustive else self.clock,
+            before=None,
+            pace=1.0,
+            settled=False,
         )
         if self.unfit is None:
             found.throughput, found.format_gain = self.throughput, self.format_gain
@@ -197,17 +223,18 @@ class Context:
     @cached_property
     def throughput(self) -> Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows = self.ordered(self.valid, "pace")
+        rows, room = self.ordered(self.valid, "pace"), pace_seconds(self.clock.left)
         if self.is_encoder:
             prompt = text_prompt(self.fields)
-            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows])
+            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
         with self.model.predictor(self.skin("pace", *self.default_prompt())) as predictor:
-            return measure_throughput(predictor, [e.inputs for e in rows], self.written)
+            return measure_throughput(predictor, [e.inputs for e in rows], self.written, room)
 
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
-        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.throughput.call, 1e-9))))
+        count = int(latency_seconds(self.clock.seconds) / max(self.throughput.call, 1e-9))
+        return min(LATENCY_CALLS, max(LEAST_CALLS, count))
 
     @property
     def timing(self) -> float:
@@ -216,14 +243,26 @@ class Context:
 
     @property
     def single_test_calls(self) -> int:
-        """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
-        return self.test_n if self.labels else min(self.test_n, max(self.latency_calls, self.least_timed))
+        """Test rows that a skin answers one call at a time: as many as time it. The others are asked in batches."""
+        return min(self.test_n, max(self.latency_calls, self.least_timed))
 
     @property
     def least_timed(self) -> int:
         """Single calls without which nothing is shown of the budget's p95."""
         spec = self.spec
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
+
+    def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
+        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds."""
+        key = f"{prompt.format}/{prompt.template}"
+        if key not in self.readings:
+            rows = [example.inputs for example in self.ordered(self.valid, "pace")]
+            if self.is_encoder:
+                self.readings[key] = read_texts(self.model, [str(prompt.text(one)) for one in rows], limit)
+            else:
+                with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
+                    self.readings[key] = read_calls(predictor, rows, limit)
+        return self.readings[key]
 
     @cached_property
     def format_gain(self) -> float:
@@ -238,10 +277,23 @@ class Context:
         return 1.0 if isinstance(found, str) else max(1.0, *found.values())
 
     @property
-    def for_test(self) -> float:
-        """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
+    def on_test(self) -> float:
+        """Expected seconds of test: of the skins that would be asked now as they were measured on valid, and of others
+        that may follow as the plain prompt was measured."""
         alone = self.single_test_calls
-        return 3.3 * (alone * self.throughput.call + self.throughput.rows(self.test_n - alone)) + 5.0
+        plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
+        return seconds_on_test(self._to_test, self.test_n, alone, None if self.settled else plain)
+
+    @property
+    def for_test(self) -> float:
+        """Seconds kept for test, for timing the nominees once more before it, and for the report."""
+        again = sum((one.latency.calls + 1) * one.latency.mean for one in self._to_test)
+        return self.on_test + (again if self.settled else 2 * self.timing) + report_seconds(self.clock.seconds)
+
+    @property
+    def _to_test(self) -> list[Result]:
+        """Of the skins that would be asked on test now."""
+        return [self.climbed[name].result for name in self.likely if name in self.climbed]
 
     @property
     def test_reserve(self) -> float:
@@ -256,7 +308,11 @@ class Context:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        return min(self.clock.left - self.test_reserve, self.until - self.clock.used)
+        return min(self.clock.left - self.test_reserve, self.until - self.clock.used) / self.pace
+
+    def room(self, share: float) -> float:
+        """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""
+        return self.left * (1.0 if self.settled else share)
 
     @property
     def usd_left(self) -> float:

@@ -34,15 +34,20 @@ SkipKind = Literal["impossible", "budget", "rule"]
 @dataclass(frozen=True)
 class Skip:
     """Not climbed, because of `reason`. kind: "impossible" stays so; what a budget or a rule of thumb skips is climbed
-    where the ladder is exhaustive."""
+    where the ladder is exhaustive. seconds: what the smallest version of it is expected to take, where there is no time
+    for that. needs: keys of the task's budget, and the values that would let it in."""
 
     reason: str
     kind: SkipKind = "impossible"
+    seconds: float | None = None
+    needs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def no_time(seconds: float, left: float, beside: str = "") -> Skip:
-    """What needs more seconds than the budget has left. beside: what else the rest is kept for."""
-    return Skip(f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+    """What needs more seconds than the budget has left, in its smallest version. beside: what else the rest is kept
+    for."""
+    said = f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}"
+    return Skip(said, "budget", seconds)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ class Result:
 @dataclass(frozen=True)
 class RungOutcome:
     """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took. plan:
-    what had been planned; skip: what kind of reason it was left out for; reused: whether an earlier run had done it."""
+    what had been planned; skip: what kind of reason it was left out for, and `needs` the keys of the budget with values
+    that would let it in; reused: whether an earlier run had done it."""
 
     rung: str
     status: str
@@ -142,6 +148,7 @@ class RungOutcome:
     seconds: float = 0.0
     plan: Plan | None = None
     skip: SkipKind | None = None
+    needs: Mapping[str, float] = field(default_factory=dict[str, float])
     reused: bool = False
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bedplate.adaptation.task.task_prompt import Written
@@ -13,6 +15,11 @@ from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.output import LabelOutput
 
 BATCH, CALLS = 64, 12
+LEAST_BATCH, LEAST_CALLS = 4, 3
+PACE_SHARE = 0.05
+REPEATS, REPEAT_SECONDS = 3, 6.0
+"""So often are calls timed before they exclude a rung, and about so long each time."""
+
 WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 """Where answers are written, a row takes many times as long."""
 
@@ -40,15 +47,65 @@ class Throughput:
         return n * (self.tokens + self.target) * self.token
 
 
-def measure_throughput(predictor: Predictor, rows: Sequence[Values], written: Written) -> Throughput:
-    """Time a batch or two, and a few single calls."""
-    predictor.predict(rows[:2])
+@dataclass(frozen=True)
+class Reading:
+    """Calls with one prompt. call: seconds, the least of `times` medians. load: processes that wanted a processor,
+    averaged over a minute; None where the system does not say."""
+
+    call: float
+    times: int
+    load: float | None
+
+    @property
+    def said(self) -> str:
+        times = "the median" if self.times == 1 else f"the least of {self.times} medians"
+        return times if self.load is None else f"{times}; load average {self.load:.1f}"
+
+
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> Reading:
+    """Of a skin's calls."""
+    predictor.predict(rows[:1])
+    return _read(lambda count, tenant: median_call(predictor, rows[:count], tenant), limit)
+
+
+def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
+    """Of texts that are embedded alone."""
+    return _read(lambda count, _: median_text(model, texts[:count]), limit)
+
+
+def _read(timed: Callable[[int, str], float], limit: float) -> Reading:
+    """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
+    many calls of a tenant."""
+    call, times = math.inf, 0
+    while times < REPEATS and call > limit:
+        count = CALLS if times == 0 or call * CALLS <= REPEAT_SECONDS else max(3, int(REPEAT_SECONDS / call))
+        call = min(call, timed(count, f"timing {times}"))
+        times += 1
+    return Reading(call, times, load_average())
+
+
+def load_average() -> float | None:
+    """Processes that wanted a processor, averaged over a minute."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not every system has it
+        return None
+
+
+def measure_throughput(
+    predictor: Predictor, rows: Sequence[Values], written: Written, room: float = math.inf
+) -> Throughput:
+    """Time a batch or two, and a few single calls: fewer rows where that would take more than about `room` seconds."""
+    predictor.predict(rows[:1])
+    first = predictor.predict(rows[1:3] or rows)[0].seconds
     if isinstance(predictor.skin.output, LabelOutput):
-        batches = [predictor.predict(rows[i : i + BATCH]) for i in (0, BATCH) if rows[i:]]
+        size, count = _within(room / 2, first, LEAST_BATCH, BATCH), _within(room / 4, first, LEAST_CALLS, CALLS)
+        starts = (0, size) if room / 2 >= 2 * size * first else (0,)
+        batches = [predictor.predict(rows[i : i + size]) for i in starts if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
-        call = _median_call(predictor, rows[:CALLS])
+        call = median_call(predictor, rows[:count])
         return Throughput(min(batch[0].seconds for batch in batches) / tokens, call, tokens)
-    batch = rows[:WRITTEN_BATCH]
+    batch = rows[: _within(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.ask(predictor.requests(batch, predictor.sampling(max_tokens=1)))
     tokens = _new_tokens(first)
@@ -57,20 +114,36 @@ def measure_throughput(predictor: Predictor, rows: Sequence[Values], written: Wr
     count = sum(p.completion_tokens for p in whole)
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
-    call = _median_call(predictor, rows[:WRITTEN_CALLS])
+    call = median_call(predictor, rows[:WRITTEN_CALLS])
     return Throughput(token, call, tokens, decode, count / len(whole), written.mean)
 
 
-def embedding_throughput(model: LocalModel, texts: Sequence[str]) -> Throughput:
+def pace_seconds(left: float) -> float:
+    """What may go to measuring how fast a base is, of the time that is left."""
+    return PACE_SHARE * max(left, 0.0)
+
+
+def _within(room: float, each: float, least: int, most: int) -> int:
+    """As many as fit into these seconds, within bounds."""
+    return most if math.isinf(room) or each <= 0 else min(most, max(least, int(room / each)))
+
+
+def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = math.inf) -> Throughput:
     """The same for a base that reads only: a batch or two, and a few texts alone."""
     model.embed(texts[:2])
     tokens, seconds = 0, float("inf")
-    for batch in (texts[:BATCH], texts[BATCH : 2 * BATCH]):
+    size = _within(room / 2, _seconds(model, texts[:1]), LEAST_BATCH, BATCH)
+    for batch in (texts[:size], texts[size : 2 * size]):
         count = sum(len(model.text_tokens(text)) for text in batch)
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
-    calls = sorted(_seconds(model, [text]) for text in texts[:CALLS])
-    return Throughput(seconds, calls[len(calls) // 2], tokens / len(texts[: 2 * BATCH]))
+    return Throughput(seconds, median_text(model, texts[:CALLS]), tokens / len(texts[: 2 * size]))
+
+
+def median_text(model: LocalModel, texts: Sequence[str]) -> float:
+    """The median of texts that are embedded alone."""
+    calls = sorted(_seconds(model, [text]) for text in texts)
+    return calls[len(calls) // 2]
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:
@@ -84,7 +157,8 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
     return max(1.0, sum(p.prompt_tokens - p.cached_tokens for p in predictions) / len(predictions))
 
 
-def _median_call(predictor: Predictor, rows: Sequence[Values]) -> float:
+def median_call(predictor: Predictor, rows: Sequence[Values], tenant: str = "timing") -> float:
+    """The median of single calls."""
     # as another tenant, for whom these rows are new, as those of calls are
-    calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True, tenant="timing"))
+    calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant))
     return calls[len(calls) // 2]

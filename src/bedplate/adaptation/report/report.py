@@ -20,6 +20,7 @@ from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.admission import Admission
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
@@ -50,6 +51,8 @@ def build_report(
     guards: Mapping[str, Sequence[GuardResult]],
     limits: Mapping[str, Sequence[schema_plan.Limit]],
     formats: Mapping[str, schema_plan.Formats],
+    kept_out: Sequence[Admission] = (),
+    reserved: float | None = None,
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
@@ -78,6 +81,11 @@ def build_report(
             reason=reason,
             rung=decision.rung,
             exploratory=opening is not None and opening.exploratory,
+            kept_out=tuple(
+                schema.BudgetChange(rung=one.rung, estimate=one.estimate, **vars(change))
+                for one in kept_out
+                for change in one.changes
+            ),
         ),
         rungs=tuple(_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence)),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
@@ -130,6 +138,8 @@ def build_report(
             guards=watch.of("guards"),
             formats=watch.of("formats"),
             tests=watch.of("tests"),
+            latency=watch.of("latency"),
+            reserved=None if reserved is None else round(reserved, 2),
             processor_seconds=round(watch.processor, 1),
             resumed=any(o.reused for o in outcomes.values()),
         ),

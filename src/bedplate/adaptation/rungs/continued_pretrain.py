@@ -49,7 +49,7 @@ class ContinuedPretrain(Rung):
     """The best of a few skins on a child base that knows the domain's text."""
 
     name = "continued_pretrain"
-    traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text")
+    traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text", worth=0.5)
 
     def plan(self, context: Context) -> Plan | Skip:
         text = context.raw_text

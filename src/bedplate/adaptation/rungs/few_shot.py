@@ -54,7 +54,7 @@ class FewShot(Rung):
             seconds += context.throughput.passes(len(sets) * 2 * sizes[0])
             # attention over the demonstrations makes a row dearer than a bare one
             seconds = seconds * 1.3 + context.timing * 1.2
-            if seconds <= context.left * SHARE or len(sets) <= 2:
+            if seconds <= context.room(SHARE) or len(sets) <= 1:
                 break
             sets.pop()
         if seconds > context.left:

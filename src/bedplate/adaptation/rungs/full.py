@@ -28,7 +28,7 @@ SAVE_SECONDS = 120.0
 class Full(TuningRung):
     """A prompt skin on a child base."""
 
-    traits = Traits(side="weights", trained=True, makes_child=True, least_labels=LEAST_LABELS)
+    traits = Traits(side="weights", trained=True, makes_child=True, least_labels=LEAST_LABELS, worth=0.6)
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe = name, recipe

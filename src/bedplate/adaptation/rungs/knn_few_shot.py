@@ -73,7 +73,7 @@ class KnnFewShot(Rung):
             # attention over the demonstrations makes a row dearer than as many bare ones
             seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.2
             seconds += context.timing * each
-            if seconds <= context.left * SHARE or len(tried) <= 1:
+            if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
             tried.pop()
         if seconds > context.left:

@@ -37,7 +37,7 @@ class Lora(TuningRung):
     states answers: it is fitted on the base as it is, and then learned with the low-rank weights (as Kumar et al. do
     with all weights, https://arxiv.org/abs/2202.10054: a head that starts at random bends the features first)."""
 
-    traits = replace(TuningRung.traits, needs="base")
+    traits = replace(TuningRung.traits, needs="base", worth=0.6)
 
     def __init__(self, name: str, config: LoraConfig, recipe: Recipe, on_readers: Recipe) -> None:
         self.name, self.config, self.recipe, self.on_readers = name, config, recipe, on_readers
@@ -139,9 +139,8 @@ class Lora(TuningRung):
 LORA = Lora(
     "lora",
     LoraConfig(r=16, alpha=32.0),
-    # an answer without LoRA is worth less
-    Recipe(learning_rate=5e-4, cost=ADAPTER_COST, reaches=True),
-    on_readers=Recipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3, reaches=True),
+    Recipe(learning_rate=5e-4, cost=ADAPTER_COST),
+    on_readers=Recipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3),
 )
 
 DORA = Lora(

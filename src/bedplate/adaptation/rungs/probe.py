@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.fits import KEPT_WITHIN
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
@@ -31,6 +32,8 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.phrasings import text_prompt
+from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
 from bedplate.training.arithmetic import choose
 from bedplate.training.computing import computing, lacks_room
@@ -39,7 +42,12 @@ DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.5
-FEW_ROWS = 300
+FEW_ROWS, LEAST_ROWS = 300, 64
+"""Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on."""
+
+TRIAL_SHARE = 0.1
+"""The inputs alone are tried as well where that takes no more of the time that is left."""
+
 _POOLED = {"last": "last token", "mean": "mean of the tokens", "first": "first token"}
 LAYER_ROWS = 300
 """Valid rows that the layer is chosen on; the exported probe is then asked on all of them."""
@@ -56,7 +64,7 @@ class Probe(Rung):
     """A probe skin."""
 
     name = "probe"
-    traits = Traits(side="weights", needs="base")
+    traits = Traits(side="weights", needs="base", own_prompt=True, worth=0.5)
 
     def plan(self, context: Context) -> Plan | Skip:
         labels = context.task.output.labels or ()
@@ -69,18 +77,33 @@ class Probe(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
-        fixed = context.throughput.passes(len(context.valid) + held) * part + 66 * context.throughput.call
+        # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
+        whole = 1 + self._prefix(context) / max(1.0, context.throughput.tokens)
+        fixed = context.throughput.passes(held + len(context.valid) * whole) * part + context.timing * whole
         # forward, and the cross-validation of each head
         heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
         each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
-        rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
+        rows = int(min(n, max(few, (context.room(SHARE) - fixed) / each)))
+        least = min(LEAST_ROWS, few)
+        while fixed + each * rows > context.left and rows > least:
+            rows = max(least, int(rows * 0.8))
         if fixed + each * rows > context.left:
-            return no_time(fixed + each * few, context.left)
+            return no_time(fixed + each * least, context.left)
         left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
-        settings = {"depths": depths, "rows": rows, "layer_rows": held, "folds": min(FOLDS, groups)}
-        return Plan(settings, fixed + each * rows, tuple(left_out))
+        names, seconds = list(self._prompts(context)), fixed + each * rows
+        trial = each * rows + context.throughput.passes(held) * part
+        if trial > context.left * TRIAL_SHARE or rows < n:
+            names = names[:1]
+        settings = {
+            "depths": depths,
+            "rows": rows,
+            "layer_rows": held,
+            "folds": min(FOLDS, groups),
+            "prompts": names,
+        }
+        return Plan(settings, seconds + trial * (len(names) - 1), tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -88,29 +111,46 @@ class Probe(Rung):
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
         poolings = self._poolings(context)
-        features, held = features_of(context, train, names, poolings), features_of(context, chosen_on, names, poolings)
-        tried: list[tuple[str, Pooling]] = [(name, pooling) for pooling in poolings for name in names]
+        prompts, tried = self._prompts(context), list[_Tried]()
         wanted, groups = wanted_of(context, train), [e.group for e in train]
         search: list[dict[str, Any]] = []
-        heads: list[Head] = []
-        for name, pooling in tried:
-            head, strength = fit_head(features[name, pooling], wanted, groups, plan.settings["folds"])
-            estimate = _estimate(context, chosen_on, head, held[name, pooling], _output(context))
-            row = {
-                "name": f"{name}, {pooling}",
-                "C": strength,
-                "estimate": estimate,
-                "n": len(chosen_on),
-                "split": "valid",
-            }
-            search.append(row)
-            heads.append(head)
-        # a tie goes to the pooling that shares the prompt's beginning, and to the earlier layer: cheaper to serve
-        best = max(range(len(tried)), key=lambda i: (search[i]["estimate"], -i))
-        head, temperature, output = settled(context, heads[best], held[tried[best]], chosen_on)
+        for asked in plan.settings.get("prompts", ("form",)):
+            prompt = prompts[asked]
+            features = features_of(context, train, names, poolings, prompt)
+            held = features_of(context, chosen_on, names, poolings, prompt)
+            for pooling in poolings:
+                for name in names:
+                    head, strength = fit_head(features[name, pooling], wanted, groups, plan.settings["folds"])
+                    estimate = _estimate(context, chosen_on, head, held[name, pooling], _output(context))
+                    row = {
+                        "name": f"{name}, {pooling}{', the inputs alone' if asked == 'text' else ''}",
+                        "C": strength,
+                        "estimate": estimate,
+                        "n": len(chosen_on),
+                        "split": "valid",
+                    }
+                    search.append(row)
+                    tried.append(_Tried(asked, name, pooling, head, held[name, pooling], estimate))
+        best = _best(tried)
+        head, temperature, output = settled(context, best.head, best.held, chosen_on)
         seconds = time.perf_counter() - start
-        part = ProbePart(head, *tried[best])
-        return self._finish(context, plan, part, output, temperature, seconds, search, len(train))
+        part = ProbePart(head, best.layer, best.pooling)
+        prompt = prompts[best.prompt]
+        return self._finish(context, plan, prompt, part, output, temperature, seconds, search, len(train))
+
+    def _prefix(self, context: Context) -> int:
+        """Tokens that all prompts begin with."""
+        if context.is_encoder:
+            return 0
+        prompt = self._prompts(context)["form"]
+        return len(prompt.constant_prefix(context.model.tokenizer, fields=context.fields))
+
+    @staticmethod
+    def _prompts(context: Context) -> dict[str, Prompt]:
+        """What features are read from, by name: the plain form, whatever prompt the base chooses later, and the inputs
+        alone, which are shorter. An encoder reads the inputs."""
+        alone = text_prompt(context.fields)
+        return {"form": alone} if context.is_encoder else {"form": context.task_prompt()[0], "text": alone}
 
     @staticmethod
     def _poolings(context: Context) -> tuple[Pooling, ...]:
@@ -120,6 +160,7 @@ class Probe(Rung):
         self,
         context: Context,
         plan: Plan,
+        prompt: Prompt,
         part: ProbePart,
         output: LabelOutput | LabelsOutput,
         temperature: float,
@@ -127,7 +168,6 @@ class Probe(Rung):
         search: list[dict[str, Any]],
         rows: int,
     ) -> Result:
-        prompt, _ = context.default_prompt()
         skin = context.skin(self.name, prompt, output, probe=part)
         threshold = output.threshold if isinstance(output, LabelsOutput) else None
         given = "" if threshold is None else f", labels of at least {threshold:g}"
@@ -140,8 +180,35 @@ class Probe(Rung):
             judged(context, self.name, skin, seconds, reason),
             search=tuple(search),
             left_out=plan.left_out,
-            details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature, **more},
+            details={
+                "prompt": "inputs" if prompt == text_prompt(context.fields) else "form",
+                "layer": part.layer,
+                "pooling": part.pooling,
+                "rows": rows,
+                "temperature": temperature,
+                **more,
+            },
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A head on one layer and pooling of one prompt, its features of valid and its estimate there."""
+
+    prompt: str
+    layer: str
+    pooling: Pooling
+    head: Head
+    held: NDArray[np.float32]
+    estimate: float
+
+
+def _best(tried: Sequence[_Tried]) -> _Tried:
+    """The best on valid. A tie goes to the pooling that shares the prompt's beginning, and to the earlier layer, which
+    are cheaper to serve; and so do the inputs alone where they keep the score."""
+    best = max(tried, key=lambda one: one.estimate)  # the first of equals
+    alone = [one for one in tried if one.prompt == "text" and one.estimate >= best.estimate - KEPT_WITHIN]
+    return max(alone, key=lambda one: one.estimate) if alone else best
 
 
 def settled(
@@ -185,18 +252,28 @@ def _estimate(
 
 
 def features_of(
-    context: Context, examples: Sequence[Example], names: Sequence[str], poolings: Sequence[Pooling]
+    context: Context,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    poolings: Sequence[Pooling],
+    prompt: Prompt | None = None,
 ) -> Features:
-    """(layer name, pooling) → each prompt's pooled hidden states, float32 [N, D], in the examples' order."""
+    """(layer name, pooling) → each prompt's pooled hidden states, float32 [N, D], in the examples' order. prompt: by
+    default the one that later rungs build on."""
     with context.model.engine.exclusive() as base, _fastest(context, base.model):
-        return features_on(context, base, examples, names, poolings)
+        return features_on(context, base, examples, names, poolings, prompt)
 
 
 def features_on(
-    context: Context, base: Base, examples: Sequence[Example], names: Sequence[str], poolings: Sequence[Pooling]
+    context: Context,
+    base: Base,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    poolings: Sequence[Pooling],
+    prompt: Prompt | None = None,
 ) -> Features:
     """The same of a base that is held, as it is, with the adapter that is selected."""
-    prompt, _ = context.default_prompt()
+    prompt = prompt or context.default_prompt()[0]
     tokenizer = context.model.tokenizer
     limit = context.model.base.spec.context_length
     prompts: Sequence[Sequence[int]]

@@ -56,7 +56,7 @@ class PromptSearch(Rung):
             seconds = (
                 context.throughput.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.throughput.call
             )
-            if seconds <= context.left * SHARE or (proposals <= 2 and not sets):
+            if seconds <= context.room(SHARE) or (proposals <= 2 and not sets):
                 break
             if len(sets) * 3 >= proposals:
                 sets.pop()

@@ -72,7 +72,7 @@ class RetrievalRung(Rung):
             stages = stages_for(n, first_rows, KEEPS)
             seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.1
             seconds += context.timing * each
-            if seconds <= context.left * SHARE or len(tried) <= 1:
+            if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
             tried.pop()
         if seconds > context.left:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip
+from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin
+from bedplate.skins.prompt import Prompt
 
 Needs = Literal["nothing", "base", "decoder", "endpoint", "skins"]
 Side = Literal["prompt", "weights", "both", "reference"]
@@ -30,10 +32,12 @@ class Traits:
     what a team without a foundation model would have; "examples" has worked examples in every prompt.
 
     learns: from the labels of train, so that a learning curve has a point of it at each size, and else a flat line;
-    no_curve: why it has neither. own_prompt: nothing of it depends on the prompt that the baseline chose. whole_prompt:
-    its calls take at least what the plain prompt takes through the whole base. dear: a long search for a prompt, put
-    off where tuning is expected to win. trained: weights are, on the task's rows. makes_child: it leaves a base of its
-    own, which the task's guards look at. least_labels: with fewer it is not worth trying.
+    no_curve: why it has neither. own_prompt: nothing of it depends on the prompt that the baseline chose, so that it
+    may be climbed before. whole_prompt: its calls take at least what the plain prompt takes through the whole base.
+    dear: a long search for a prompt, put off where tuning is expected to win. trained: weights are, on the task's rows.
+    makes_child: it leaves a base of its own, which the task's guards look at. least_labels: with fewer it is not worth
+    trying. worth: about which share of what the references get wrong it is expected to put right. Time is given out by
+    this and by what it takes; nothing is decided by it.
     """
 
     side: Side
@@ -47,6 +51,7 @@ class Traits:
     trained: bool = False
     makes_child: bool = False
     least_labels: int = 0
+    worth: float = 0.3
 
 
 class Rung(ABC):
@@ -66,6 +71,10 @@ class Rung(ABC):
         """What answers on test, from what `fit` left on disk."""
         assert result.skin is not None
         return context.predictor(read_skin(context.out / result.skin))
+
+    def lightest(self, context: Context) -> tuple[Prompt, TaskOutput]:
+        """The lightest prompt that its skin's calls may have."""
+        return context.default_prompt()
 
     def settings(self, context: Context) -> Any:
         """What the task file says for this rung alone, as JSON; None for nothing. HubError, CheckpointError,

@@ -51,7 +51,9 @@ class SoftPrompts(TuningRung):
         return super().unfit(context)
 
     def kept(self, context: Context) -> Mapping[str, float]:
-        return {rung.name: rung.wish(context) for rung in self._later if context.spec.wants(rung.name)}
+        waiting = [rung for rung in self._later if context.spec.wants(rung.name)]
+        done = {name.partition("@")[0] for name, one in context.climbed.items() if one.parent is context.at}
+        return {rung.name: rung.wish(context) for rung in waiting if rung.name not in done}
 
     def examples(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]

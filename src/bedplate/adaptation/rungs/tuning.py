@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_over, write_fit
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import ask, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
@@ -41,8 +41,7 @@ Settings = Mapping[str, Any]
 @dataclass(frozen=True)
 class Recipe:
     """How a rung trains. cost: a training token against a prefill token. rows: trained on with one seed before there is
-    a second. least: fewer rows are not worth the rung. reaches: whether the smallest run may go into the time kept for
-    test a little."""
+    a second. least: fewer rows are not worth the rung."""
 
     learning_rate: float
     cost: float
@@ -51,7 +50,6 @@ class Recipe:
     seeds: int = 3
     rows: int = 600
     least: int = 64
-    reaches: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,24 +61,36 @@ class Lessons:
     head: Head | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """One seed's skin, read back from disk, and how it does on valid."""
-
-    skin: Skin
-    seed: int
-    done: TrainResult
-    evaluation: Evaluation
-    by_id: Mapping[str, Prediction | None] = field(repr=False)
-
-
 class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
     recipe: Recipe
-    traits = Traits(side="weights", trained=True, whole_prompt=True)
+    traits = Traits(side="weights", trained=True, whole_prompt=True, worth=0.5)
     virtual = 0
     """Positions that stand before every prompt."""
+
+    # --- on which prompt
+
+    def prompts(self, context: Context) -> dict[str, tuple[Prompt, TaskOutput]]:
+        """The prompts that a skin may be trained on, by name, the shortest last: "chosen", which the base as it is
+        chose (or the parent was trained on), and "bare", the inputs and the cue. What is trained needs no instructions,
+        and the shortest that keeps the score is the cheapest to serve."""
+        chosen, parent = context.default_prompt(), self.start(context)
+        if context.is_encoder:
+            return {"chosen": chosen}
+        if parent is not None:
+            return (
+                {"chosen": (parent.prompt, chosen[1])}
+                if parent.prompt.format == chosen[0].format
+                else {"chosen": chosen}
+            )
+        bare = context.task_prompt("plain", "bare")
+        row, tokenizer = context.valid[0].inputs, context.model.tokenizer
+        shorter = len(bare[0].tokens(tokenizer, row)) < len(chosen[0].tokens(tokenizer, row))
+        return {"chosen": chosen, "bare": bare} if shorter else {"chosen": chosen}
+
+    def lightest(self, context: Context) -> tuple[Prompt, TaskOutput]:
+        return list(self.prompts(context).values())[-1]
 
     # --- how much
 
@@ -94,11 +104,13 @@ class TuningRung(Rung):
         def fits(rows: int, seeds: int) -> bool:
             return self.seconds(context, rows, seeds) <= left
 
+        if context.before is not None and context.before["rows"] == n:
+            return self._more_seeds(context, context.before, left)
         least, rows, seeds = min(recipe.least, n), min(recipe.rows, n), 1
         while not fits(rows, 1) and rows > least:
             rows = max(least, int(rows * 0.8))
         needed = self.seconds(context, rows, 1)
-        if needed > left + (0.3 * context.test_reserve if recipe.reaches else 0.0):
+        if needed > left:
             beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
             return no_time(needed, left, beside)
         most = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
@@ -115,11 +127,46 @@ class TuningRung(Rung):
         settings = {
             "rows": rows,
             "seeds": seeds,
+            "prompts": self._order(context)[:seeds],
             "batch": recipe.batch,
             "learning_rate": recipe.learning_rate,
             "epochs": recipe.epochs,
         }
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+
+    def _more_seeds(self, context: Context, before: Settings, left: float) -> Plan | Skip:
+        """Seeds beside those of an earlier fit on all rows, which is taken over and asked again on valid."""
+        n, done, most = len(context.train), int(before["seeds"]), self.recipe_on(context).seeds
+        judging = done * context.throughput.rows(len(context.valid), tuned=True)
+
+        def seconds(seeds: int) -> float:
+            return self.seconds(context, n, seeds - done) + judging
+
+        seeds = max((one for one in range(done + 1, most + 1) if seconds(one) <= left), default=done)
+        if seeds == done:
+            return no_time(seconds(done + 1), left)
+        kept = list(before.get("prompts", ("chosen",)))
+        prompts = [*kept, *(name for name in self._order(context) if name not in kept)][:seeds]
+        left_out = [f"{most - seeds} of {most} seeds were left out: no time"] if seeds < most else []
+        settings = {**before, "seeds": seeds, "prompts": prompts, "takes_over": done}
+        return Plan(settings, seconds(seeds), tuple(left_out))
+
+    def _order(self, context: Context) -> list[str]:
+        """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
+        the budget is not trained on."""
+        names = list(self.prompts(context))
+        fitting = [name for name in names if not self._too_slow(context, name)]
+        return fitting or names[-1:]
+
+    def _too_slow(self, context: Context, name: str) -> bool:
+        """Whether the chosen prompt was timed to be over the budget; the lightest was looked at by the planner."""
+        limit = context.spec.budget.p95_ms
+        if limit is None or context.exhaustive or context.throughput.call * 1000 <= limit * context.format_gain:
+            return False
+        prompts = self.prompts(context)
+        return name != list(prompts)[-1] and (
+            context.again(*prompts[name], limit / 1000 * context.format_gain).call * 1000 > limit * context.format_gain
+        )
 
     def recipe_on(self, context: Context) -> Recipe:
         """How it trains this base."""
@@ -198,15 +245,25 @@ class TuningRung(Rung):
         """What is trained, in a few words."""
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
-        prompt, output = context.default_prompt()
         settings = plan.settings
+        prompts = self.prompts(context)
+        names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
         # the same rows for every rung of this kind: what differs is how they are learned
         chosen = context.ordered(context.train, "lora")[: settings["rows"]]
-        lessons = self.lessons(context, prompt, output, chosen, settings)
         trained: list[Trained] = []
         for number in range(settings["seeds"]):
-            seed = context.seed + number
-            work = directory / f"seed-{seed}"
+            # the first seed on each prompt, and the next ones on the prompt that is kept
+            first = number < len(names)
+            name = names[number] if first else best_of(trained).prompt
+            seed = context.seed + (0 if first else number - len(names) + 1)
+            work = directory / (f"seed-{seed}" if name == "chosen" else f"seed-{seed}-{name}")
+            prompt, output = prompts[name]
+            finished = taken_over(work) if number < settings.get("takes_over", 0) else None
+            if finished is not None:
+                skin, seconds, computed_in = finished
+                trained.append(self._judge(self.standing(context), skin, seed, seconds, computed_in, name))
+                continue
+            lessons = self.lessons(context, prompt, output, chosen, settings)
             saving = self.saving(lessons.source(seed).steps or 1)
             config = TrainConfig(
                 learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
@@ -215,11 +272,13 @@ class TuningRung(Rung):
             stands = self.standing(context)
             made: dict[str, Any] = {"output": output, **parts}
             skin = stands.skin(self.name, prompt, seed=seed, **made)
-            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done))
-        best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
-        result = self._finish(context, plan, best, trained)
-        for one in trained:  # finished: the optimizer's state has no further use
-            StateFile(directory / f"seed-{one.seed}").remove()
+            skin = export(skin, work / "skin")
+            write_fit(work, done.seconds, done.arithmetic.name)
+            trained.append(self._judge(stands, skin, seed, done.seconds, done.arithmetic.name, name))
+        result = self._finish(context, plan, best_of(trained), trained)
+        for one in trained:  # the optimizer's state of what is finished has no further use
+            assert one.skin.directory is not None
+            StateFile(one.skin.directory.parent).remove()
         return result
 
     def examples(
@@ -243,12 +302,12 @@ class TuningRung(Rung):
         return found
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, done: TrainResult) -> Trained:
+    def _judge(context: Context, skin: Skin, seed: int, seconds: float, computed_in: str, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
             predictions = ask(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, done, evaluation, by_id)
+        return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
         seeds: list[dict[str, Any]] = [
@@ -256,8 +315,9 @@ class TuningRung(Rung):
                 "seed": t.seed,
                 "estimate": t.evaluation.estimate,
                 "interval": list(t.evaluation.interval),
-                "train_seconds": t.done.seconds,
+                "train_seconds": t.seconds,
                 "chosen": t is best,
+                "prompt": t.prompt,
             }
             for t in trained
         ]
@@ -265,11 +325,9 @@ class TuningRung(Rung):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        reason = (
-            f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}; "
-            f"seed {best.seed} is the best of {len(trained)} on valid"
-        )
-        seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)
+        what = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}"
+        reason = f"{what}; {chosen_by(best, trained)}"
+        seconds, stands = sum(t.seconds for t in trained), self.standing(context)
         result = judged(
             context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
         )
@@ -281,8 +339,9 @@ class TuningRung(Rung):
             details={
                 "rows": settings["rows"],
                 "seed": best.seed,
+                "prompt": best.prompt,
                 "learning_rate": settings["learning_rate"],
-                "computed_in": best.done.arithmetic.name,
+                "computed_in": best.computed_in,
                 **({} if context.parent is None else {"goes_on_from": None if parent is None else context.parent.id}),
             },
             child=self.child(),

@@ -28,15 +28,16 @@ class ZeroShot(Rung):
     """A prompt skin without demonstrations."""
 
     name = "zero_shot"
-    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True)
+    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True, worth=0.25)
 
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
         every = [first, second, *(["chat"] if context.model.tokenizer.chat is not None else []), *others]
-        n, room, first_rows = len(context.valid), context.left * SHARE, first_rows_of(context, FIRST_ROWS)
+        n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
-            rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
+            # what is answered twice, where there is a choice
+            rows = row_cost(stages_for(n, first_rows), len(every), n) + (first_rows if len(every) > 1 else 0)
             seconds = context.throughput.rows(rows) + context.timing
             if seconds <= room or len(every) == 1:
                 break

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec
+from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.candidate import Nominable, infeasible
 from bedplate.adaptation.verdict.expected import Estimated, expected
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous, values_needed
@@ -23,31 +25,15 @@ from bedplate.report.schema import Confirmation
 from bedplate.report.schema_plan import Guard, Limit
 
 MOST_NOMINEES = 3
-Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
+SHOWN = 3
+"""Ways out of the budget that the verdict's sentence names."""
 
 
 class Judged(Estimated, Protocol):
     """What confirmation asks of an evaluation."""
 
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
-
-
-@dataclass(frozen=True)
-class Nominable:
-    """What nomination looks at: a skin's numbers on valid, and its measured cost."""
-
-    rung: str
-    estimate: float
-    design_effect: float
-    usd_per_1k_calls: float
-    p95_ms: float
-    prompt_tokens: int
-    broken: str | None = None
-    """The guard that it was shown to break before test was opened, and why."""
-    row_variance: float | None = None
-    """Of a metric that is no share."""
-    p95_least_ms: float | None = None
-    """Its lower bound: what was not shown to be over the budget may be shown on test not to be. None: `p95_ms`."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +48,6 @@ class Nomination:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "nominees": list(self.nominees)}
-
-
-def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
-    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
-    if candidate.broken is not None:
-        return candidate.broken
-    least = candidate.p95_ms if candidate.p95_least_ms is None else candidate.p95_least_ms
-    limits = (
-        ("p95 latency", least, budget.p95_ms, "{:.0f} ms"),
-        ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
-        ("longest prompt", candidate.prompt_tokens, budget.max_prompt_tokens, "{:.0f} tokens"),
-    )
-    for name, value, limit, shape in limits:
-        if limit is not None and value > limit:
-            return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
-    return None
 
 
 def nominate(
@@ -214,18 +184,24 @@ def decide(
     groups: int,
     guards: Mapping[str, Sequence[Guard]] | None = None,
     limits: Mapping[str, Sequence[Limit]] | None = None,
+    kept_out: Sequence[Admission] = (),
 ) -> GateDecision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards and limits hold. FAIL: every
-    upper bound lies below it (or a guard or limit of the nominee is broken), or nothing was feasible. Otherwise
-    INSUFFICIENT_DATA, with the rows that would be needed.
+    upper bound lies below it (or a guard or limit of the nominee is broken), or no skin could be made whatever the
+    budget. OUT_OF_BUDGET: nothing fitted the budget, or what did is shown to be below the target and something above it
+    on valid did not; it names the keys and values that would do. Otherwise INSUFFICIENT_DATA, with the rows that would
+    be needed.
 
     guards: of the nominees that change their base; limits: of what a call takes. One that is undecided is no reason to
-    PASS, and none to FAIL.
+    PASS, and none to FAIL. kept_out: what a budget kept out, those that look best first.
     """
     guards, limits = guards or {}, limits or {}
     if not nomination.nominees:
-        why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
-        return GateDecision("FAIL", None, f"Nothing is feasible: {why}.")
+        why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
+        if kept_out:
+            also = f" ({why})" if why else ""
+            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{also}.")
+        return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
     by_rung = {c.rung: c for c in confirmations}
     if set(by_rung) != set(nomination.nominees):
         raise UsageError("every nominee needs exactly one confirmation")
@@ -273,6 +249,11 @@ def decide(
             f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
             f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
+        above = [one for one in kept_out if one.estimate is not None and one.estimate > target]
+        if above:
+            return GateDecision(
+                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(above)}."
+            )
         return GateDecision("FAIL", None, text)
     first = by_rung[nomination.primary or best.rung]
     expect = first.estimate if first.expected is None else first.expected
@@ -287,6 +268,12 @@ def decide(
         f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
     )
     return GateDecision("INSUFFICIENT_DATA", None, text)
+
+
+def _ways_out(kept_out: Sequence[Admission]) -> str:
+    more = len(kept_out) - SHOWN
+    named = "; ".join(one.said for one in kept_out[:SHOWN])
+    return f"{named}; and {more} more" if more > 0 else named
 
 
 def _held(found: Sequence[Guard | Limit]) -> bool | None:

@@ -1,0 +1,99 @@
+"""All candidates climbed: those of the bases by what they are worth for their time, then larger fits in what is left of
+it, then what is made of skins or answers beside the bases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from bedplate.adaptation.climb.candidates import Candidate
+from bedplate.adaptation.climb.larger import (
+    Growth,
+    again_of,
+    climb_larger,
+    first_of,
+    larger_plan,
+    names_by_worth,
+    wants_more,
+)
+from bedplate.adaptation.climb.schedule import Schedule
+from bedplate.adaptation.climb.start import climb_candidate
+from bedplate.adaptation.context.outcome import Result, RungOutcome
+from bedplate.adaptation.rungs.rung import Side
+from bedplate.core.progress import console
+
+
+class Ascent:
+    """candidates: in the order of the ladder; one that is climbed again takes the place of what it was. likely: who
+    would be asked on test, of what there is so far."""
+
+    def __init__(
+        self,
+        candidates: dict[str, Candidate],
+        favours: Side,
+        likely: Callable[[Mapping[str, Result]], Sequence[str]],
+    ) -> None:
+        self.candidates, self._likely = candidates, likely
+        self.outcomes: dict[str, RungOutcome] = {}
+        self._first = next(iter(candidates.values())).context
+        self._schedule = Schedule(candidates, self.outcomes, favours)
+        self._growth = Growth(self._first)
+        self._firsts: dict[str, Candidate] = {}
+        """As they were climbed first."""
+        self._again: set[str] = set()
+
+    def climb(self) -> dict[str, RungOutcome]:
+        """What became of every candidate, in the order of the ladder."""
+        for candidate in iter(self._schedule.next, None):
+            self._firsts[candidate.name], outcome = first_of(candidate, self._growth)
+            self._done(candidate.name, outcome)
+        for candidate in iter(self._larger, None):
+            self._growth.grows(candidate)
+            found = climb_larger(candidate, self._firsts[candidate.name], self.outcomes[candidate.name])
+            self.candidates[candidate.name] = found.candidate
+            self._done(candidate.name, found.outcome)
+        self._growth.ends()
+        for candidate in self._schedule.last():
+            self._done(candidate.name, climb_candidate(candidate))
+        return {name: self.outcomes[name] for name in self.candidates}
+
+    def _done(self, name: str, outcome: RungOutcome) -> None:
+        self.outcomes[name] = outcome
+        results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
+        self._first.likely[:] = self._likely(results)
+        _say(outcome)
+
+    def _larger(self) -> Candidate | None:
+        """The candidate to climb again in the time that is left, or None; what an earlier run had begun comes first."""
+        for candidate in self.candidates.values():
+            candidate.context.settled, candidate.context.until = True, math.inf
+        for name in self._growth.names:
+            if name in self.candidates and name not in self._again:
+                self._again.add(name)
+                return again_of(self.candidates[name], self.outcomes[name])
+        if self._growth.done or self._first.exhaustive or math.isinf(self._first.clock.left):
+            return None
+        kept = sum(self._schedule.least(one) for one in self._schedule.last())
+        for name in names_by_worth(self.candidates, self.outcomes):
+            candidate = self.candidates[name]
+            if name in self._again or not wants_more(candidate, self.outcomes[name]):
+                continue
+            context = candidate.context
+            context.until = context.clock.used + context.left - kept
+            found = larger_plan(candidate, self.outcomes[name])
+            if found is not None:
+                self._again.add(name)
+                return found
+        return None
+
+
+def _say(outcome: RungOutcome) -> None:
+    """One line on stderr when a rung is over, where somebody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        return
+    shown = outcome.status
+    if outcome.result is not None:
+        evaluation = outcome.result.evaluation
+        shown = f"{evaluation.metric} {evaluation.estimate:.3f} on valid, {outcome.seconds:.0f} s"
+    screen.print(f"{outcome.rung:<13} {shown}", highlight=False)

@@ -1,0 +1,66 @@
+"""One candidate on test: a fixed sample of single calls, as it will be served, and the other rows in batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from bedplate.adaptation.climb.candidates import Candidate
+from bedplate.adaptation.climb.fingerprint import config_of
+from bedplate.adaptation.context.outcome import Latency, Result, Tested, latency
+from bedplate.adaptation.rungs.answers import ask, single_calls
+from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task_row import PredictionLike
+from bedplate.inference.predict.composed import Answers
+
+
+def judge(candidate: Candidate, result: Result, examples: Sequence[Example], out: Path, rows: str) -> Tested:
+    """A skin as read back from disk on the test rows, whose hash is `rows`. What was found is kept below `out`; rows
+    that were answered in batches have no seconds of their own."""
+    path, context = out / "test" / f"{candidate.name}.json", candidate.context
+    key = sha256_json([config_of(context, candidate.rung), result.skin_id, rows])
+    if path.is_file():
+        values = json.loads(read_text(path))
+        if values["key"] == key:
+            return Tested(Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"])
+    predictor = candidate.rung.predictor(context, candidate.own(result))
+    predictions: Sequence[PredictionLike | None]
+    alone = {e.id for e in examples}
+    if isinstance(predictor, Answers):
+        order = context.ordered(examples, "latency")
+        count = context.single_test_calls
+        with closing(predictor):
+            ask(predictor, examples[:1], one_by_one=True)  # the first call is never typical
+            found = ask(predictor, order[:count], one_by_one=True)
+            timed = [p.seconds for p in found if p is not None]
+            found += ask(predictor, order[count:]) if count < len(order) else []
+            least = 0 if candidate.traits.needs == "endpoint" else context.least_timed
+            while timed and len(timed) < least:  # of fewer calls no bound is within any budget
+                again = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
+                timed += [p.seconds for p in again]
+        by_id = dict(zip([e.id for e in order], found, strict=True))
+        predictions = [by_id[e.id] for e in examples]
+        context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
+        alone = {e.id for e in order[:count]}
+    else:
+        given = [predictor.predict([example.inputs])[0] for example in examples]
+        predictions = [one for one in given if not isinstance(one, str)]
+        assert len(predictions) == len(examples)  # the references answer as skins do
+        timed = [p.seconds for p in predictions]
+    evaluation = evaluate_predictions(context.task, examples, predictions, split="test", seed=context.seed)
+    whole = [row if row.id in alone else replace(row, seconds=None) for row in evaluation.rows]
+    evaluation = replace(evaluation, rows=tuple(whole))
+    tested = Tested(evaluation, latency(timed or [0.0]), sum(p is None for p in predictions))
+    values = {
+        "key": key,
+        "evaluation": evaluation.to_json(),
+        "latency": vars(tested.latency),
+        "too_long": tested.too_long,
+    }
+    atomic_write(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return tested

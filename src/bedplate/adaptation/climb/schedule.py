@@ -1,0 +1,158 @@
+"""Which rung is climbed next, and how much of the time it may use: what is worth most for each second that it takes
+comes first, and leaves those after it the least that they need.
+
+A rung is asked to plan in no time to learn what its smallest version takes. What it is worth is its trait: less where
+another rung of its side was climbed on the same base, and more where rules of thumb favour its side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from bedplate.adaptation.climb import planner
+from bedplate.adaptation.climb.candidates import Candidate
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungOutcome, Skip
+from bedplate.adaptation.rungs.rung import Side
+
+FAVOURED = 1.25
+"""Times what a rung is worth where rules of thumb favour its side."""
+
+AFTER_ANOTHER = 0.8
+"""So much of what a rung is worth is there already where one of its side was climbed on its base."""
+
+
+class Schedule:
+    """The candidates that wait. outcomes: of those that were climbed, which the caller fills. favours: the side that
+    rules of thumb expect to win."""
+
+    def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
+        self.candidates, self.outcomes, self.favours = candidates, outcomes, favours
+        self._least: dict[tuple[str, bool], float] = {}
+        self._usual: dict[tuple[str, bool], float] = {}
+        """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
+        base chose a prompt: planning measures and reads, so it is done once."""
+
+    def next(self) -> Candidate | None:
+        """The next candidate: what needs no base in front; on the bases then what is a servable skin before anything
+        has to be chosen for it, and after that the one that is worth most for its time. None once all bases are done
+        with. It may use what `Context.until` of its context says then."""
+        waiting = self._waiting()
+        if not waiting:
+            return None
+        first = next((one for one in waiting if not one.on_base or one.unfit is not None), None)
+        if first is not None:
+            return first
+        ready = [one for one in waiting if not self._waits(one)]
+        if self._unlimited:
+            return min(ready, key=lambda one: not _early(one))  # the first of equals: the table's order
+        values = {one.name: self._value(one) for one in ready}
+        found = max(ready, key=lambda one: (_early(one) and values[one.name] > 0, values[one.name]))
+        found.context.until = self._until(found, waiting)
+        return found
+
+    def last(self) -> list[Candidate]:
+        """What comes after all bases: endpoints, and what is made of other skins."""
+        found = [one for one in self.candidates.values() if one.name not in self.outcomes]
+        for one in found:
+            one.context.until = math.inf
+        return found
+
+    def least(self, candidate: Candidate) -> float:
+        """Expected seconds of the smallest version of a rung; 0 where it cannot be climbed or takes none."""
+        if candidate.unfit is not None:
+            return 0.0
+        context = candidate.context
+        key = candidate.name, context.chosen.prompt is None
+        if key not in self._least:
+            before = context.until
+            context.until = context.clock.used  # no time at all
+            try:
+                plan = planner.planned(context, candidate.rung)
+            finally:
+                context.until = before
+            self._least[key] = plan.seconds or 0.0
+        return self._least[key]
+
+    # --- what is worth most
+
+    def _value(self, candidate: Candidate) -> float:
+        """What it is worth for a second, as large as its usual version is. A rung that is left out comes last: time may
+        be saved before it."""
+        context = candidate.context
+        key = candidate.name, context.chosen.prompt is None
+        if key not in self._usual:
+            context.until = math.inf
+            plan = planner.planned(context, candidate.rung)
+            self._usual[key] = math.inf if isinstance(plan, Skip) else max(plan.seconds, 0.1)
+        return self.worth(candidate) / self._usual[key]
+
+    def worth(self, candidate: Candidate) -> float:
+        """Beside what was climbed on the same base."""
+        traits = candidate.traits
+        own = traits.worth * (FAVOURED if traits.side == self.favours else 1.0)
+        same = [
+            self.candidates[name].traits.worth
+            for name, outcome in self.outcomes.items()
+            if outcome.result is not None
+            and self.candidates[name].traits.side == traits.side
+            and self.candidates[name].context is candidate.context
+        ]
+        return max(0.1 * own, own - AFTER_ANOTHER * max(same, default=0.0))
+
+    # --- how much of the time
+
+    def _until(self, candidate: Candidate, waiting: list[Candidate]) -> float:
+        """When the candidate is to be done: it has the least that it needs, and of what the others' least leaves its
+        base's share. Those that are trained on the same base follow it with what remains."""
+        context = candidate.context
+        room = context.clock.left - context.test_reserve - self.least(candidate)
+        others = [one for one in [*waiting, *self._later()] if one is not candidate and not _follows(one, candidate)]
+        bases: set[Context] = {context}
+        for one in sorted(others, key=lambda one: -self.worth(one) / max(self.least(one), 0.1)):
+            needed = self.least(one)
+            if needed <= room:
+                room -= needed
+                if one.on_base and one.traits.trained:
+                    bases.add(one.context)
+        return context.clock.used + self.least(candidate) + max(room, 0.0) / len(bases)
+
+    def _waiting(self) -> list[Candidate]:
+        """Of the bases, and what needs none."""
+        return [
+            one
+            for name, one in self.candidates.items()
+            if name not in self.outcomes and (one.on_base or one.traits.needs == "nothing")
+        ]
+
+    def _later(self) -> list[Candidate]:
+        return [
+            one
+            for name, one in self.candidates.items()
+            if name not in self.outcomes and not one.on_base and one.traits.needs != "nothing"
+        ]
+
+    def _waits(self, candidate: Candidate) -> bool:
+        """Whether it builds on the prompt that the base as it is has yet to choose."""
+        if candidate.traits.own_prompt:
+            return False
+        return any(
+            one.traits.role == "baseline" and one.context is candidate.context and name not in self.outcomes
+            for name, one in self.candidates.items()
+        )
+
+    @property
+    def _unlimited(self) -> bool:
+        context = next(iter(self.candidates.values())).context
+        return context.exhaustive or math.isinf(context.clock.left)
+
+
+def _early(candidate: Candidate) -> bool:
+    """Whether it is a servable skin that nothing has to be chosen for before."""
+    return candidate.traits.side == "weights" and candidate.traits.own_prompt
+
+
+def _follows(one: Candidate, candidate: Candidate) -> bool:
+    """Whether it is trained on the same base after the candidate."""
+    return one.traits.trained and candidate.traits.trained and one.context is candidate.context

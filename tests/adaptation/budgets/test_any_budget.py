@@ -1,0 +1,144 @@
+"""Whole ladders on a tiny base and a simulated machine, whose clock moves by the tokens that are read and trained on:
+under every budget the time is used, something servable comes first, and test takes about what was kept for it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.adaptation.conftest import write_task
+
+import bedplate.adaptation
+from bedplate.adaptation.climb import ascent
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.report.report import Report
+from bedplate.adaptation.rungs import lora, probe
+from bedplate.core import executor
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict import predictor
+
+RUNGS = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora"]
+TRAINED, DEPTH = 3.3, 5 / 6
+"""A training token against one that is read, and how far a probe reads. What all rows begin with is computed once."""
+
+
+class Machine:
+    """token: seconds to read one; row: tokens of a row without the beginning that all share, as batches had them; call:
+    seconds that every step takes beside. busy: until this second everything takes three times as long, because of what
+    else the machine does."""
+
+    def __init__(self, token: float, call: float, busy: float = 0.0) -> None:
+        self.token, self.call, self.busy = token, call, busy
+        self.now, self.row = 1000.0, math.inf
+        self.start = self.now
+        self.climbed: list[str] = []
+
+    def works(self, tokens: float, calls: int = 1) -> None:
+        seconds = tokens * self.token + calls * self.call
+        self.now += seconds * (3 if self.now - self.start < self.busy else 1)
+
+    @property
+    def time(self) -> Any:
+        def read() -> float:
+            return self.now
+
+        return SimpleNamespace(monotonic=read, perf_counter=read, process_time=read, time=read)
+
+
+def _modules() -> Iterator[ModuleType]:
+    for found in pkgutil.walk_packages(bedplate.adaptation.__path__, "bedplate.adaptation."):
+        yield importlib.import_module(found.name)
+    yield from (executor, predictor)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(token=1e-3, call=0.02)
+    for module in _modules():
+        if getattr(module, "time", None) is time:
+            monkeypatch.setattr(module, "time", made.time)
+    run, features_on, train = Engine.run, probe.features_on, lora.train
+
+    def running(self: Engine, requests: Any, *rest: Any, **more: Any) -> Any:
+        results = run(self, requests, *rest, **more)
+        tokens = [one.usage.prompt_tokens - one.usage.cached_tokens for one in results]
+        if len(tokens) > 3:
+            made.row = min(made.row, max(1.0, sum(tokens) / len(tokens)))
+        made.works(sum(tokens))
+        return results
+
+    def reading(context: Any, base: Any, examples: Any, *rest: Any) -> Any:
+        found = features_on(context, base, examples, *rest)
+        made.works(len(examples) * made.row * DEPTH)
+        return found
+
+    def training(*arguments: Any, **more: Any) -> Any:
+        result = train(*arguments, **more)
+        made.works(result.examples * made.row * TRAINED)
+        return result
+
+    monkeypatch.setattr(Engine, "run", running)
+    monkeypatch.setattr(probe, "features_on", reading)
+    monkeypatch.setattr(lora, "train", training)
+    monkeypatch.setattr(ascent, "_say", lambda outcome: made.climbed.append(outcome.rung))
+    return made
+
+
+def climb(machine: Machine, base: Path, tmp_path: Path, seconds: float, groups: int = 240) -> Report:
+    budget = {"p95_ms": 60000, "max_prompt_tokens": 400, "train_minutes": seconds / 60}
+    task = write_task(tmp_path / "task", base, groups=groups, budget=budget, formats="none")
+    return adapt(task, tmp_path / "out", rungs=RUNGS)
+
+
+def check(report: Report, machine: Machine, seconds: float) -> None:
+    timing, verdict = report.data["timing"], report.verdict
+    left_out = [one for one in report.data["not_tried"] if one["kind"] == "budget"]
+    assert timing["seconds"] <= 1.1 * seconds + 1
+    assert timing["seconds"] >= 0.85 * seconds or not left_out, left_out
+    made = [name for name in machine.climbed if report.row(name)["skin"] is not None and report.row(name)["base"]]
+    assert made[0] == "probe"
+    assert verdict["status"] in ("PASS", "FAIL", "INSUFFICIENT_DATA")
+    assert report.data["nominees"]["nominees"]
+    tests = sum(timing["tests"].values())
+    assert 0.7 * tests <= timing["reserved"] <= 1.3 * tests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "token"), [(10, 3e-4), (20, 1e-3), (60, 3e-3), (180, 5e-3), (480, 2e-2), (3600, 1e-1), (3600, 1e-3)]
+)
+def test_every_budget_is_used_and_ends_in_a_verdict(
+    machine: Machine, tiny_base: Path, tmp_path: Path, seconds: float, token: float
+):
+    machine.token = token
+    check(climb(machine, tiny_base, tmp_path, seconds), machine, seconds)
+
+
+def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base: Path, tmp_path: Path):
+    machine.token = 0.03
+    report = climb(machine, tiny_base, tmp_path, 10)
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    needed = {one["rung"]: one["needed"] for one in report.verdict["kept_out"]}
+    assert f"train_minutes: {10 / 60:g} → {min(needed.values()):g} would admit" in report.verdict["reason"]
+    assert machine.now - machine.start < 15
+
+
+@pytest.mark.slow
+def test_what_a_busy_beginning_leaves_unused_goes_to_a_larger_fit(machine: Machine, tiny_base: Path, tmp_path: Path):
+    """The speed is read beside other work, so the first fit is planned three times too small."""
+    machine.token, machine.busy = 4e-3, 30
+    report = climb(machine, tiny_base, tmp_path, 120)
+    check(report, machine, 120)
+    assert machine.climbed.count("lora") == 2
+    assert "a smaller fit before scored" in report.row("lora")["reason"]
+    again = climb(machine, tiny_base, tmp_path, 120)
+    for key in report.data:
+        if key != "timing":
+            assert again.data[key] == report.data[key], key

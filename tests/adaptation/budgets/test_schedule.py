@@ -1,0 +1,189 @@
+"""Who comes next and with how much of the time, on candidates that only say what they take; and what lies where when a
+larger fit was interrupted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bedplate.adaptation.climb import schedule as schedule_module
+from bedplate.adaptation.climb.larger import GROWTH_FILE, make_way, wants_more
+from bedplate.adaptation.climb.schedule import Schedule
+from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
+from bedplate.adaptation.context.outcome import Plan, RungOutcome, no_time
+from bedplate.adaptation.context.reserve import seconds_on_test
+from bedplate.adaptation.rungs import RUNGS
+
+NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
+LEAST = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}
+
+
+class FakeContext:
+    """As much of a context as time is given out by. Rungs take their least, or what they have if they are trained."""
+
+    def __init__(self, left: float, suffix: str = "") -> None:
+        self.clock = SimpleNamespace(used=0.0, left=left)
+        self.until, self.test_reserve, self.exhaustive, self.suffix = math.inf, 0.0, False, suffix
+        self.chosen = SimpleNamespace(prompt=None)
+
+    @property
+    def left(self) -> float:
+        return min(self.clock.left, self.until - self.clock.used)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def planning() -> Iterator[None]:
+    def planned(context: Any, rung: Any) -> Any:
+        least = LEAST.get(rung.name, 0.0)
+        if least > context.left:
+            return no_time(least, context.left)
+        return Plan({}, max(least, context.left) if rung.traits.trained and context.left < math.inf else least)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_module.planner, "planned", planned)
+        yield
+
+
+def ladder(left: float, names: list[str] = NAMES, bases: int = 1) -> tuple[Schedule, dict[str, RungOutcome]]:
+    contexts = [FakeContext(left, "" if i == 0 else f"b{i}") for i in range(bases)]
+    for one in contexts[1:]:
+        one.clock = contexts[0].clock
+    candidates: dict[str, Any] = {}
+    for context in contexts:
+        for name in names:
+            traits = RUNGS[name].traits
+            on_base = traits.needs in ("base", "decoder")
+            if context.suffix and not on_base:
+                continue
+            full = f"{name}@{context.suffix}" if context.suffix else name
+            rung = SimpleNamespace(name=name, traits=traits)
+            candidates[full] = SimpleNamespace(
+                name=full, rung=rung, traits=traits, context=context, on_base=on_base, unfit=None
+            )
+    outcomes: dict[str, RungOutcome] = {}
+    return Schedule(candidates, outcomes, "weights"), outcomes
+
+
+def climbed(left: float, **more: Any) -> list[tuple[str, float]]:
+    """Names in order, each with the seconds that it had; each takes them if it is trained, or its least."""
+    schedule, outcomes = ladder(left, **more)
+    found: list[tuple[str, float]] = []
+    for one in iter(schedule.next, None):
+        context: Any = one.context
+        had = context.left
+        found.append((one.name, had))
+        least = LEAST.get(one.rung.name, 0.0)
+        took = 0.0 if least > had else (had if one.traits.trained and had < math.inf else least)
+        context.clock.used += took
+        context.clock.left -= took
+        done = SimpleNamespace(evaluation=None) if least <= had else None
+        status = "skipped" if done is None else "done"
+        outcomes[one.name] = RungOutcome(one.name, status, "", done)  # type: ignore[arg-type]
+    return found
+
+
+def test_something_servable_comes_first_and_trained_rungs_have_what_the_others_leave():
+    found = climbed(100.0)
+    names = [name for name, _ in found]
+    assert names[:2] == ["majority", "probe"]
+    assert names.index("zero_shot") < min(names.index("few_shot"), names.index("lora"))
+    had = dict(found)
+    if names.index("lora") < names.index("few_shot"):
+        assert had["lora"] == pytest.approx(100 - 6 - 5 - 8)  # the least of few_shot is kept
+    assert had["few_shot"] >= 8
+    assert "cascade" not in names
+
+
+@given(st.floats(1, 500), st.integers(1, 3))
+def test_no_rung_takes_what_another_needs_while_there_is_enough(left: float, bases: int):
+    names = ["zero_shot", "few_shot", "probe", "lora"]
+    found = climbed(left, names=names, bases=bases)
+    assert len(found) == len({name for name, _ in found}) == 4 * bases
+    if left >= bases * sum(LEAST[name] for name in names):
+        assert all(had >= LEAST[name.partition("@")[0]] - 1e-6 for name, had in found)
+        tuned = [had for name, had in found if name.startswith("lora")]
+        assert max(tuned) - min(tuned) <= 0.5 * left + 1e-6 if bases == 2 else True
+
+
+def test_two_bases_share_what_is_left_for_training():
+    found = dict(climbed(200.0, names=["zero_shot", "probe", "lora"], bases=2))
+    spare = 200 - 2 * (5 + 6)
+    first, second = sorted((found["lora"], found["lora@b1"]))
+    assert first == pytest.approx(spare / 2, rel=0.05)
+    assert second == pytest.approx(spare / 2, rel=0.05)
+
+
+def test_without_a_limit_the_order_is_the_tables_with_a_servable_skin_in_front():
+    names = [name for name, _ in climbed(math.inf)]
+    assert names == ["majority", "probe", "zero_shot", "few_shot", "lora", "dora"]
+
+
+def test_what_is_kept_for_test_follows_the_skins_there_are():
+    def made(call: float, share: float) -> Any:
+        rows = [SimpleNamespace(seconds=share)] * 10
+        return SimpleNamespace(evaluation=SimpleNamespace(rows=rows), latency=SimpleNamespace(mean=call))
+
+    quick, slow = made(0.1, 0.01), made(1.0, 0.2)
+    assert seconds_on_test([], 100, 20, 30.0) == 30.0
+    assert seconds_on_test([quick], 100, 20, None) == pytest.approx(21 * 0.1 + 80 * 0.01)
+    assert seconds_on_test([quick, slow], 100, 20, 30.0) == pytest.approx(2.9 + 21 * 1.0 + 80 * 0.2 + 30)
+    assert seconds_on_test([quick] * 3, 100, 20, 30.0) == pytest.approx(3 * 2.9)
+    assert seconds_on_test([made(0.1, 5.0)], 100, 100, None) == pytest.approx(10.1)
+
+
+def _outcome(**more: Any) -> RungOutcome:
+    return RungOutcome("lora", "skipped", "", skip="budget", **more)
+
+
+def test_only_what_time_kept_small_is_climbed_again():
+    candidate: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS["lora"].traits)
+    assert wants_more(candidate, _outcome(needs={"train_minutes": 3.0}))
+    assert not wants_more(candidate, _outcome(needs={"p95_ms": 640.0}))
+    assert not wants_more(candidate, RungOutcome("lora", "skipped", "", skip="impossible"))
+    done: Any = SimpleNamespace(left_out=("20 rows",))
+    whole: Any = SimpleNamespace(left_out=())
+    assert wants_more(candidate, RungOutcome("lora", "done", "", done))
+    assert not wants_more(candidate, RungOutcome("lora", "done", "", whole))
+    full: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS["full"].traits)
+    assert not wants_more(full, RungOutcome("full", "done", "", done))  # its guards would be asked again
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+def test_a_first_fit_is_moved_once_wherever_a_run_was_stopped(tmp_path: Path, stopped_after: int):
+    candidate: Any = SimpleNamespace(context=SimpleNamespace(out=tmp_path), rung=SimpleNamespace(name="lora"))
+    for place, text in (("skins", "first"), ("rungs", "first")):
+        (tmp_path / place / "lora").mkdir(parents=True)
+        (tmp_path / place / "lora" / "mark").write_text(text)
+    if stopped_after:
+        (tmp_path / "smaller" / "skins").mkdir(parents=True)
+        (tmp_path / "skins" / "lora").rename(tmp_path / "smaller" / "skins" / "lora")
+    if stopped_after == 2:  # and the larger one was begun
+        make_way(candidate)
+        (tmp_path / "rungs" / "lora").mkdir(parents=True)
+        (tmp_path / "rungs" / "lora" / "mark").write_text("larger")
+    make_way(candidate)
+    for place in ("skins", "rungs"):
+        assert (tmp_path / "smaller" / place / "lora" / "mark").read_text() == "first"
+    assert (tmp_path / "rungs" / "lora").exists() == (stopped_after == 2)
+    assert not (tmp_path / GROWTH_FILE).exists()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["chosen", "bare"]), st.floats(0, 1)), min_size=1, max_size=5))
+def test_the_bare_prompt_is_kept_unless_it_loses_score(fits: list[tuple[str, float]]):
+    trained: Any = [
+        SimpleNamespace(prompt=prompt, seed=seed, evaluation=SimpleNamespace(estimate=estimate))
+        for seed, (prompt, estimate) in enumerate(fits)
+    ]
+    found = best_of(trained)
+    tops = {name: max(e for p, e in fits if p == name) for name in {p for p, _ in fits}}
+    assert found.evaluation.estimate == tops[found.prompt]
+    assert found.evaluation.estimate >= max(tops.values()) - KEPT_WITHIN
+    if "bare" in tops and tops["bare"] >= max(tops.values()) - KEPT_WITHIN:
+        assert found.prompt == "bare"
