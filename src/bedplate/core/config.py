@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeGuard, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import pydantic
 import yaml
 
+from bedplate.core.annotations import field_names, wants_number_only, wants_quantity
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import SECONDS, count_of, seconds_of
@@ -40,9 +39,9 @@ class Strict(pydantic.BaseModel):
             numbers: dict[Any, Any] = {}
             for name, value in values.items():
                 field = cls.model_fields.get(name) if isinstance(name, str) else None
-                if isinstance(value, bool) and field is not None and _wants_number_only(field.annotation):
+                if isinstance(value, bool) and field is not None and wants_number_only(field.annotation):
                     raise ValueError(f"{name} is the boolean {str(value).lower()}, but a number is wanted")
-                if isinstance(value, str) and field is not None and _wants_quantity(field.annotation):
+                if isinstance(value, str) and field is not None and wants_quantity(field.annotation):
                     numbers[name] = _quantity(str(name), value)
             return {**values, **numbers} if numbers else values
         return values
@@ -330,7 +329,7 @@ def _explain(
 def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int, ...], node: yaml.Node | None) -> str:
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        valid = sorted(_field_names(model, error["loc"][:-1]))
+        valid = sorted(field_names(model, error["loc"][:-1]))
         hint = did_you_mean(nearest(str(keys[-1]), valid)) or f"the keys here are {', '.join(valid) or 'none'}"
         return f"unknown key {str(keys[-1])!r}; {hint}"
     if kind == "missing":
@@ -367,66 +366,6 @@ def _data_keys(location: Sequence[str | int], data: Any, missing: bool) -> tuple
             keys.append(part)
             here = here[part]
     return tuple(keys)
-
-
-def _field_names(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> set[str]:
-    """The valid keys at `location`, over every union member that could be meant there."""
-    here: list[Any] = [model]
-    for part in location:
-        inner = [annotation for each in here for annotation in _inside(each, part)]
-        here = inner or here  # a union member's name, not a key
-    names: set[str] = set()
-    for each in [m for annotation in here for m in _members(annotation)]:
-        if _is_model(each):
-            names.update(field.alias or name for name, field in each.model_fields.items())
-    return names
-
-
-def _members(annotation: Any) -> list[Any]:
-    """A union's members (or the annotation alone), with Annotated and aliases unwrapped."""
-    annotation = getattr(annotation, "__value__", annotation)
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin is typing.Union or origin is types.UnionType:
-        return [m for each in typing.get_args(annotation) for m in _members(each)]
-    return [annotation]
-
-
-def _inside(annotation: Any, part: str | int) -> list[Any]:
-    """What one step into `annotation` by a key or an index is annotated as."""
-    found: list[Any] = []
-    tagged = [m for m in _members(annotation) if _is_model(m) and _has_tag(m, part)]
-    if tagged:
-        return tagged
-    for each in _members(annotation):
-        arguments = [a for a in typing.get_args(each) if a is not Ellipsis]
-        if _is_model(each):
-            found += [f.annotation for name, f in each.model_fields.items() if part in {name, f.alias}]
-        elif arguments and typing.get_origin(each) is not typing.Literal:
-            found.append(arguments[-1])  # dict[K, V] → V; list[X], tuple[X, ...] → X
-    return found
-
-
-def _is_model(annotation: Any) -> TypeGuard[type[pydantic.BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
-
-
-def _has_tag(model: type[pydantic.BaseModel], tag: str | int) -> bool:
-    """Whether a discriminated union picks `model` by `tag`: one of its fields is Literal[tag]."""
-    return any(
-        typing.get_origin(f.annotation) is typing.Literal and tag in typing.get_args(f.annotation)
-        for f in model.model_fields.values()
-    )
-
-
-def _wants_number_only(annotation: Any) -> bool:
-    members = _members(annotation)
-    return bool not in members and any(m is int or m is float for m in members)
-
-
-def _wants_quantity(annotation: Any) -> bool:
-    return _wants_number_only(annotation) and str not in _members(annotation)
 
 
 def _type_name(value: Any) -> str:

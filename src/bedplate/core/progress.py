@@ -103,7 +103,7 @@ class Progress:
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
-                fields = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
+                fields: dict[str, Any] = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
                 self._task = display.add_task(self._description, total=self._total, **fields)
         return self
 

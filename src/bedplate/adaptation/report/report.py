@@ -336,10 +336,10 @@ def _classical(
         return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{where}."
     if found.p_value > 0.05:
         return (
-            f"A classical model of the task's own labels reads {numbers}; {judged} is not measurably better "
+            f"A classical model of the task's own labels scores {numbers}; {judged} is not measurably better "
             f"(p = {found.p_value:.2g}): consider it first{where}."
         )
-    return f"A classical model of the task's own labels reads {numbers} (p = {found.p_value:.2g} for the difference)."
+    return f"A classical model of the task's own labels scores {numbers} (p = {found.p_value:.2g} for the difference)."
 
 
 def _too_long(tested: Mapping[str, Tested]) -> list[str]:
