@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-import httpx
 import pytest
 from tests.serving.conftest import Files, Server, files, running
 
@@ -50,9 +50,12 @@ def head(tenant: str) -> dict[str, str]:
     return {"authorization": f"Bearer {tenant}"}
 
 
-def at_once(count: int, work: Callable[[int], httpx.Response]) -> list[httpx.Response]:
+T = TypeVar("T")
+
+
+def at_once(count: int, work: Callable[[int], T]) -> list[T]:
     """What so many calls in threads of their own give, in order."""
-    found: dict[int, httpx.Response] = {}
+    found: dict[int, T] = {}
     threads = [threading.Thread(target=lambda i=i: found.update({i: work(i)})) for i in range(count)]
     for thread in threads:
         thread.start()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import h11
 import pytest
 import uvicorn
 
@@ -152,3 +155,39 @@ def test_a_reply_that_is_taken_slowly_is_not_dropped(timers):
                 got += len(connection.recv(1 << 20))
             assert timers.run_out(TAKE)
         assert got + rest_of(connection) > LARGE
+
+
+@pytest.mark.parametrize("path", ["/", "/large"])
+def test_what_is_no_http_behind_a_head_is_answered_once(timers, path, caplog):
+    """The head is a request; what should be its body's first chunk is none."""
+    with connect(timers) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".encode())
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 20):
+                found += part
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1") == 1
+    assert "Exception in ASGI application" not in caplog.text
+    assert "Fatal error" not in caplog.text
+
+
+def test_a_client_that_has_gone_when_its_answer_ends_is_no_failure():
+    closed: list[bool] = []
+
+    class Gone(asyncio.Transport):
+        def can_write_eof(self) -> bool:
+            return True
+
+        def is_closing(self) -> bool:
+            return False
+
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    conn: Any = SimpleNamespace(our_state=h11.CLOSED, their_state=h11.SEND_BODY)
+    connections._Answering(Gone(), conn).close()
+    assert closed == [True]

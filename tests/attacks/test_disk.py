@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import openai
 import pytest
 
 from bedplate.serving.callers.guard import Caller
@@ -172,6 +173,19 @@ def test_a_store_of_before_whose_counting_was_interrupted_is_counted_later(tmp_p
     store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=2 + ROW_BYTES))
     assert store.is_full("t")
     store.close()
+
+
+def test_a_file_that_is_deleted_while_it_is_fetched_is_not_there(target, monkeypatch):
+    file = client(target, "us").files.create(file=("rows.jsonl", BytesIO(line("a").encode())), purpose="batch")
+    where = BatchStore.content
+
+    def deleted(store: BatchStore, stored: Any) -> Path:
+        where(store, stored).unlink()
+        return where(store, stored)
+
+    monkeypatch.setattr(BatchStore, "content", deleted)
+    with pytest.raises(openai.NotFoundError):
+        client(target, "us").files.content(file.id)
 
 
 def test_rows_whose_outputs_have_no_room_are_not_computed(target, monkeypatch):

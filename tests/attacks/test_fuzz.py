@@ -73,6 +73,7 @@ def check_batch(live: Process, name: str) -> None:
 
 def check_answers(live: Process, report: Report, tenants: list[Tenant]) -> None:
     """No fault, every route asked, and each honest call answered once: by the client's count and by the log."""
+    assert not live.faults, "\n".join(live.faults[:5])[:20_000]
     assert not report.wrong, "\n".join(report.wrong[:5])
     document: dict[str, Any] = live.request("GET", "/openapi.json").json()
     missed = [one for one in operations(document) if not report.routes[f"{one.method} {one.path}"]]
@@ -129,6 +130,7 @@ def test_no_request_breaks_anything_for_long(files: Files, tmp_path: Path) -> No
         p99 = [round(tenant.quantile(0.99), 3) for tenant in tenants]
         print(whole.shots, dict(whole.statuses), f"p99 quiet {quiet.quantile(0.99):.3f} besieged {p99}")
         print("MiB after each round", [size >> 20 for size in sizes], f"loop late {late} of {beats}")
+        assert not live.faults, "\n".join(live.faults[:5])[:20_000]
         assert not whole.wrong, "\n".join(whole.wrong[:5])
         assert all(set(tenant.statuses) == {200} for tenant in tenants)
         assert sorted(p99)[rounds // 2] <= 3 * max(quiet.quantile(0.99), QUIET_FLOOR)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine import grammar_trial
-from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine import grammar_rules, grammar_trial
+from bedplate.inference.engine.grammar import CACHED, Grammars
 from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, Vocabulary
 from bedplate.inference.engine.grammar_trial import COMMAND, GrammarTrial
 from bedplate.inference.engine.kinds.sampling import Grammar
@@ -22,11 +24,12 @@ VOCABULARY = Vocabulary([b"<end>", *(bytes([index]) for index in range(256))], [
 
 # The process as it is, with a library that does not keep within any bound on some grammars.
 UNBOUND = """
-import os, signal, threading
-from bedplate.inference.engine import grammar_trial
+import os, signal, threading, time
+from bedplate.inference.engine import grammar_rules, grammar_trial
 original, grammar_trial.CPU_SECONDS, grammar_trial.MEMORY_BYTES = grammar_trial.compiled, 0.2, 200 * 2**20
 
 def compiled(vocabulary, opened, grammar):
+    begun = time.process_time()
     if grammar.source == "time":
         while True: pass
     if grammar.source == "memory":
@@ -35,6 +38,8 @@ def compiled(vocabulary, opened, grammar):
         os.kill(os.getpid(), signal.SIGSEGV)
     if grammar.source == "sleep":
         threading.Event().wait()
+    if grammar.source == "busy":
+        while time.process_time() < begun + 0.1: pass
     return original(vocabulary, opened, grammar)
 
 grammar_trial.compiled = compiled
@@ -59,6 +64,29 @@ def test_a_grammar_beyond_all_bounds_is_refused_and_the_next_is_not(trial, monke
     assert trial.killed == killed + 1
     monkeypatch.undo()
     trial.check(VOCABULARY, Grammar("regex", "[a-z]+"))
+
+
+def test_a_grammar_whose_process_waits_for_a_processor_is_waited_for(trial, monkeypatch):
+    trial.check(VOCABULARY, Grammar("regex", "[a-z]*"))
+    killed = trial.killed
+    monkeypatch.setattr(grammar_trial, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(grammar_trial, "LOOKS", 10_000)
+    assert trial.check(VOCABULARY, Grammar("regex", "busy"))
+    assert trial.killed == killed
+
+
+@pytest.mark.parametrize(("seconds", "usable"), [((0.9, 0.1), True), ((0.9, 0.9), False)])
+def test_a_grammar_that_took_long_once_is_measured_again(monkeypatch, seconds, usable):
+    """On a busy machine the same work takes longer."""
+    readings = itertools.cycle((0.0, seconds[0], 1.0, 1.0 + seconds[1]))
+    monkeypatch.setattr(grammar_rules, "time", SimpleNamespace(thread_time=lambda: next(readings)))
+    opened, grammar = VOCABULARY.opened(), Grammar("regex", "[a-z]*")
+    if usable:
+        assert not grammar_rules.compiled(VOCABULARY, opened, grammar).is_error()
+        return
+    with pytest.raises(RequestError, match="too long"):
+        grammar_rules.compiled(VOCABULARY, opened, grammar)
+    assert not grammar_rules.compiled(VOCABULARY, opened, grammar, timed=False).is_error()
 
 
 REFUSED = [
@@ -92,7 +120,7 @@ def test_what_is_refused_is_refused_in_the_same_words(trial, grammar):
 
 def test_a_process_that_cannot_be_started_keeps_no_grammar_from_being_used(caplog):
     with GrammarTrial(["/no/such/program"]) as trial:
-        trial.check(VOCABULARY, Grammar("regex", "time"))
+        assert not trial.check(VOCABULARY, Grammar("regex", "time"))
     assert "did not start" in caplog.text
 
 
@@ -111,3 +139,16 @@ def test_a_live_server_tries_grammars_there(target):
     assert reply.status_code == 200, json.dumps(reply.json())
     assert trial._process.poll() is None
     assert len(trial._known) == 1
+
+
+def test_a_skins_own_grammar_is_not_compiled_again_on_the_loop_after_many_others(target, monkeypatch):
+    [engine] = target.state.registry.engines
+    for i in range(CACHED + 1):
+        engine.compile(Grammar("regex", f"a{i}"))
+    tried: list[Grammar] = []
+    monkeypatch.setattr(GrammarTrial, "check", lambda self, vocabulary, grammar: tried.append(grammar) or True)
+    reply = target.post(CHAT, json={"model": "several", "messages": HI}, headers=head("us"))
+    assert reply.status_code == 200, json.dumps(reply.json())
+    assert not tried
+    engine.compile(Grammar("regex", "a0"))
+    assert tried == [Grammar("regex", "a0")]  # nobody held that one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from io import BytesIO
@@ -14,6 +15,7 @@ from tests.serving.conftest import Server
 from bedplate.serving.durable import batch_worker
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable.feedback_store import FeedbackStore
 
 from .conftest import at_once, attacked, head
 
@@ -139,6 +141,23 @@ def test_a_reply_that_cannot_be_written_is_counted_and_keeps_no_other_from_being
     assert (feedback.counts["kept"] - kept, feedback.counts["dropped"] - dropped) == (3, 3)
 
 
+def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    counts = target.state.part(Feedback).counts
+    kept, dropped = counts["kept"], counts["dropped"]
+    monkeypatch.setattr(FeedbackStore, "append", full)
+    body = {"model": "prompted", "messages": HI}
+    replies = at_once(5, lambda _: target.post(CHAT, json=body, headers=head("us")))
+    assert {reply.status_code for reply in replies} == {200}
+    end = time.monotonic() + 5
+    while counts["dropped"] < dropped + 5 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (counts["kept"] - kept, counts["dropped"] - dropped) == (0, 5)
+    assert "No space left on device" in caplog.text
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "half a pair in a regular expression": (CHAT, {"guided_regex": HALF}),
     "half a pair in a choice": (CHAT, {"guided_choice": ["a", HALF]}),
@@ -170,6 +189,13 @@ def test_what_cannot_be_used_is_the_callers_mistake(target, name):
     reply = target.post(path, content=json.dumps(body), headers=head("admin"))
     assert 400 <= reply.status_code < 500, reply.text
     assert len(reply.json()["error"]["message"]) < 1000
+
+
+@pytest.mark.parametrize("fields", [{"host": "["}, {"origin": "http://["}, {"host": "[::1", "origin": "http://[::1"}])
+def test_a_name_that_is_none_is_nobodys(target, fields):
+    """On a server without keys, where the names of hosts and origins are looked at."""
+    reply = target.post(CHAT, json={"model": "tiny", "messages": HI, "max_tokens": 1}, headers=head("us") | fields)
+    assert reply.status_code == 403, reply.text
 
 
 def test_a_text_of_every_private_use_character_is_answered(target):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.callers.keys import Key, KeysFile, KeyStore, change_keys, new_secret
+
+from .test_poison import begin, client, ended, line
 
 
 def test_a_caller_of_earlier_has_the_rights_of_now(tmp_path):
@@ -17,6 +22,18 @@ def test_a_caller_of_earlier_has_the_rights_of_now(tmp_path):
     assert (now.tenant, now.admin, now.models) == ("us", False, frozenset({"small"}))
     assert not now.may_use("large")
     assert CallerGuard().with_rights_of_now(earlier) == earlier
+
+
+def test_the_rows_of_a_running_batch_have_the_rights_that_its_key_has_now(target, monkeypatch):
+    def now(guard: CallerGuard, caller: Caller) -> Caller:
+        return replace(caller, models=frozenset({"prompted"})) if caller.tenant == "them" else caller
+
+    monkeypatch.setattr(CallerGuard, "with_rights_of_now", now)
+    lost, honest = (begin(target, tenant, line("a")) for tenant in ("them", "us"))
+    assert ended(target, "us", honest).request_counts.completed == 1
+    [row] = client(target, "them").files.content(ended(target, "them", lost).error_file_id).text.splitlines()
+    assert json.loads(row)["response"]["status_code"] == 404
+    assert json.loads(row)["response"]["body"]["error"]["code"] == "model_not_found"
 
 
 def test_what_is_settled_after_a_call_has_ended_counts_for_its_minute(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from tests.serving.conftest import Files, Server, files, running
 
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.serving.server.loading import loaded_server
 from bedplate.skins.files import read_skin, write_skin
@@ -63,7 +64,11 @@ def server(files: Files) -> Iterator[Server]:
         running(state) as url,
         loaded_server(files.base) as other,
     ):
-        predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
+        skins = {path.name: read_skin(path) for path in files.skins}
+        predictors = {
+            name: Predictor(other.registry.engine, skin) if skin.classical is None else ClassicalPredictor(skin)
+            for name, skin in skins.items()
+        }
         yield Server(url, state, predictors)
 
 

@@ -56,6 +56,13 @@ class Process:
             time.sleep(0.02)
         return True
 
+    @property
+    def faults(self) -> list[str]:
+        """What it wrote of failures that nobody foresaw: each with its stack and what was raised."""
+        return re.findall(
+            r"^.*\n?Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*.*$", self.process.errors, re.M
+        )
+
     def rss(self) -> int:
         """Resident memory, bytes."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])

@@ -1,8 +1,11 @@
-"""How much memory this process may still take: what the machine has left, or the control group that it is in."""
+"""How much memory this process may still take: what the machine has left, or the control group that it is in. And
+giving back what it has freed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from bedplate.core.control_groups import Group, lines, own_groups, text
@@ -11,6 +14,25 @@ from bedplate.core.control_groups import Group, lines, own_groups, text
 def free_bytes(root: Path = Path("/")) -> int | None:
     """Memory that may still be taken, or None where the system does not say."""
     return min(_left(root), default=None)
+
+
+def give_back() -> None:
+    """Gives the system what this process has freed and its allocator keeps: of glibc the free pages in the midst of its
+    heaps too, which it otherwise keeps for good (malloc_trim(3)). Other C libraries are left to themselves. Takes the
+    lock of one heap at a time, and not the interpreter's."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _trim() -> Callable[[int], int] | None:
+    try:
+        found = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # no glibc; Windows has no such handle
+        return None
+    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
+    return found
 
 
 def _left(root: Path) -> Iterator[int]:

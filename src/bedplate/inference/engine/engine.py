@@ -148,10 +148,11 @@ class Engine(Closing):
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
 
-    def compile(self, grammar: Grammar) -> None:
-        """Makes a grammar ready, so that submitting a request with it takes no time. RequestError for one that cannot
-        be used. Callable from any thread."""
-        self._grammars.compile(grammar)
+    def compile(self, grammar: Grammar) -> Grammar:
+        """The grammar, ready for as long as what is given back lives: submitting a request with it takes no time,
+        however many others are compiled meanwhile. RequestError for one that cannot be used. Callable from any
+        thread."""
+        return self._grammars.ready(grammar)
 
     def try_grammars_in(self, trial: Trial) -> None:
         """From now on new grammars are compiled there first, and here only when that went well."""

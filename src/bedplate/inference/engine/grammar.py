@@ -11,7 +11,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +34,14 @@ ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 class Trial(Protocol):
     """Somewhere else, where a grammar is compiled first: one that takes too much of anything takes it there."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
-        """RequestError where it could not be compiled."""
+    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> bool:
+        """RequestError where it could not be compiled. False where nothing could be tried."""
         ...
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, and keeps the latest `CACHED`. Safe to share between threads."""
+    """Compiles grammars for one tokenizer, and keeps the latest `CACHED`, and those that somebody holds. Safe to share
+    between threads."""
 
     trial: Trial | None = None
     """Where new ones are compiled first, if anywhere."""
@@ -48,15 +51,20 @@ class Grammars:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._eos_ids = sorted(index for index in eos_ids if 0 <= index < vocab_size)
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, llguidance.LLMatcher] = OrderedDict()
+        self._known: OrderedDict[bytes, _Made] = OrderedDict()
+        self._held: WeakValueDictionary[bytes, _Made] = WeakValueDictionary()
         self._vocabulary: tuple[Vocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
         """What gives matchers at the start of a text, however many other grammars are compiled meanwhile. Raises
         RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no text
         matches."""
-        template = self._template(grammar)
-        return lambda: Matcher(template.deep_copy())
+        made = self._made(grammar)
+        return lambda: Matcher(made.matcher.deep_copy())
+
+    def ready(self, grammar: Grammar) -> Grammar:
+        """The grammar with what was compiled of it, which it keeps. Raises as `compile` does."""
+        return replace(grammar, made=self._made(grammar))
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the start of a text. Raises as `compile` does."""
@@ -71,18 +79,19 @@ class Grammars:
     def __len__(self) -> int:
         return len(self._known)
 
-    def _template(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def _made(self, grammar: Grammar) -> _Made:
         key = hashlib.sha256(f"{grammar.kind}\n{grammar.source}".encode("utf-8", "surrogatepass")).digest()
         with self._lock:
-            found = self._known.get(key)
+            found = self._held.get(key)
             if found is not None:
-                self._known.move_to_end(key)
+                if key in self._known:
+                    self._known.move_to_end(key)
                 return found
             vocabulary, opened = self._open()
-        if self.trial is not None:
-            self.trial.check(vocabulary, grammar)
-        made = compiled(vocabulary, opened, grammar)
+        tried = self.trial is not None and self.trial.check(vocabulary, grammar)
+        made = _Made(compiled(vocabulary, opened, grammar, timed=not tried))
         with self._lock:
+            made = self._held.setdefault(key, made)  # another thread's, if it was first
             self._known[key] = made
             while len(self._known) > CACHED:
                 self._known.popitem(last=False)
@@ -98,6 +107,15 @@ class Grammars:
             vocabulary = Vocabulary.of(self._tokenizer, self._vocab_size, self._eos_ids)
             self._vocabulary = vocabulary, vocabulary.opened(self._tokenizer)
         return self._vocabulary
+
+
+class _Made:
+    """What a grammar was compiled to: a matcher at the start of a text, which is only copied."""
+
+    __slots__ = ("__weakref__", "matcher")
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self.matcher = matcher
 
 
 class Matcher:

@@ -31,11 +31,12 @@ from bedplate.inference.engine.kinds.sampling import Grammar
 log = logging.getLogger("bedplate.inference")
 
 CPU_SECONDS = 2.0
-"""Of one grammar."""
+"""Of one grammar, which may be compiled twice there."""
 MEMORY_BYTES = 512 * 1024 * 1024
 """Beside what the process has when it has read its vocabulary."""
-ANSWER_SECONDS = 30.0
-"""By the clock, so that a process that does nothing is given up as well."""
+ANSWER_SECONDS, LOOKS = 30.0, 10
+"""By the clock, so that a process that does nothing is given up as well: how long until it is looked at, and how often
+it may have been waiting for a processor then, as on a machine that has too much to do."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
@@ -58,8 +59,8 @@ class GrammarTrial(Closing):
         self.killed = 0
         """How many grammars took too much."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
-        """RequestError where the grammar cannot be used, or takes too much."""
+    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> bool:
+        """RequestError where the grammar cannot be used, or takes too much. False where the process did not start."""
         with self._lock:
             try:
                 number = self._number(vocabulary)
@@ -67,7 +68,7 @@ class GrammarTrial(Closing):
                 self._end()
                 if not self._closed:
                     log.error("grammars are compiled without a process of their own, which did not start: %s", error)
-                return
+                return False
             try:
                 answer = self._ask(("grammar", number, grammar.kind, grammar.source))["error"]
             except (_Ended, OSError):
@@ -77,6 +78,7 @@ class GrammarTrial(Closing):
                 answer = TOO_MUCH
         if answer is not None:
             raise refused(answer)
+        return True
 
     def _number(self, vocabulary: Vocabulary) -> int:
         if self._process is None:
@@ -107,8 +109,11 @@ class GrammarTrial(Closing):
         process.stdin.flush()
         waiting = select.poll()
         waiting.register(process.stdout, select.POLLIN | select.POLLHUP)
-        if not waiting.poll(1000 * ANSWER_SECONDS):
-            raise _Ended("it does not answer")
+        looks = 0
+        while not waiting.poll(1000 * ANSWER_SECONDS):
+            looks += 1
+            if looks > LOOKS or not _wants_a_processor(process.pid):
+                raise _Ended("it does not answer")
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
             raise _Ended("it has ended")
@@ -136,6 +141,15 @@ def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _wants_a_processor(process: int) -> bool:
+    """Whether it computes, or would if it were its turn. (proc_pid_stat(5): what follows the name in parentheses.)"""
+    try:
+        said = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+    except OSError:  # it has ended, or the system does not say
+        return False
+    return said.rpartition(")")[2].split()[:1] in (["R"], ["D"])
 
 
 # --- in the process

@@ -23,7 +23,6 @@ from bedplate.inference.engine.requests import (
     Embedding,
     Generate,
     Generation,
-    Grammar,
     Request,
     Result,
     Sampling,
@@ -77,10 +76,12 @@ class Predictor(ReadySkin):
         if skin.index is not None:
             self._lookup = Lookup(skin, engine, embedder, allow_other_weights=allow_other_weights)
             self.warnings += self._lookup.warnings
+        self.grammar = grammar_of(skin.output)
+        """What the skin's generated text is held to."""
         if _writes(skin.output):
             self.sampling()
             if self.grammar is not None:
-                engine.compile(self.grammar)
+                self.grammar = engine.compile(self.grammar)
         self.prefix = () if isinstance(skin.output, EmbeddingOutput) else self._constant_prefix()
         self.adapter: str | None = None
         """The key of what stands between the base and its requests: its LoRA weights, its soft prompt, or that on
@@ -223,11 +224,6 @@ class Predictor(ReadySkin):
     @property
     def _context(self) -> int:
         return self.engine.base.spec.context_length
-
-    @property
-    def grammar(self) -> Grammar | None:
-        """What the skin's generated text is held to."""
-        return grammar_of(self.skin.output)
 
     def sampling(self, **changes: Any) -> Sampling:
         """The skin's own generation settings, with some changed."""

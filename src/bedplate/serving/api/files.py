@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import ApiCall, answers, json_response
@@ -71,7 +73,28 @@ async def retrieve(call: ApiCall) -> Response:
 async def content(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
     file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
-    return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
+    return _Content(store.content(file), media_type="application/jsonl", filename=file.name)
+
+
+class _Content(FileResponse):
+    """A file's bytes. One that is deleted before they are read is not there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def told(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, told)
+        except (FileNotFoundError, RuntimeError) as error:
+            if await asyncio.to_thread(os.path.exists, self.path):
+                raise
+            if begun:
+                raise ClientGone from error
+            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from error
 
 
 @router.delete("/files/{id}")

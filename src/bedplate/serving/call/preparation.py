@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from bedplate.core.memory import give_back
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.serving.wire.errors import LimitError
 
@@ -29,18 +30,20 @@ BODIES = 4
 WAITING_BODIES, WAITING = 16, 1024
 """What of one tenant may wait: bodies of the largest size, and calls."""
 
-
 HELD_BODIES = 16
 """Bodies of the largest size that are in memory at once, from their first byte to the last of their reply: all of them
 for one tenant, its part where others have some."""
+LEFT_BYTES, GIVE_BACK_SECONDS = 512 * 1024, 1.0
+"""Work on so many bytes leaves freed memory that is worth giving back, and how long afterwards that is done. A text
+takes some hundred times its own size while it is encoded, in pieces that the allocator keeps."""
 
 
 class Held:
     """The bytes of one call, of its body and its reply, that are in memory. Close it when they are not any more."""
 
-    def __init__(self, most: int, sizes: Counter[str], tenant: str) -> None:
-        """most: bytes of all calls; sizes: those that are held, by tenant."""
-        self._most, self._sizes, self._tenant = most, sizes, tenant
+    def __init__(self, most: int, sizes: Counter[str], tenant: str, let_go: Callable[[int], None]) -> None:
+        """most: bytes of all calls; sizes: those that are held, by tenant. let_go: told how many were, at the end."""
+        self._most, self._sizes, self._tenant, self._let_go = most, sizes, tenant, let_go
         self._mine = 0
 
     def take(self, size: int) -> None:
@@ -57,10 +60,11 @@ class Held:
 
     def close(self) -> None:
         """A second time does nothing."""
-        self._sizes[self._tenant] -= self._mine
-        self._mine = 0
+        mine, self._mine = self._mine, 0
+        self._sizes[self._tenant] -= mine
         if self._sizes[self._tenant] <= 0:
             del self._sizes[self._tenant]
+        self._let_go(mine)
 
 
 @dataclass(eq=False)
@@ -119,10 +123,12 @@ class Preparation:
         self._calls: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
+        self._left = 0
+        self._giving_back: asyncio.TimerHandle | None = None
 
     def held(self, tenant: str) -> Held:
         """For one call of the tenant."""
-        return Held(HELD_BODIES * self._body_bytes, self._held, tenant)
+        return Held(HELD_BODIES * self._body_bytes, self._held, tenant, self._leaves)
 
     @property
     def under_way(self) -> int:
@@ -193,3 +199,14 @@ class Preparation:
         self._calls += Counter()
         self._bytes += Counter()
         self._begin()
+        self._leaves(turn.size)
+
+    def _leaves(self, size: int) -> None:
+        """Work on so many bytes is over. What it took is given back to the system soon: it may be a gigabyte."""
+        self._left += size
+        if self._left >= LEFT_BYTES and self._giving_back is None:
+            self._giving_back = asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, self._give_back)
+
+    def _give_back(self) -> None:
+        self._left, self._giving_back = 0, None
+        self._threads.submit(give_back)

@@ -8,6 +8,8 @@ may take the answer from it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -33,8 +35,9 @@ class TimedConnection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.cycle is not None and self.cycle.transport is self.transport:
-            self.cycle.transport = _Answering(self.transport, self.conn)
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is not None and cycle.transport is self.transport:
+            cycle.transport = _Answering(self.transport, self.conn)
 
     def data_received(self, data: bytes) -> None:
         if self.conn.our_state is h11.CLOSED:  # it was answered, and this was the last answer
@@ -53,6 +56,17 @@ class TimedConnection(H11Protocol):
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and self._unread is None:
             self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """Of a request that is begun already, whose body is no HTTP: what it would be answered is not sent any more."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # its answer has begun
+            self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -94,9 +108,10 @@ class _Answering(asyncio.Transport):
         """Of a client that is still sending only the side on which it is answered; its timers close the other."""
         answered = self._conn.our_state is h11.CLOSED and self._conn.their_state is h11.SEND_BODY
         if answered and self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            with contextlib.suppress(OSError):  # the client has gone
+                self._transport.write_eof()
+                return
+        self._transport.close()
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> None:

@@ -111,9 +111,8 @@ def compiled(engine: Engine, asked: tuple[str, Grammar] | None) -> Grammar | Non
         return None
     field, grammar = asked
     try:
-        engine.compile(grammar)
+        return replace(engine.compile(grammar), named=field)
     except RequestError as error:
         if error.param == "grammar":
             error.param = field
         raise
-    return replace(grammar, named=field)
