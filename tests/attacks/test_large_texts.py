@@ -1,4 +1,4 @@
-"""What large texts took of memory is given back to the system, and a signal to stop is obeyed in time and everybody told
+"""What large texts took of memory is given back to the system; a signal to stop is obeyed in time, and everybody told,
 while large replies are made for many at once."""
 
 from __future__ import annotations
