@@ -104,8 +104,8 @@ def test_what_is_no_soft_prompt_is_refused(vectors):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"peft_type": "LORA"}, "no soft prompt"),
-        ({"peft_type": "P_TUNING"}, "no soft prompt"),
+        ({"peft_type": "LORA"}, "not a soft prompt"),
+        ({"peft_type": "P_TUNING"}, "not a soft prompt"),
         ({"num_transformer_submodules": 2}, "2 stacks"),
         ({"num_virtual_tokens": 6}, "the configuration says"),
         ({"num_virtual_tokens": None}, "the configuration says"),

@@ -57,7 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.found = None  # it is overwritten
         to_logits = logs_NV.exp_()
         to_logits.scatter_add_(1, targets_N[:, None], to_logits.new_full((len(targets_N), 1), -1.0))
-        return to_logits if grad.item() == 1 else to_logits.mul_(grad), None
+        return to_logits.mul_(grad), None
 
 
 def _wide(logits_NV: Tensor) -> Tensor:
