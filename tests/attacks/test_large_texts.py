@@ -77,7 +77,8 @@ def test_a_server_that_makes_large_replies_ends_when_it_is_told(files: Files, tm
         print(f"ended after {took:.1f} s; answered {statuses}")
         assert took < CLOSE_SECONDS + SLACK_SECONDS
         assert len(replies) == MANY  # nobody's connection was closed without an answer
-        assert set(statuses) == {200, 503}
+        assert 200 in statuses
+        assert set(statuses) <= {200, 503}  # a quick machine has made them all before it is told
         assert {reply.json()["error"]["code"] for reply in replies if reply.status_code == 503} == {"shutting_down"}
         assert all(len(reply.json()["tokens"]) > TEXT_BYTES // 8 for reply in replies if reply.status_code == 200)
         assert "Traceback" not in live.process.errors, live.process.errors
