@@ -7,6 +7,8 @@ bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
 quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
 two_sample.py    two sets of rows: permutation test of whole groups, difference of independent estimates
+looks.py         looking before all rows are there: levels of several looks at one error
+agreement.py     two labels of the same rows, and the ceiling that they leave
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
 
@@ -24,7 +26,15 @@ from bedplate.core.statistics.clusters import (
     intraclass_correlation,
     robust_mean,
 )
-from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
+from bedplate.core.statistics.multiplicity import (
+    HolmBound,
+    holm,
+    holm_bounds,
+    needed_n,
+    sequence_bounds,
+    simultaneous,
+    spent_alpha,
+)
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
 from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
@@ -68,6 +78,7 @@ __all__ = [
     "paired_difference",
     "quantile_bounds",
     "robust_mean",
+    "sequence_bounds",
     "share_distance",
     "sign_flip",
     "simultaneous",
