@@ -34,6 +34,7 @@ from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
+from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, sha256_json
@@ -95,6 +96,7 @@ def adapt(
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
     data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
+    check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))
     with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
@@ -134,13 +136,15 @@ class _Ladder:
         earlier = self._guards_opened(nomination.nominees, results, guarded)
         number = 1 if opening is None else max(opening.number, earlier)
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
+        valid = {name: result.evaluation for name, result in results.items() if result.skin is not None}
         confirmations = gate.confirm(
             [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: result.evaluation for name, result in results.items() if result.skin is not None},
+            valid,
             target=self.spec.target.value,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
             holds={name: partial(hold, made) for name, made in guarded.items()},
+            order=gate.order_of(self.spec.testing, nomination, valid),
         )
         levels = {one.rung: one.lower_confidence for one in confirmations}
         guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}

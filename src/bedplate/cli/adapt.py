@@ -219,6 +219,8 @@ def show(report: Report, directory: Path = Path()) -> None:
     for one in data["predictions"]:
         said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
+    if data["data"].get("second_labels"):
+        screen.print(escape(data["data"]["second_labels"]["said"]))
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
         values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])

@@ -13,7 +13,17 @@ from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.data.splits import (
+    Assigned,
+    Record,
+    check_leaks,
+    deduplicate,
+    normalise,
+    row_hash,
+    split,
+    split_hash,
+    take,
+)
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
 
@@ -29,6 +39,8 @@ class Example:
     target: str
     group: str
     row_hash: str
+    second: str | None = None
+    """The answer by somebody else, where the task has a column of such and the row one in it."""
 
     @property
     def texts(self) -> dict[str, str]:
@@ -77,6 +89,8 @@ class TaskData:
     notes: tuple[str, ...]
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
+    agreed: tuple[tuple[bool, str], ...] = ()
+    """Of each row with two labels, of all splits: whether they are equal, and the row's group."""
 
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
@@ -141,7 +155,23 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         test,
     )
     licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
-    return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences, documents)
+    return TaskData(
+        done["train"],
+        done["valid"],
+        handle,
+        dict(counts),
+        hashes,
+        tuple(notes),
+        licences,
+        documents,
+        agreed_of([example for name in SPLITS for example in done[name]]),
+    )
+
+
+def agreed_of(examples: Sequence[Example]) -> tuple[tuple[bool, str], ...]:
+    """Of those with two labels: whether they are equal after normalisation, and their groups."""
+    both = [(one, one.second) for one in examples if one.second is not None]
+    return tuple((normalise(one.target) == normalise(second), one.group) for one, second in both)
 
 
 def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
@@ -189,7 +219,8 @@ def parse_rows(
     are read (without, every target is ""). DataError naming file, line and value."""
     counts.update(rows.counts)
     needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
-    for column in needed + ([task.data.group_by] if task.data.group_by else []):
+    further = (task.data.group_by, task.data.second_label if labelled else None)
+    for column in needed + [name for name in further if name is not None]:
         if column not in rows.columns:
             hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
             raise DataError(f"{rows.path}: no column {column!r}; {hint}")
@@ -246,7 +277,9 @@ def _example(
     inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    target = _target(task, row, where, documents) if labelled else ""
+    target = _target(task, row, where, documents, task.data.target) if labelled else ""
+    other = task.data.second_label if labelled else None
+    second = None if other is None or blank(row.get(other)) else _target(task, row, where, documents, other)
     digest = row_hash(inputs)
     group = digest
     if task.data.group_by is not None:
@@ -257,7 +290,12 @@ def _example(
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest)
+    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest, second)
+
+
+def blank(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _text(row: Row, column: str, where: str) -> str:
@@ -273,27 +311,27 @@ def _text(row: Row, column: str, where: str) -> str:
     return value
 
 
-def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None) -> str:
-    value: Any = row.get(task.data.target)
+def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:
+    value: Any = row.get(column)
     if task.output.kind in ("json", "labels", "embedding"):
-        if task.data.target not in row:
-            raise DataError(f"{where}: the target ({task.data.target}) is missing")
+        if column not in row:
+            raise DataError(f"{where}: the target ({column}) is missing")
         try:
             if documents is not None:
                 return relevant(value, task.output.separator, documents)
             return task.output.canonical(_as_json(task.output, value))
         except RequestError as error:
-            raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error
+            raise DataError(f"{where}: the target ({column}): {error.message}") from error
     if not task.labels:
-        text = _text(row, task.data.target, where)
+        text = _text(row, column, where)
         if not text.strip():
-            raise DataError(f"{where}: the target ({task.data.target}) is empty")
+            raise DataError(f"{where}: the target ({column}) is empty")
         return text
     if isinstance(value, str) and value in task.labels:
         return value
     hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
     what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
-    raise DataError(f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; {hint}")
+    raise DataError(f"{where}: the label {what} in column {column!r} is not one of the task's labels; {hint}")
 
 
 def _as_json(output: OutputSpec, value: Any) -> str:

@@ -48,6 +48,8 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
             "belong together, a difference is seen too easily"
         )
         task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
+    if task.data.second_label is not None:  # which new rows need not have
+        task = task.model_copy(update={"data": task.data.model_copy(update={"second_label": None})})
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     parsed = parse_rows(task, rows, documents, counts, notes, labelled=labelled)
     found, records = distinct(task, parsed, rows.source, counts, notes)

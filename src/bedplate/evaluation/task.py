@@ -181,8 +181,11 @@ class SplitSpec(Strict):
         return found or None
 
 
-class DataSpec(Strict):
-    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed)."""
+class DataSpec(Grown):
+    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
+    `second_label`: a column with a second label of some rows, by somebody else."""
+
+    LATE = ("second_label",)
 
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
@@ -190,6 +193,7 @@ class DataSpec(Strict):
     split: SplitSpec
     seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
+    second_label: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _source_or_files(self) -> DataSpec:
@@ -197,6 +201,8 @@ class DataSpec(Strict):
             raise ValueError("`source` is missing: a data set's name or a file (or give three files under `split`)")
         if self.split.files is not None and (self.source is not None or self.limit is not None):
             raise ValueError("`source` and `limit` do not go with files under `split`")
+        if self.second_label == self.target:
+            raise ValueError("`second_label` is the column of the target itself; name the one of the other labels")
         if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
             raise ValueError("a source is named twice")
         return self
@@ -264,6 +270,8 @@ class Task(Strict):
     def _one_query(self) -> Task:
         if self.output.kind == "embedding" and len(self.inputs) > 1:
             raise ValueError("a task with outputs of kind embedding has one input, the query")
+        if self.output.kind == "embedding" and self.data.second_label is not None:
+            raise ValueError("`data.second_label` does not go with outputs of kind embedding")
         return self
 
     def __repr__(self) -> str:

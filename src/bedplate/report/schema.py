@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_labels import SecondLabels
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
@@ -110,6 +111,8 @@ class Confirmation(Part):
     upper: float | None
     upper_confidence: Share
     passed: bool
+    reached: bool = True
+    """False where nominees are tested in a fixed order, and one before it did not pass."""
     expected: float | None = None
     """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
     reads higher on test than it is. Null in reports from before this was said."""
@@ -230,6 +233,8 @@ class Data(Part):
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
     card: DataCard
+    second_labels: SecondLabels | None = None
+    """Where the task names a column of second labels."""
 
 
 class BaseUsed(Part):

@@ -21,6 +21,7 @@ from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
@@ -109,6 +110,7 @@ def build_report(
             notes=(*data.notes, *_too_long(tested)),
             licences=data.licences,
             test_openings=tuple(data.test.openings),
+            second_labels=second_labels(context.task, data, context.spec.target.confidence),
             card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
         ),
         focus=_focus(judged, valid, evaluations),
