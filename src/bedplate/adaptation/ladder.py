@@ -27,6 +27,8 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
+from bedplate.adaptation.labels.looking import Looking
+from bedplate.adaptation.report.catalogued import record
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
@@ -34,6 +36,7 @@ from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
+from bedplate.adaptation.verdict.nominated import fixed
 from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
@@ -45,8 +48,6 @@ from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
-from bedplate.skins.catalog import Catalog
-from bedplate.skins.files import read_skin
 
 NOMINATION_FILE = "nomination.json"
 
@@ -64,6 +65,7 @@ def adapt(
     exhaustive: bool = False,
     parent: Path | str | None = None,
     data: Any = None,
+    looking: Looking | None = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
@@ -71,9 +73,9 @@ def adapt(
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
-    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. The same call
-    again goes on where an interrupted one stopped; what it did and what a limit made it leave out
-    stays as it was.
+    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
+    task's rows as far as they have labels (`adapt_with_labels`). The same call again goes on where an interrupted one
+    stopped; what it did and what a limit made it leave out stays as it was.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
@@ -95,7 +97,10 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
+    if looking is not None:
+        data = looking.data
+    else:
+        data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
     check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))
@@ -105,14 +110,21 @@ def adapt(
         with file_lock(out / LOCK_FILE):
             begin(contexts, data, out, Path(task_path))
             keep(given, task.directory)
-            return _Ladder(contexts, data, out, curve, watch).climb()
+            return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 
 class _Ladder:
     def __init__(
-        self, contexts: Sequence[Context], data: TaskData, out: Path, curve: Sequence[int], watch: Stopwatch
+        self,
+        contexts: Sequence[Context],
+        data: TaskData,
+        out: Path,
+        curve: Sequence[int],
+        watch: Stopwatch,
+        looking: Looking | None = None,
     ) -> None:
         self.contexts, self.data, self.out, self.curve, self.watch = contexts, data, out, curve, watch
+        self.looking = looking
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
         self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
@@ -137,8 +149,9 @@ class _Ladder:
         number = 1 if opening is None else max(opening.number, earlier)
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
         valid = {name: result.evaluation for name, result in results.items() if result.skin is not None}
+        looked = (lambda evaluation: evaluation) if self.looking is None else self.looking.looked
         confirmations = gate.confirm(
-            [(name, tested[name].evaluation) for name in nomination.nominees],
+            [(name, looked(tested[name].evaluation)) for name in nomination.nominees],
             valid,
             target=self.spec.target.value,
             alpha=alpha,
@@ -186,6 +199,7 @@ class _Ladder:
             formats=self.formats,
             kept_out=kept_out,
             reserved=self.reserved,
+            labels=None if self.looking is None else self.looking.record,
             watch=self.watch,
         )
         self._write(report, results)
@@ -202,7 +216,7 @@ class _Ladder:
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
         """report.json and report.html, here and in the skins, and the catalogue's record of them."""
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
-        self._record(report, results)
+        record(report, self.out, self.task.task, [context.at.facts for context in self.contexts], results.values())
 
     # --- the gate
 
@@ -315,12 +329,14 @@ class _Ladder:
     def _nomination(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> gate.Nomination:
+        if self.looking is not None and not self.looking.first and (self.out / NOMINATION_FILE).is_file():
+            return fixed(self.out / NOMINATION_FILE, results)
         return gate.nominate(
             self._nominables(results, guarded),
             self.spec.budget,
             target=self.spec.target.value,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
-            test_n=self.data.test.n,
+            test_n=self.data.test.n if self.looking is None else self.looking.record.planned,
             baseline=self._baseline(results),
         )
 
@@ -340,13 +356,14 @@ class _Ladder:
         self.reserved = 0.0
         question = {
             "task": self.task.task,
-            "rows": handle.split_hash,
+            "rows": handle.split_hash if self.looking is None else self.looking.pool,
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
-        opening = Ledger().open(sha256_json(question), handle.row_hashes, task=self.task.task, reason=reason)
+        rows = handle.row_hashes if self.looking is None else self.looking.rows
+        opening = Ledger().open(sha256_json(question), rows, task=self.task.task, reason=reason)
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():
@@ -370,19 +387,3 @@ class _Ladder:
             for at, _ in self._children(name)
         ]
         return guards_opened(self.task.task, looked)
-
-    def _record(self, report: Report, results: Mapping[str, Result]) -> None:
-        """Bases, skins, run and report in the catalogue."""
-        with Catalog.open() as catalog:
-            known = [context.at.facts for context in self.contexts]
-            weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in known]
-            skins = [
-                catalog.record_skin(read_skin(self.out / result.skin))
-                for result in results.values()
-                if result.skin is not None
-            ]
-            catalog.record_report(
-                self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [*weights, *skins]
-            )
-            catalog.add([self.out / result.child for result in results.values() if result.child is not None])
-            catalog.record_run_of(self.out)

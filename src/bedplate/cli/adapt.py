@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -21,6 +21,16 @@ from bedplate.core.tables import show as table
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
+
+
+class _Common(TypedDict):
+    """What both ways to adapt are asked with."""
+
+    rungs: list[str] | None
+    budget: float | None
+    seed: int
+    overrides: list[str]
+    exhaustive: bool
 
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
@@ -81,6 +91,10 @@ def adapt(
             metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
         ),
     ] = None,
+    label_budget: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.", show_default=False),
+    ] = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
@@ -123,6 +137,12 @@ def adapt(
     that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
     from nothing. What users corrected is such new data: `bedplate feedback export`.
+
+    With --label-budget the target's column may be empty, in some rows or all. The command names a file of rows to
+    label under labels/ in --out; fill it in and give the same command again, until there is a verdict or the budget is
+    spent. Train rows are those that a first model is least sure of, valid and test rows are drawn at random, and the
+    verdict may look at test before all of its rows have labels: its error is spent over the looks. It exits with 4 as
+    long as there is none.
     """
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}
     held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
@@ -134,27 +154,40 @@ def adapt(
     spec = look(task_file, [*(overrides or ()), *held], wanted)
     minutes = spec.budget.train_minutes
     limit = seconds if seconds is not None else None if minutes is None else minutes * 60
-    from bedplate.adaptation.ladder import adapt as climb
+    if label_budget is not None and (curve is not None or parent is not None):
+        raise UsageError(
+            "--label-budget does not go with --curve or --parent; adapt with these once there is a verdict"
+        )
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
+    known: _Common = {
+        "rungs": wanted,
+        "budget": seconds,
+        "seed": seed,
+        "overrides": [*(overrides or ()), *held],
+        "exhaustive": exhaustive,
+    }
+    says: tuple[str, ...] = ()
     with Countdown("adapt: time limit", None if exhaustive else limit):
-        report = climb(
-            task_file,
-            out,
-            rungs=wanted,
-            budget=seconds,
-            seed=seed,
-            overrides=[*(overrides or ()), *held],
-            curve=sizes,
-            exhaustive=exhaustive,
-            parent=None if parent is None else _directory(parent),
-        )
+        if label_budget is None:
+            from bedplate.adaptation.ladder import adapt as climb
+
+            report = climb(task_file, out, **known, curve=sizes, parent=None if parent is None else _directory(parent))
+        else:
+            from bedplate.adaptation.label_budget import adapt_with_labels
+
+            step = adapt_with_labels(task_file, out, label_budget, **known)
+            report, says = step.report, step.says
+    if report is None:
+        print(json.dumps({"verdict": None, "says": says}) if as_json else "\n".join(says))
+        return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
     else:
         show(report, task_file.parent)
+        print("\n".join(says), end="\n" if says else "")
     return EXIT_CODES[report.verdict["status"]]
 
 

@@ -25,9 +25,8 @@ from bedplate.data.splits import (
     take,
 )
 from bedplate.evaluation.ranking import relevant
+from bedplate.evaluation.split_checks import SPLITS, check_splits
 from bedplate.evaluation.task import OutputSpec, Task
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -140,32 +139,31 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
     check_leaks(parts, groups=task.data.group_by is not None)
     if assigned is not None:
         _check_unseen(parts, assigned)
-    notes += _check_splits(task, parts)
-    counts.update({name: len(part) for name, part in parts.items()})
-    done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
-    hashes = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
-    hashes |= searched
-    hashes |= {name: split_hash(part) for name, part in parts.items()}
-    test = done["test"]
-    handle = TestHandle(
-        len(test),
-        len({example.group for example in test}),
-        tuple(example.row_hash for example in test),
-        hashes["test"],
-        test,
-    )
+    files_read = {f"file:{rows.source}": rows.sha256 for rows in sources.values()} | searched
     licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
-    return TaskData(
-        done["train"],
-        done["valid"],
-        handle,
-        dict(counts),
-        hashes,
-        tuple(notes),
-        licences,
-        documents,
-        agreed_of([example for name in SPLITS for example in done[name]]),
-    )
+    return task_data(task, parts, examples, counts, files_read, notes, licences, documents)
+
+
+def task_data(
+    task: Task,
+    parts: Mapping[str, Sequence[Record]],
+    examples: Mapping[str, Example],
+    counts: Mapping[str, int],
+    files: Mapping[str, str],
+    notes: Sequence[str],
+    licences: tuple[str, ...],
+    documents: Mapping[str, str] | None,
+) -> TaskData:
+    """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
+    found = check_splits(task, parts)
+    done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
+    hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
+    test = done["test"]
+    groups = len({example.group for example in test})
+    handle = TestHandle(len(test), groups, tuple(one.row_hash for one in test), hashes["test"], test)
+    sizes = {**counts, **{name: len(part) for name, part in parts.items()}}
+    both = agreed_of([example for name in SPLITS for example in done[name]])
+    return TaskData(done["train"], done["valid"], handle, sizes, hashes, (*notes, *found), licences, documents, both)
 
 
 def agreed_of(examples: Sequence[Example]) -> tuple[tuple[bool, str], ...]:
@@ -214,11 +212,13 @@ def parse_rows(
     *,
     prefix: str = "",
     labelled: bool = True,
+    gaps: bool = False,
 ) -> list[Example]:
     """Every row that has text, copies of one text among them; adds to `counts` and `notes`. labelled: whether targets
-    are read (without, every target is ""). DataError naming file, line and value."""
+    are read (without, every target is ""); gaps: whether rows may lack theirs, which then is "". DataError naming file,
+    line and value."""
     counts.update(rows.counts)
-    needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
+    needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled and not gaps else [])
     further = (task.data.group_by, task.data.second_label if labelled else None)
     for column in needed + [name for name in further if name is not None]:
         if column not in rows.columns:
@@ -227,7 +227,7 @@ def parse_rows(
     parsed: list[Example] = []
     empty = 0
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        example = _example(task, row, line, rows, documents, labelled)
+        example = _example(task, row, line, rows, documents, labelled, gaps)
         if example is None:
             empty += 1
         else:
@@ -270,16 +270,17 @@ def _strata(task: Task, targets: Sequence[str]) -> list[str]:
 
 
 def _example(
-    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool
+    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool, gaps: bool
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
     where = rows.where(line)
     inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    target = _target(task, row, where, documents, task.data.target) if labelled else ""
+    known = labelled and not (gaps and blank(row.get(task.data.target)))
+    target = target_of(task, row, where, documents, task.data.target) if known else ""
     other = task.data.second_label if labelled else None
-    second = None if other is None or blank(row.get(other)) else _target(task, row, where, documents, other)
+    second = None if other is None or blank(row.get(other)) else target_of(task, row, where, documents, other)
     digest = row_hash(inputs)
     group = digest
     if task.data.group_by is not None:
@@ -311,7 +312,7 @@ def _text(row: Row, column: str, where: str) -> str:
     return value
 
 
-def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:
+def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:
     value: Any = row.get(column)
     if task.output.kind in ("json", "labels", "embedding"):
         if column not in row:
@@ -341,45 +342,3 @@ def _as_json(output: OutputSpec, value: Any) -> str:
     if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
         raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]:
-    notes: list[str] = []
-    total = sum(len(part) for part in parts.values())
-    groups = len({record.group for part in parts.values() for record in part})
-    for name in SPLITS:
-        part = parts[name]
-        if not part:
-            raise DataError(
-                f"the {name} split is empty: {total} usable rows in {groups} groups do not fill three splits; "
-                "add rows (or groups), or change the fractions"
-            )
-        if len(part) < len(task.labels):
-            raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
-    for name in SPLITS:
-        present = {record.target for record in parts[name]}
-        absent = [label for label in task.labels if label not in present]
-        if absent and name == "train":
-            raise DataError(
-                f"no row of the train split has the label {absent[0]!r}; add such rows or take it off the list"
-            )
-        if absent:
-            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    if task.output.kind == "labels":
-        notes += _check_several(task.output, parts)
-    return notes
-
-
-def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[Record]]) -> list[str]:
-    """A label of several may be rare, so a split without it is a note; one that no row has is an error."""
-    present = {name: {label for r in parts[name] for label in json.loads(r.target)} for name in SPLITS}
-    everywhere = set[str]().union(*present.values())
-    nowhere = next((label for label in output.labels or () if label not in everywhere), None)
-    if nowhere is not None:
-        raise DataError(f"no row has the label {nowhere!r}; add such rows or take it off the list")
-    found: list[str] = []
-    for name in SPLITS:
-        absent = [label for label in output.labels or () if label not in present[name]]
-        if absent:
-            found.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    return found

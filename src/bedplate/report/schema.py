@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
-from bedplate.report.schema_labels import SecondLabels
+from bedplate.report.schema_labels import LabelBudget, SecondLabels
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
@@ -346,6 +346,8 @@ class ReportFile(Part):
     export: dict[str, Export]
     ledger: Ledger | None
     """Null where test was not opened."""
+    labels: LabelBudget | None = None
+    """Where labels were bought for this verdict."""
     data: Data
     focus: Focus | None
     """Null where nothing was nominated."""

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from bedplate.report.schema_part import Count, Interval, Part, Share
+from typing import Annotated
+
+from pydantic import Field
+
+from bedplate.report.schema_part import Count, Interval, Part, Sha256, Share
 
 
 class SecondLabels(Part):
@@ -30,3 +34,39 @@ class SecondLabels(Part):
     """Why there is no ceiling, or no bound of it."""
     said: str | None = None
     """All of it as one line."""
+
+
+class Look(Part):
+    """Test rows were judged when so many of them had labels."""
+
+    labels: Count
+    """Test rows with a label, in the order that was fixed before."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Of the rows that the budget reaches to; by this the error is spent."""
+    level: Share
+    """What a single nominee's bound is taken at when the verdict may spend its whole error."""
+    rows: Sha256
+    """Of these rows, their targets and groups."""
+
+
+class LabelBudget(Part):
+    """Labels that were bought for this verdict."""
+
+    budget: Count
+    """At most so many."""
+    bought: dict[str, Count]
+    """By split."""
+    given: dict[str, Count]
+    """By split: rows that came with a label."""
+    unlabelled: dict[str, Count]
+    """By split: rows that have none yet."""
+    skipped: Count
+    """Rows that nobody could label; they are in no split."""
+    planned: Count
+    """Test rows that are judged at most."""
+    looks: tuple[Look, ...]
+    """The last is this one; those before it did not decide."""
+    chosen: str
+    """How the train rows were chosen."""
+    usd_per_label: float | None = None
+    said: str

@@ -31,6 +31,8 @@ from bedplate.skins.run import SETTINGS_FILE, Run
 
 LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
+LABELS = "labels"
+"""Where files of rows to label lie, below a run's directory."""
 
 
 @contextmanager
@@ -124,7 +126,11 @@ def check_output(out: Path) -> None:
     """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out wants a directory")
-    if out.is_dir() and not (out / SETTINGS_FILE).is_file() and any(one.name != LOCK_FILE for one in out.iterdir()):
+    if (
+        out.is_dir()
+        and not (out / SETTINGS_FILE).is_file()
+        and any(one.name not in (LOCK_FILE, LABELS) for one in out.iterdir())
+    ):
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
     place = out.absolute()
     while not place.exists():

@@ -31,6 +31,7 @@ from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
+from bedplate.report.schema_labels import LabelBudget
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
@@ -54,6 +55,7 @@ def build_report(
     formats: Mapping[str, schema_plan.Formats],
     kept_out: Sequence[Admission] = (),
     reserved: float | None = None,
+    labels: LabelBudget | None = None,
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
@@ -104,10 +106,11 @@ def build_report(
         ledger=None
         if opening is None
         else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha),
+        labels=labels,
         data=schema.Data(
             counts=dict(data.counts),
             hashes=dict(data.hashes),
-            notes=(*data.notes, *_too_long(tested)),
+            notes=(*data.notes, *_too_long(tested), *_one_look(labels)),
             licences=data.licences,
             test_openings=tuple(data.test.openings),
             second_labels=second_labels(context.task, data, context.spec.target.confidence),
@@ -311,6 +314,15 @@ def _timing(result: Result, timing: Latency, rate: float, confidence: float) -> 
 def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
     names = [one.rung for one in left_out if one.what == "rung" and one.kind != "impossible"]
     return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
+
+
+def _one_look(labels: LabelBudget | None) -> tuple[str, ...]:
+    if labels is None or len(labels.looks) == 1:
+        return ()
+    return (
+        "p-values of comparisons on test are those of one look; several were taken, and only the verdict's bounds "
+        "allow for that",
+    )
 
 
 def _exploratory(opening: Opening | None) -> str | None:

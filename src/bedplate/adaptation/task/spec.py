@@ -120,6 +120,8 @@ class AdaptSpec(Strict):
     until the first that fails: the best on valid first, or the cheapest."""
     budget: BudgetSpec = BudgetSpec()
     machine: MachineSpec
+    usd_per_label: Annotated[float, Field(ge=0)] | None = None
+    """What a person is paid for labelling a row; said where labels are bought."""
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""

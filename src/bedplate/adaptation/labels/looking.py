@@ -1,0 +1,59 @@
+"""A verdict on test rows that get their labels one batch after another: what is judged at one look, and at what level.
+
+The error of the verdict is spent over the looks by the share of the planned rows that have labels (`core.statistics.
+looks`); the bounds shown are repeated confidence bounds, so they hold together at the level that stands beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bedplate.core.statistics.looks import look_levels
+from bedplate.core.statistics.proportions import Side
+from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.harness import Evaluation
+from bedplate.report.schema_labels import LabelBudget
+
+
+@dataclass(frozen=True)
+class LookedAt:
+    """An evaluation as confirmation asks for it, whose bounds hold at all looks together. shares: of the planned rows,
+    at each look, the last of which is this one."""
+
+    evaluation: Evaluation
+    shares: tuple[float, ...]
+
+    @property
+    def estimate(self) -> float:
+        return self.evaluation.estimate
+
+    @property
+    def n(self) -> int:
+        return self.evaluation.n
+
+    @property
+    def design_effect(self) -> float:
+        return self.evaluation.design_effect
+
+    @property
+    def row_variance(self) -> float | None:
+        return self.evaluation.row_variance
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        """At the level that this look has of an error of 1 - confidence. Raises InsufficientGroups."""
+        return self.evaluation.bound(1 - look_levels(1 - confidence, self.shares)[-1], side)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The rows as far as they have labels, and what the verdict rests on. rows: hashes of all test rows that may come,
+    which the ledger has from the first look on; first: whether test was closed so far, so that nominees are chosen."""
+
+    data: TaskData
+    record: LabelBudget
+    pool: str
+    rows: tuple[str, ...]
+    first: bool
+
+    def looked(self, evaluation: Evaluation) -> LookedAt:
+        return LookedAt(evaluation, tuple(look.share for look in self.record.looks))
