@@ -29,6 +29,7 @@ PAGES = (
     "task-file",
     "examples",
     "verdict",
+    "label-budget",
     "report-json",
     "skin-format",
     "new-rows",

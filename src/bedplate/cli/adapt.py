@@ -168,7 +168,7 @@ def adapt(
         "overrides": [*(overrides or ()), *held],
         "exhaustive": exhaustive,
     }
-    says: tuple[str, ...] = ()
+    says, file = tuple[str, ...](), None
     with Countdown("adapt: time limit", None if exhaustive else limit):
         if label_budget is None:
             from bedplate.adaptation.ladder import adapt as climb
@@ -178,9 +178,9 @@ def adapt(
             from bedplate.adaptation.label_budget import adapt_with_labels
 
             step = adapt_with_labels(task_file, out, label_budget, **known)
-            report, says = step.report, step.says
+            report, says, file = step.report, step.says, step.file
     if report is None:
-        print(json.dumps({"verdict": None, "says": says}) if as_json else "\n".join(says))
+        print(json.dumps({"verdict": None, "file": str(file), "says": says}) if as_json else "\n".join(says))
         return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:
