@@ -141,9 +141,9 @@ def test_files_that_were_filled_in_wrongly_are_refused_with_their_place(
         "one of the task's labels": lambda rows: [{**rows[0], "label": "maybe"}, *rows[1:]],
         "leave one of the two": lambda rows: [{**rows[0], "cannot_label": "unclear"}, *rows[1:]],
     }
-    for said, change in cases.items():
+    for message, change in cases.items():
         rewritten(step.file, change)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             adapt_with_labels(task, out, 240, rungs=RUNGS)
         step.file.write_text(whole)
     with pytest.raises(UsageError, match="has a budget of 240"):

@@ -1,0 +1,63 @@
+"""Bounds of a mean that hold at every moment of a stream, from counts of its values.
+
+A gambler bets on the mean being above m: with a fixed part c of what is safe to bet, the capital after values x is the
+product of 1 + c (x / m - 1). If the mean is at most m, no gambler's capital, nor the average of many gamblers', ever
+reaches 1/alpha with more than the probability alpha, whenever one looks (Ville 1939; Waudby-Smith & Ramdas 2024, JRSS B
+86:1, for means of bounded values; a mixture of fixed bets as in Robbins 1970). The means at which capital stays below
+that are a confidence sequence. The order of the values does not enter, so counts are all that has to be kept, and a
+look costs the same whatever has been seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.proportions import check_confidence
+
+_BETS = np.geomspace(0.002, 0.95, 48)
+"""Parts of the largest safe bet: small ones find small differences in long streams."""
+
+
+def capital(counts: Mapping[float, int], mean: float) -> float:
+    """The logarithm of what 1 has become by betting that the mean of values in [0, 1] is above `mean`, from how often
+    each value came. At most log(1/alpha) at every moment, with probability 1 - alpha, if it is not."""
+    values, times = _arrays(counts)
+    if not 0 < mean <= 1:
+        raise UsageError(f"a mean to bet against lies above 0 and up to 1, not {mean}")
+    growth = np.log1p(_BETS[:, None] * (values[None, :] / mean - 1)) @ times
+    most = float(growth.max())
+    return most + math.log(float(np.exp(growth - most).mean()))
+
+
+def lower_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
+    """One-sided: at every moment of the stream the mean is at least this, with this confidence."""
+    check_confidence(confidence)
+    values, times = _arrays(counts)
+    total = float(times.sum())
+    if total == 0:
+        return 0.0
+    wanted, low, high = -math.log(1 - confidence), 0.0, float(values @ times) / total
+    if high == 0:
+        return 0.0
+    for _ in range(40):  # capital falls as the mean to bet against rises
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle > 0 and capital(counts, middle) >= wanted else (low, middle)
+    return low
+
+
+def upper_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
+    """One-sided: at every moment of the stream the mean is at most this, with this confidence."""
+    return 1 - lower_bound({1 - value: count for value, count in counts.items()}, confidence)
+
+
+def _arrays(counts: Mapping[float, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values = np.array(list(counts), dtype=np.float64)
+    times = np.array(list(counts.values()), dtype=np.float64)
+    if ((values < 0) | (values > 1)).any() or (times < 0).any():
+        raise UsageError(f"values lie between 0 and 1, and come so many times: {dict(counts)}")
+    return values, times
