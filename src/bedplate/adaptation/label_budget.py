@@ -15,7 +15,7 @@ from bedplate.adaptation.climb.start import LABELS, check_output
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.labels.files import CANNOT, file_of, read_labels, write_rows
 from bedplate.adaptation.labels.looking import Looking
-from bedplate.adaptation.labels.plan import LEARNING, Plan, look_at, next_rows, read_plan
+from bedplate.adaptation.labels.plan import Plan, look_at, next_rows, read_plan
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.arguments import checked
@@ -79,7 +79,7 @@ def adapt_with_labels(
         skipped = frozenset[str]().union(*(one.skipped for one in files))
         now, splits = pool.labelled(labels, skipped), pool.splits
         bought = dict.fromkeys(pool.parts, 0) | Counter(splits[key] for key in labels)
-        if len(files) < LEARNING or not now.drawn("test"):
+        if len(files) < plan.learning or not now.drawn("test"):
             return _ask(plan, now, bought, directory, None)
         plan, whole = look_at(plan, now, bought)
         plan.write(directory)  # before anything is seen

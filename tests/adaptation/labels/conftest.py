@@ -18,7 +18,7 @@ def unlabelled(tmp_path: Path, tiny_base: Path) -> tuple[Path, Fill]:
     """A task file whose rows have no labels, and an annotator who writes them into a file; how many it says."""
     directory = tmp_path / "task"
     directory.mkdir()
-    rows = write_rows(directory / "whole.jsonl", groups=160, each=2, noise=0.03)
+    rows = write_rows(directory / "whole.jsonl", groups=320, each=1, noise=0.03)
     known = [json.loads(line) for line in rows.read_text().splitlines()]
     truth = {row["id"]: row["label"] for row in known}
     open_rows = directory / "rows.jsonl"

@@ -24,7 +24,7 @@ from bedplate.report.schema_labels import Look
 from bedplate.report.schema_part import Count, Sha256
 
 LEARNING = 2
-"""Files before the first look."""
+"""Files before the first look, where there is anything to learn from."""
 LOOKS = 5
 """Looks at test, where each gets an equal part of its labels."""
 PLAN_FILE = "plan.json"
@@ -46,9 +46,10 @@ class Plan(Strict):
     def write(self, directory: Path) -> None:
         atomic_write(directory / PLAN_FILE, self.model_dump_json(indent=1) + "\n")
 
-    def of(self, split: str) -> int:
-        """Labels that may be bought in a split."""
-        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+    @property
+    def learning(self) -> int:
+        """Files before the first look; one where train and valid came with all their labels."""
+        return LEARNING if self.train or self.valid else 1
 
 
 def planned(pool: Pool, budget: int) -> Plan:
@@ -98,17 +99,17 @@ def next_rows(plan: Plan, now: Pool, bought: Mapping[str, int]) -> tuple[list[Ex
     the budget is spent or no row is left. now: the rows with all labels so far; bought: how many of each split were."""
     waiting = {name: [one for one in part if not one.target] for name, part in now.parts.items()}
     number, chosen, rows = len(plan.asked) + 1, plan.chosen, list[Example]()
-    if number <= LEARNING:
+    if number <= plan.learning:
         rows += waiting["valid"][: plan.valid - bought["valid"]]
         count = plan.train - bought["train"]
-        if number == 1:
+        if number < plan.learning:
             rows += waiting["train"][: math.ceil(count / 2)]
         else:
             known = [one for one in now.parts["train"] if one.target]
             picked, chosen = least_sure(now.task, known, waiting["train"], count)
             rows += picked
-    if number >= LEARNING:
-        part = math.ceil(plan.test * min(1.0, (number - LEARNING + 1) / LOOKS))
+    if number >= plan.learning:
+        part = math.ceil(plan.test * min(1.0, (number - plan.learning + 1) / LOOKS))
         rows += waiting["test"][: max(0, part - bought["test"])]
     return sorted(rows, key=lambda one: one.row_hash), chosen
 
