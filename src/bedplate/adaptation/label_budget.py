@@ -19,7 +19,7 @@ from bedplate.adaptation.labels.plan import Plan, look_at, next_rows, read_plan
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.arguments import checked
-from bedplate.core.files import file_lock, sha256_json
+from bedplate.core.files import file_lock
 from bedplate.core.statistics import spent_alpha
 from bedplate.core.statistics.looks import look_levels
 from bedplate.evaluation.pool import Pool, load_pool
@@ -86,8 +86,7 @@ def adapt_with_labels(
         looking = Looking(
             now.data(),
             _record(plan, spec, pool, now, bought, len(skipped), whole),
-            sha256_json(["labels drawn in turn", pool.hash]),
-            tuple(one.row_hash for one in pool.parts["test"]),
+            pool.test,
             len(plan.looks) == 1,
         )
         report = adapt(

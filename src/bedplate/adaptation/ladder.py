@@ -353,17 +353,17 @@ class _Ladder:
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
+        known = handle if self.looking is None else self.looking.whole
         self.reserved = 0.0
         question = {
             "task": self.task.task,
-            "rows": handle.split_hash if self.looking is None else self.looking.pool,
+            "rows": known.split_hash,
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
-        rows = handle.row_hashes if self.looking is None else self.looking.rows
-        opening = Ledger().open(sha256_json(question), rows, task=self.task.task, reason=reason)
+        opening = Ledger().open(sha256_json(question), known.row_hashes, task=self.task.task, reason=reason)
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():

@@ -16,7 +16,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, deduplicate, split, take
-from bedplate.evaluation.examples import Example, TaskData, parse_rows, task_data
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, parse_rows, task_data
 from bedplate.evaluation.task import Task
 
 
@@ -40,6 +40,14 @@ class Pool:
     def splits(self) -> dict[str, str]:
         """Row hash → split."""
         return {one.row_hash: name for name, part in self.parts.items() for one in part}
+
+    @property
+    def test(self) -> TestHandle:
+        """All test rows, by a hash in which their labels have no part."""
+        rows = self.parts["test"]
+        groups = len({one.group for one in rows})
+        known = sha256_json(["drawn in turn", self.hash])
+        return TestHandle(len(rows), groups, tuple(one.row_hash for one in rows), known, rows)
 
     def labelled(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> Pool:
         """The same with these targets (by row hash), and without rows that nobody can label."""

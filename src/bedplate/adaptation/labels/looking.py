@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.examples import TaskData, TestHandle
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema_labels import LabelBudget
 
@@ -46,13 +46,12 @@ class LookedAt:
 
 @dataclass(frozen=True)
 class Looking:
-    """The rows as far as they have labels, and what the verdict rests on. rows: hashes of all test rows that may come,
-    which the ledger has from the first look on; first: whether test was closed so far, so that nominees are chosen."""
+    """The rows as far as they have labels, and what the verdict rests on. whole: all test rows that may come, which the
+    ledger has from the first look on; first: whether test was closed so far, so that nominees are chosen."""
 
     data: TaskData
     record: LabelBudget
-    pool: str
-    rows: tuple[str, ...]
+    whole: TestHandle
     first: bool
 
     def looked(self, evaluation: Evaluation) -> LookedAt:
