@@ -315,7 +315,10 @@ class _Ladder:
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        nomination = self._nomination(results, guarded)
+        if self.looking is not None and not self.looking.first and (self.out / NOMINATION_FILE).is_file():
+            nomination = fixed(self.out / NOMINATION_FILE, results)
+        else:
+            nomination = self._nomination(results, guarded)
         skins = {name: results[name].skin_id for name in nomination.nominees}
         record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
         atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
@@ -329,8 +332,6 @@ class _Ladder:
     def _nomination(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> gate.Nomination:
-        if self.looking is not None and not self.looking.first and (self.out / NOMINATION_FILE).is_file():
-            return fixed(self.out / NOMINATION_FILE, results)
         return gate.nominate(
             self._nominables(results, guarded),
             self.spec.budget,
