@@ -24,8 +24,10 @@ def test_no_gambler_gains_on_average_where_the_mean_is_what_is_bet_against() -> 
     mean, n = 0.8, 12
     expected = sum(stats.binom.pmf(k, n, mean) * math.exp(capital({1.0: k, 0.0: n - k}, mean)) for k in range(n + 1))
     assert expected == pytest.approx(1.0)
-    of_beta = stats.beta(4, 1)  # of mean 0.8, and of values between
-    gain = integrate.quad(lambda x: of_beta.pdf(x) * math.exp(capital({x: 1}, mean)), 0, 1)[0]
+    # Beta(4, 1) has mean 0.8, and values between
+    gain = integrate.quad(lambda x: float(np.asarray(stats.beta.pdf(x, 4, 1))) * math.exp(capital({x: 1}, mean)), 0, 1)[
+        0
+    ]
     assert gain == pytest.approx(1.0, abs=1e-6)
 
 

@@ -17,7 +17,7 @@ def crossing(levels: tuple[float, ...], shares: tuple[float, ...]) -> float:
     """The probability that any of the standardised sums exceeds its boundary, by scipy's multivariate normal."""
     times = np.array(shares)
     together = np.sqrt(np.minimum.outer(times, times) / np.maximum.outer(times, times))
-    inside = stats.multivariate_normal(np.zeros(len(times)), together).cdf(stats.norm.isf(levels))
+    inside = stats.multivariate_normal.cdf(stats.norm.isf(levels), np.zeros(len(times)), together)
     return float(1 - inside)
 
 

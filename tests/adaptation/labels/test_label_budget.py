@@ -48,7 +48,7 @@ def test_labels_are_asked_for_until_there_is_a_verdict(unlabelled: tuple[Path, F
     labels = report.data["labels"]
     assert sum(labels["bought"].values()) == sum(filled) < 240
     assert (labels["bought"]["train"], labels["bought"]["valid"]) == (120, 60)
-    assert labels["looks"][-1]["labels"] == labels["bought"]["test"] == report.row("from_scratch", "test")["n"]
+    assert labels["looks"][-1]["labels"] == labels["bought"]["test"] == len(report.data["rows"]["test"]["from_scratch"])
     assert f"{sum(filled)} labels were bought" in labels["said"]
     assert "all rows would have taken 320" in labels["said"]
     assert labels["said"] in (tmp_path / "out" / "report.html").read_text()

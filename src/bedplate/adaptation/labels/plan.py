@@ -68,7 +68,8 @@ def planned(pool: Pool, budget: int) -> Plan:
             f"a budget of {budget} labels leaves {found[short]} for {short} by data.split, and {least} are the least; "
             "give a larger --label-budget"
         )
-    return Plan(pool=pool.hash, budget=budget, **{name: min(found[name], missing[name]) for name in found})
+    train, valid, test = (min(found[name], missing[name]) for name in ("train", "valid", "test"))
+    return Plan(pool=pool.hash, budget=budget, train=train, valid=valid, test=test)
 
 
 def read_plan(directory: Path, pool: Pool, budget: int) -> Plan:

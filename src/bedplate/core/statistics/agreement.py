@@ -60,7 +60,7 @@ def agreement_ceiling(
     low, high = 0.0, 1.0
     if count > 1:
         low, high = effective_n_interval(agreed, list(groups), 0.95, minimum_groups=2)
-    rate = float(np.mean(agreed))
+    rate = float(np.asarray(agreed, dtype=np.float64).mean())
     highest, reason = None, None
     try:
         highest = ceiling(effective_n_bound(agreed, list(groups), confidence, "upper").value, labels)
