@@ -359,6 +359,7 @@ class _Ladder:
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
+            **self.hurdles.asked(self.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         opening = Ledger().open(sha256_json(question), handle.row_hashes, task=self.task.task, reason=reason)

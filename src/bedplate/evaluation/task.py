@@ -337,8 +337,11 @@ class Task(Strict):
     @property
     def scale(self) -> Scale:
         """How the metric's numbers are said."""
-        scorer = None if isinstance(self.metric, str) else self.scorer
-        return Scale(scorer.worst_usd) if isinstance(scorer, CostMetric) else PLAIN
+        if isinstance(self.metric, str) or (self.metric.costs is None and self.metric.cost is None):
+            return PLAIN
+        scorer = self.scorer
+        assert isinstance(scorer, CostMetric)
+        return Scale(scorer.worst_usd)
 
     @property
     def metric_name(self) -> str:

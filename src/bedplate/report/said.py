@@ -23,5 +23,6 @@ def shown_bar(report: Mapping[str, Any]) -> str:
     if target.get("against") is None:
         return bar
     margin, more = target.get("margin"), target.get("better_by")
-    asked = f"{more:g} better than" if margin is None else f"worse by less than {margin:g} than"
+    asked = f"worse by less than {margin:g} than" if margin is not None else f"better by {more:g} than"
+    asked = asked if more != 0 else "better than"
     return f"{bar} ({asked} {target['against']})"

@@ -38,6 +38,8 @@ def current_rows(task: Task, hurdles: Hurdles) -> Iterator[schema.Row]:
         found = hurdles.priced_current(split)
         missing = found.evaluation.unparsed
         unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
+        if task.scale.lower_is_better and spec.usd_per_1k_calls is None:
+            unusable += "; what a call of it costs is not known, and not in its expected cost"
         yield schema.Row(
             rung=CURRENT,
             base=None,

@@ -15,7 +15,7 @@ def in_dollars(report: dict[str, Any], scale: Scale) -> None:
         _turn(row, scale, "estimate", "answered", interval="interval")
         for seed in row["seeds"]:
             _turn(seed, scale, "estimate", interval="interval")
-    for one in report["verdict"]["kept_out"]:
+    for one in report["verdict"].get("kept_out", ()):
         _turn(one, scale, "estimate")
     for one in report["nominees"]["confirmations"]:
         _turn(one, scale, "estimate", "expected")

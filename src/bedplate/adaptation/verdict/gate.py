@@ -98,7 +98,8 @@ def nominate(
 
 def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
-    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
+    estimate = min(max(candidate.estimate, 0.0), 1.0)  # the price of a call may take it below 0
+    needed = needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 

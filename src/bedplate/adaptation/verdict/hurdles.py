@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bedplate.adaptation.climb.guard_drops import GuardResult, hold
 from bedplate.adaptation.context.context import Context
@@ -80,11 +81,19 @@ class Hurdles:
 
     def short(self, result: Result) -> tuple[str, ...]:
         """What is required and not met by a candidate's estimates on valid."""
-        key = (result.rung, result.skin_id, self._ready)
+        key = (result.rung, result.skin_id, "valid" in self.bar.others)
         if key not in self._short:
             asked = self.bar.requirements(result.evaluation, self._price(result))
             self._short[key] = tuple(one.words for one in asked if not one.met)
         return self._short[key]
+
+    def asked(self, hashes: Mapping[str, str]) -> dict[str, Any]:
+        """What tells a verdict from another on the same rows, metric, target and skins: the files that answers,
+        weights and slices are read from, where the task has any. hashes: of files and splits."""
+        data = self.task.data
+        if data.current is None and not data.sliced and not data.traffic.duplicates:
+            return {}
+        return {"files": {name: one for name, one in hashes.items() if name.startswith("file:")}}
 
     def open_test(
         self, examples: Sequence[Example], tested: Mapping[str, Tested], results: Mapping[str, Result]

@@ -3,6 +3,7 @@ a calibration error, of a difference from what runs today. All in scores, of whi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,9 +222,9 @@ class Level:
 
     @cached_property
     def row_variance(self) -> float:
-        """Of a difference, as many rows as there are of it have in groups."""
+        """Of a difference of the two, groups and weights in it: that of their mean times the rows."""
         drop = drop_between(self.against.other.evaluation, self.against.own.evaluation, 0.95)
-        return drop.se**2 * drop.n
+        return drop.se**2 * drop.n if math.isfinite(drop.se) else 1.0
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         return self.against.other.estimate + self.against.bound(confidence, side)
