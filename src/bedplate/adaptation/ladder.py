@@ -27,7 +27,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.report.catalogued import catalogue
+from bedplate.adaptation.report.catalogued import record
 from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
@@ -209,7 +209,7 @@ class _Ladder:
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
         """report.json and report.html, here and in the skins, and the catalogue's record of them."""
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
-        catalogue(self.contexts, self.out, report, results)
+        record(report, self.out, self.task.task, [context.at.facts for context in self.contexts], results.values())
 
     # --- the gate
 

@@ -65,7 +65,11 @@ class Shown:
             broken = measured.bound(1 - (1 - confidence) / self.among, "upper") < self.bar
         except InsufficientGroups as error:
             reason = f"{self.words}: {self._number(measured.estimate)} on {self._where()}; {error.message}"
-            return self._said(None, None, None, confidence, None, reason)
+            needed = None
+            if error.worth is None:  # rows of as many groups as are wanted, if they come as they did
+                needed = math.ceil(self.rows * error.needed / max(error.groups, 1))
+                reason += f" (about {needed:,} test rows in all)"
+            return self._said(None, None, None, confidence, needed, reason)
         holds = True if lower > self.bar else False if broken else None
         needed = None
         if holds is None:
