@@ -173,7 +173,7 @@ def effective_n_bound(
         groups = np.arange(x.size)
     x, codes, count = _checked(x, groups)
     w = checked_weights(weights, x.size)
-    n, share = int(x.size), float(w @ x) / x.size
+    n, share = int(x.size), min(float(w @ x) / x.size, 1.0)  # what rounding adds to a sum of weights is no success
     bound = binomial_lower if side == "lower" else binomial_upper
     weighted = bool(np.ptp(w) > 1e-12)
     if count == n and not weighted:
