@@ -88,9 +88,9 @@ def cost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
 
 
 WEIGHTS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
-    "copies, squared Poisson": lambda rng, n: 1 + rng.poisson(0.5, n) ** 2.0,
+    "copies, squared Poisson": lambda rng, n: np.float64(1) + rng.poisson(0.5, n) ** 2,
     "a quarter is two thirds": lambda rng, n: np.where(np.arange(n) % 4 == 0, 6.0, 1.0),
-    "Pareto (1.5), cut at 20": lambda rng, n: np.minimum(rng.pareto(1.5, n) + 1, 20.0),
+    "Pareto (1.5), cut at 20": lambda rng, n: np.minimum(rng.pareto(1.5, n) + 1.0, np.float64(20)),
 }
 
 

@@ -222,8 +222,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
     for one in data["predictions"]:
-        said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
-        screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
+        how = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
+        screen.print(f"rule of thumb ({one['rule']}) {how}: {escape(one['prediction'])}")
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
         values = ", ".join(said(data, seed["estimate"]) for seed in row["seeds"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
@@ -16,7 +18,9 @@ def test_the_mean_and_its_error_are_those_of_a_weighted_regression_with_clustere
     groups = np.repeat(np.arange(50), 4)
     weights = np.tile([0.5, 1.0, 1.0, 3.0], 50)  # groups of one weight: no correction beside G / (G - 1)
     x = (rng.random(200) < rng.beta(8, 2, 50)[groups]).astype(float)
-    fit = sm.WLS(x, np.ones(200), weights=weights).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    fit: Any = sm.WLS(x, np.ones(200), weights=weights).fit(  # pyright: ignore[reportArgumentType]
+        cov_type="cluster", cov_kwds={"groups": groups}
+    )
     found = bs.robust_mean(x, groups, weights)
     assert (found.mean, found.se) == pytest.approx((fit.params[0], fit.bse[0]))
     drop = mean_drop(np.ones(200), x, groups.tolist(), weights=weights)

@@ -250,7 +250,7 @@ def decide(
         f"{_named(one)}{one.reason}."
         for c in ordered
         for one in beside[c.rung]
-        if c.passed and one.holds is not True
+        if c.passed and c.lower is not None and one.holds is not True
     )
     unbounded = next((c for c in ordered if c.reason is not None), None)
     if unbounded is not None:

@@ -60,7 +60,7 @@ class Hurdles:
 
     def compare(self, results: Mapping[str, Result]) -> None:
         """Takes the candidate that the target is against, if it was climbed by now."""
-        if self.against in results:
+        if self.against is not None and self.against in results:
             result = results[self.against]
             self.bar.others["valid"] = Priced(result.evaluation, self._price(result))
 
@@ -100,7 +100,7 @@ class Hurdles:
     ) -> None:
         """What the nominees are compared with, on test."""
         self._answered(examples, "test")
-        if self.against in tested:
+        if self.against is not None and self.against in tested:
             self.bar.others["test"] = self._on_test(self.against, tested, results)
 
     def on_test(self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, Result]) -> OnTest:

@@ -126,7 +126,7 @@ class Calibrated:
     def groups(self) -> int:
         return len({row.group for row in self._kept})
 
-    @cached_property
+    @property
     def estimate(self) -> float:
         return 1 - calibration_error(self._kept)
 
@@ -159,7 +159,7 @@ class Against:
     def _priced(self) -> float:
         return self.own.price.share - self.other.price.share
 
-    @cached_property
+    @property
     def estimate(self) -> float:
         return self.own.estimate - self.other.estimate
 
@@ -220,9 +220,13 @@ class Level:
     def design_effect(self) -> float:
         return 1.0
 
-    @cached_property
+    @property
     def row_variance(self) -> float:
         """Of a difference of the two, groups and weights in it: that of their mean times the rows."""
+        return self._variance
+
+    @cached_property
+    def _variance(self) -> float:
         drop = drop_between(self.against.other.evaluation, self.against.own.evaluation, 0.95)
         return drop.se**2 * drop.n if math.isfinite(drop.se) else 1.0
 
