@@ -223,7 +223,7 @@ def test_targets_that_say_too_little_are_refused(target: dict[str, Any], message
 @pytest.mark.parametrize(
     ("metric", "target", "message"),
     [
-        ("accuracy", {"value": 1.5}, "1.5 cannot be cleared"),
+        ("accuracy", {"value": 1.5}, "adapt.target.value: 1.5 cannot be cleared"),
         ("accuracy", {"against": "current", "margin": 0.02}, "name their column under `data.current`"),
         ("accuracy", {"against": "own_promt", "margin": 0.02}, "neither 'current' nor a rung"),
         ("accuracy", {"value": 0.8, "all_of": [{"every": "country", "at_least": 0.5}]}, r"data.slices: \[country\]"),

@@ -98,7 +98,9 @@ def check_target(target: TargetSpec, task: Task, rungs: Collection[str]) -> None
         return ConfigError(f"{task.path}: adapt.target: {what}")
 
     if target.value is not None and target.value >= 1 and worst is None:
-        raise wrong(f"a value of {target.value:g} cannot be cleared: {task.metric_name} lies between 0 and 1")
+        raise ConfigError(
+            f"{task.path}: adapt.target.value: {target.value:g} cannot be cleared; {task.metric_name} lies between 0 and 1"
+        )
     if target.value is not None and worst is not None and target.value >= worst:
         raise wrong(f"a call never costs more than ${worst:g}, so ${target.value:g} is no bar")
     if target.against is not None and abs(target.allowed) >= (worst or 1.0):
