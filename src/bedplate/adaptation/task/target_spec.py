@@ -99,7 +99,8 @@ def check_target(target: TargetSpec, task: Task, rungs: Collection[str]) -> None
 
     if target.value is not None and target.value >= 1 and worst is None:
         raise ConfigError(
-            f"{task.path}: adapt.target.value: {target.value:g} cannot be cleared; {task.metric_name} lies between 0 and 1"
+            f"{task.path}: adapt.target.value: {target.value:g} cannot be cleared; {task.metric_name} lies between 0 "
+            "and 1"
         )
     if target.value is not None and worst is not None and target.value >= worst:
         raise wrong(f"a call never costs more than ${worst:g}, so ${target.value:g} is no bar")

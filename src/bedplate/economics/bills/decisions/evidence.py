@@ -38,8 +38,8 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
     target = report.get("target")
     if isinstance(target, Mapping) and target.get("lower_is_better"):
         raise ConfigError(
-            f"{place}: the report's estimates are US dollars of a call, not shares of right answers; state the option's "
-            "own quality and p95_ms without `report`"
+            f"{place}: the report's estimates are US dollars of a call, not shares of right answers; state the "
+            "option's own quality and p95_ms without `report`"
         )
     if not named:
         names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
