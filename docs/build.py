@@ -30,6 +30,7 @@ PAGES = (
     "examples",
     "verdict",
     "label-budget",
+    "production",
     "report-json",
     "skin-format",
     "new-rows",

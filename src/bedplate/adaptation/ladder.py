@@ -5,7 +5,6 @@ Everything that finishes is kept in the output directory, so that the same comma
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.ascent import Ascent
+from bedplate.adaptation.climb.asked_of_children import children, guards_asked
 from bedplate.adaptation.climb.candidates import candidates_of
-from bedplate.adaptation.climb.guard_drops import GuardResult, hold
-from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
+from bedplate.adaptation.climb.guard_drops import GuardResult
+from bedplate.adaptation.climb.guards import broken, check_child
 from bedplate.adaptation.climb.judging import judge
 from bedplate.adaptation.climb.retimed import retimed
 from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, opened
@@ -27,8 +27,9 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.labels.looking import Looking
+from bedplate.adaptation.labels.looking import ONCE, Looking
 from bedplate.adaptation.report.catalogued import record
+from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
@@ -36,11 +37,12 @@ from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
-from bedplate.adaptation.verdict.nominated import fixed
+from bedplate.adaptation.verdict.hurdles import Hurdles
+from bedplate.adaptation.verdict.nominated import fixed, write
 from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
-from bedplate.core.files import atomic_write, file_lock, sha256_json
+from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import TaskData, load_examples
@@ -135,6 +137,7 @@ class _Ladder:
         self.favours: Side = "weights" if favours == "tuning" else "prompt"
         self.reserved: float | None = None
         """Seconds that test was expected to take when it was opened."""
+        self.hurdles = Hurdles(self.context)
         self.formats: dict[str, Formats] = {}
         """What became of the formats of candidates that they were looked at for."""
 
@@ -143,23 +146,26 @@ class _Ladder:
         curves."""
         self.outcomes = Ascent(self.candidates, self.favours, self._likely).climb()
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
+        self.hurdles.settle(self.outcomes)
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
-        earlier = self._guards_opened(nomination.nominees, results, guarded)
+        earlier = guards_asked(self.candidates, nomination.nominees, results, guarded)
         number = 1 if opening is None else max(opening.number, earlier)
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
-        valid = {name: result.evaluation for name, result in results.items() if result.skin is not None}
-        looked = (lambda evaluation: evaluation) if self.looking is None else self.looking.looked
+        hurdles = self.hurdles.on_test(nomination.nominees, tested, results)
+        valid = {name: self.hurdles.judged(result) for name, result in results.items() if result.skin is not None}
+        looking = self.looking or ONCE
         confirmations = gate.confirm(
-            [(name, looked(tested[name].evaluation)) for name in nomination.nominees],
+            [(name, looking.looked(hurdles.judged[name])) for name in nomination.nominees],
             valid,
-            target=self.spec.target.value,
+            target=hurdles.score,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
-            holds={name: partial(hold, made) for name, made in guarded.items()},
+            holds={n: partial(looking.held, partial(hurdles.hold, n, guarded.get(n, ()))) for n in nomination.nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
         )
-        levels = {one.rung: one.lower_confidence for one in confirmations}
+        levels = {one.rung: looking.level(one.lower_confidence) for one in confirmations}
+        required = hurdles.at(levels)
         guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
         limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         clock = self.context.clock
@@ -168,17 +174,20 @@ class _Ladder:
             self.outcomes,
             self.spec.budget,
             {} if clock.seconds is None else {"train_minutes": clock.seconds / 60},
+            self.task.scale,
         )
         decision = gate.decide(
             nomination,
             confirmations,
             metric=self.task.metric_name,
-            target=self.spec.target.value,
+            target=hurdles.score,
             n=self.data.test.n,
             groups=self.data.test.groups,
             guards=guarded,
             kept_out=kept_out,
             limits=limits,
+            requirements=required,
+            scale=self.task.scale,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
@@ -201,10 +210,13 @@ class _Ladder:
             reserved=self.reserved,
             labels=None if self.looking is None else self.looking.record,
             watch=self.watch,
+            hurdles=self.hurdles,
+            required=required,
+            bar=hurdles.score,
         )
         self._write(report, results)
         if self.curve:
-            curve = learning_curve(self.candidates, self.outcomes, self.curve)
+            curve = curve_in_dollars(learning_curve(self.candidates, self.outcomes, self.curve), self.task.scale)
             report = report.with_curve(curve, self.context.clock.used, self.context.clock.spent)
             self._write(report, results)
         return report
@@ -235,10 +247,14 @@ class _Ladder:
             timed.update(again)
             if again:  # which may bring other nominees
                 continue
-            unchecked = [name for name in nomination.nominees if name not in guarded and self._children(name)]
+            unchecked = [
+                name for name in nomination.nominees if name not in guarded and children(self.candidates, name)
+            ]
             for name in unchecked:
                 with self.watch.timed("guards", name):
-                    guarded[name] = [one for at, child in self._children(name) for one in check_child(at, child)]
+                    guarded[name] = [
+                        one for at, child in children(self.candidates, name) for one in check_child(at, child)
+                    ]
             untried = [] if unchecked else self._untried(nomination, results, guarded)
             for name in untried:
                 with self.watch.timed("formats", name):
@@ -272,7 +288,7 @@ class _Ladder:
             name
             for name, one in now.items()
             if one.broken is None
-            and one.estimate > self.spec.target.value
+            and one.estimate > self.hurdles.score
             and keys[name]
             and keys[name] <= {"p95_ms", "usd_per_1k_calls"}
         ]
@@ -290,44 +306,41 @@ class _Ladder:
             now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
         )
         budget, out = self.spec.budget, gate.infeasible
-        return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
+        return now.estimate > self.hurdles.score and out(now, budget) is not None and out(then, budget) is None
 
     def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
         least, _ = result.latency.p95_bounds(self.spec.target.confidence)
+        judged = self.hurdles.judged(result)
         return gate.Nominable(
             name,
-            result.evaluation.estimate,
-            result.evaluation.design_effect,
+            judged.estimate,
+            judged.design_effect,
             1000 * result.price(self.spec.machine.usd_per_hour, result.latency.mean),
             result.latency.p95 * 1000,
             result.prompt_tokens,
             broken(guarded.get(name, ())),
-            result.evaluation.row_variance,
+            judged.row_variance,
             None if least is None else 1000 * least,
+            self.hurdles.short(result),
         )
-
-    def _children(self, name: str) -> list[tuple[Context, Path]]:
-        """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
-        parts = [self.candidates[part] for part in self.candidates[name].climbed.result.parts or (name,)]
-        made = [(part.context, part.climbed.child) for part in parts]
-        return [(context, child) for context, child in made if child is not None]
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        if self.looking is not None and not self.looking.first and (self.out / NOMINATION_FILE).is_file():
-            nomination = fixed(self.out / NOMINATION_FILE, results)
-        else:
-            nomination = self._nomination(results, guarded)
-        skins = {name: results[name].skin_id for name in nomination.nominees}
-        record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
-        atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
+        path, again = self.out / NOMINATION_FILE, self.looking is not None and not self.looking.first
+        nomination = fixed(path, results) if again and path.is_file() else self._nomination(results, guarded)
+        write(path, nomination, results, self.data.test.split_hash)
         return nomination
 
     def _nominables(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> list[gate.Nominable]:
-        return [self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None]
+        self.hurdles.compare(results)
+        return [
+            self._nominable(name, result, guarded)
+            for name, result in results.items()
+            if result.skin is not None and name != self.spec.target.against
+        ]
 
     def _nomination(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
@@ -335,10 +348,11 @@ class _Ladder:
         return gate.nominate(
             self._nominables(results, guarded),
             self.spec.budget,
-            target=self.spec.target.value,
+            target=self.hurdles.score,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.data.test.n if self.looking is None else self.looking.record.planned,
             baseline=self._baseline(results),
+            scale=self.task.scale,
         )
 
     def _baseline(self, results: Mapping[str, Result]) -> str | None:
@@ -362,6 +376,7 @@ class _Ladder:
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
+            **self.hurdles.asked(self.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         opening = Ledger().open(sha256_json(question), known.row_hashes, task=self.task.task, reason=reason)
@@ -369,22 +384,12 @@ class _Ladder:
         tested: dict[str, Tested] = {}
         for name, result in results.items():
             candidate = self.candidates[name]
-            wanted = name in nomination.nominees or name == self._baseline(results)
+            wanted = name in (*nomination.nominees, self._baseline(results), self.spec.target.against)
             if wanted:
                 alone = candidate.context.single_test_calls
                 self.reserved += seconds_on_test([result], self.data.test.n, alone, None)
             if wanted or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
+        self.hurdles.open_test(examples, tested, results)
         return tested, opening
-
-    def _guards_opened(
-        self, nominees: Sequence[str], results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
-    ) -> int:
-        looked = [
-            (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
-            for name in nominees
-            if name in guarded
-            for at, _ in self._children(name)
-        ]
-        return guards_opened(self.task.task, looked)

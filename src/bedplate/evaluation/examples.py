@@ -24,6 +24,7 @@ from bedplate.data.splits import (
     split_hash,
     take,
 )
+from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.split_checks import SPLITS, check_splits
 from bedplate.evaluation.task import OutputSpec, Task
@@ -31,13 +32,18 @@ from bedplate.evaluation.task import OutputSpec, Task
 
 @dataclass(frozen=True)
 class Example:
-    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none)."""
+    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
+    current: what the system that runs today answered. slices: column → value. weight: how much of the traffic it stands
+    for, 1 on average over its split."""
 
     id: str
     inputs: Values
     target: str
     group: str
     row_hash: str
+    current: str | None = None
+    slices: Mapping[str, str] = field(default_factory=dict[str, str])
+    weight: float = 1.0
     second: str | None = None
     """The answer by somebody else, where the task has a column of such and the row one in it."""
 
@@ -156,7 +162,7 @@ def task_data(
 ) -> TaskData:
     """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
     found = check_splits(task, parts)
-    done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
+    done = {name: _weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
     hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
     test = done["test"]
     groups = len({example.group for example in test})
@@ -219,6 +225,7 @@ def parse_rows(
     line and value."""
     counts.update(rows.counts)
     needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled and not gaps else [])
+    needed += [*task.data.sliced, *([task.data.current.column] if task.data.current else [])] if labelled else []
     further = (task.data.group_by, task.data.second_label if labelled else None)
     for column in needed + [name for name in further if name is not None]:
         if column not in rows.columns:
@@ -248,7 +255,8 @@ def distinct(
     task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
 ) -> tuple[dict[str, Example], tuple[Record, ...]]:
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
-    found = {example.id: example for example in parsed}
+    times = Counter(example.row_hash for example in parsed) if task.data.traffic.duplicates else Counter[str]()
+    found = {example.id: replace(example, weight=float(times[example.row_hash] or 1)) for example in parsed}
     strata = _strata(task, [e.target for e in parsed])
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
@@ -258,6 +266,13 @@ def distinct(
     if len(result.contradictions) > 3:
         notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
     return {record.id: found[record.id] for record in result.records}, result.records
+
+
+def _weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
+    """A split's examples with their weights in it; adds to `notes`."""
+    weights, said = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
+    notes += said
+    return tuple(replace(example, weight=weight) for example, weight in zip(examples, weights, strict=True))
 
 
 def _strata(task: Task, targets: Sequence[str]) -> list[str]:
@@ -291,7 +306,11 @@ def _example(
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest, second)
+    name = str(given) if has_id else rows.name(line)
+    if not labelled:
+        return Example(name, inputs, target, group, digest)
+    current, slices = recorded(task, row, where), slices_of(task, row, where)
+    return Example(name, inputs, target, group, digest, current, slices, second=second)
 
 
 def blank(value: Any) -> bool:

@@ -6,13 +6,28 @@ looks`); the bounds shown are repeated confidence bounds, so they hold together 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.examples import TaskData, TestHandle
-from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema_labels import LabelBudget
+
+
+class Bounded(Protocol):
+    """What confirmation asks of an evaluation."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def design_effect(self) -> float: ...
+    @property
+    def row_variance(self) -> float | None: ...
+    def bound(self, confidence: float, side: Side = "lower") -> float: ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,7 @@ class LookedAt:
     """An evaluation as confirmation asks for it, whose bounds hold at all looks together. shares: of the planned rows,
     at each look, the last of which is this one."""
 
-    evaluation: Evaluation
+    evaluation: Bounded
     shares: tuple[float, ...]
 
     @property
@@ -44,8 +59,27 @@ class LookedAt:
         return self.evaluation.bound(1 - look_levels(1 - confidence, self.shares)[-1], side)
 
 
+class Once:
+    """A verdict on rows that all have their labels: nothing is shared among looks."""
+
+    def looked(self, evaluation: Bounded) -> Bounded:
+        """As confirmation asks for it."""
+        return evaluation
+
+    def level(self, confidence: float) -> float:
+        """What something beside the bar is to be shown at, where it may be taken for shown at this confidence."""
+        return confidence
+
+    def held(self, holds: Callable[[float], bool], confidence: float) -> bool:
+        """Whether what else is asked is shown at a confidence."""
+        return holds(self.level(confidence))
+
+
+ONCE = Once()
+
+
 @dataclass(frozen=True)
-class Looking:
+class Looking(Once):
     """The rows as far as they have labels, and what the verdict rests on. whole: all test rows that may come, which the
     ledger has from the first look on; first: whether test was closed so far, so that nominees are chosen."""
 
@@ -54,5 +88,12 @@ class Looking:
     whole: TestHandle
     first: bool
 
-    def looked(self, evaluation: Evaluation) -> LookedAt:
-        return LookedAt(evaluation, tuple(look.share for look in self.record.looks))
+    def looked(self, evaluation: Bounded) -> Bounded:
+        return LookedAt(evaluation, self._shares)
+
+    def level(self, confidence: float) -> float:
+        return 1 - look_levels(1 - confidence, self._shares)[-1]
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return tuple(look.share for look in self.record.looks)

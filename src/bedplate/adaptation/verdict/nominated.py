@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.adaptation.context.outcome import Result
 from bedplate.adaptation.verdict.gate import Nomination
 from bedplate.core.errors import DataError, UsageError
-from bedplate.core.files import read_text
+from bedplate.core.files import atomic_write, read_text
 
 
 def fixed(path: Path, results: Mapping[str, Result]) -> Nomination:
@@ -28,3 +28,9 @@ def fixed(path: Path, results: Mapping[str, Result]) -> Nomination:
             "the options of that time"
         )
     return found
+
+
+def write(path: Path, nomination: Nomination, results: Mapping[str, Result], test: str) -> None:
+    """The nomination, with the ids of its skins and the hash of the test rows that it is for."""
+    skins = {name: results[name].skin_id for name in nomination.nominees}
+    atomic_write(path, json.dumps({**nomination.to_json(), "skins": skins, "test": test}, indent=1) + "\n")

@@ -43,9 +43,12 @@ def _second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabel
     return known.model_copy(update={**bounds, "highest": found.highest, "confidence": found.confidence})
 
 
-def check_bar(found: SecondLabels | None, target: float, where: str) -> None:
-    """DataError for a bar above what any model can read against labels that agree no better."""
-    if found is not None and found.highest is not None and target > found.highest:
+def check_bar(found: SecondLabels | None, target: float | None, where: str) -> None:
+    """DataError for a bar above what any model can read against labels that agree no better. target: None where it is
+    not a fixed one."""
+    if found is None or found.highest is None or target is None:
+        return
+    if target > found.highest:
         raise DataError(
             f"{where}: adapt.target.value: {target:g} is out of reach: of {found.n:,} rows with a second label "
             f"({found.column}) the two agree on {found.agreement:.3f}, so that no model reads more than "
