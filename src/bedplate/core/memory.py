@@ -72,8 +72,9 @@ def keeping() -> Generator[None]:
 
 def _set(values: Iterable[tuple[int, int]]) -> None:
     mallopt = _glibc("mallopt", ctypes.c_int, ctypes.c_int)
-    for name, value in values if mallopt is not None else ():
-        mallopt(name, value)
+    if mallopt is not None:
+        for name, value in values:
+            mallopt(name, value)
 
 
 @lru_cache
