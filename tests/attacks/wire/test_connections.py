@@ -15,10 +15,9 @@ from typing import Any
 
 import h11
 import pytest
+from tests.attacks.conftest import listening
 
 from bedplate.serving.server import connections
-
-from .conftest import listening
 
 LARGE = 32 * 1024 * 1024
 BUFFER = 1024 * 1024
