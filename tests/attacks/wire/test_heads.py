@@ -7,6 +7,7 @@ import http.client
 import logging
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,7 +100,11 @@ def test_who_says_for_whom_it_asks_forges_no_line(target, caplog, said, shown):
     caplog.set_level(logging.INFO, "bedplate.access")
     address = urlsplit(target.url)
     assert asked(address.port, {"x-forwarded-for": said, "x-request-id": "looked-for"})[0] == 200
-    [line] = [one.getMessage() for one in caplog.records if "id=looked-for" in one.getMessage()]
+    end, lines = time.monotonic() + 10, list[str]()
+    while not lines and time.monotonic() < end:  # a request is told to the log when it is over
+        lines = [one.getMessage() for one in caplog.records if "id=looked-for" in one.getMessage()]
+        time.sleep(0.005)
+    [line] = lines
     assert line.startswith(shown)
     assert line.isprintable()
 
