@@ -32,9 +32,6 @@ GROWTH_FILE = "larger.json"
 CLEARLY = 1.3
 """Times what was done at first; less is not worth doing again, unless it takes over what was finished."""
 
-PACES = (0.25, 4.0)
-"""Bounds of how much quicker or slower a rung is taken to be than it was expected to be."""
-
 
 @dataclass(frozen=True)
 class Larger:
@@ -109,9 +106,7 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
 
 def again_of(candidate: Candidate, outcome: RungOutcome) -> Candidate:
     """The candidate with what it was seen to take beside what it was expected to."""
-    context, before, pace = candidate.context, outcome.plan, 1.0
-    if outcome.result is not None and before is not None and before.seconds > 0 and outcome.seconds > 0:
-        pace = min(PACES[1], max(PACES[0], outcome.seconds / before.seconds))
+    context, before, pace = candidate.context, outcome.plan, outcome.pace or 1.0
     done = None if outcome.result is None or before is None else before.settings
     again = _elsewhere(context, context.out, pace=pace, before=done, fresh=outcome.result is None)
     again.until = context.until
@@ -150,12 +145,14 @@ def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) 
         return Larger(first, replace(outcome, result=kept, seconds=outcome.seconds + found.seconds))
     if before is not None and result.evaluation.estimate < before.evaluation.estimate:
         said = (
-            f"{before.reason}; a larger fit in the time that was left scored {result.evaluation.estimate:.3f} on valid"
+            f"{before.reason}; a larger fit in the time that was left scored "
+            f"{result.evaluation.scale.said(result.evaluation.estimate)} on valid"
         )
         kept = first.finish(replace(origin.own(before), reason=said))
         return Larger(first, replace(outcome, result=kept, reason=said, seconds=outcome.seconds + found.seconds))
     if before is not None:
-        said = f"{result.reason}; a smaller fit before scored {before.evaluation.estimate:.3f} on valid"
+        scored = before.evaluation.scale.said(before.evaluation.estimate)
+        said = f"{result.reason}; a smaller fit before scored {scored} on valid"
         result = replace(result, reason=said)
     made = candidate.finish(result)
     took = found.seconds + outcome.seconds
