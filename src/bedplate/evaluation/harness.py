@@ -28,7 +28,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import METRICS, AnsweredRow, Scoring
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
@@ -337,7 +337,7 @@ def evaluate(
             question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
+            ledger_for(task).open(sha256_json(question), data.test.keys, task=task.task, reason=reason)
         examples = data.examples(split, reason)
         rows = (TaskRow(task, example) for example in examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
