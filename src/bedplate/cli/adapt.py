@@ -217,7 +217,13 @@ def show(report: Report, directory: Path = Path()) -> None:
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
     for one in data["predictions"]:
-        said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
+        outcomes = {
+            "true": "held",
+            "false": "did not hold",
+            "undecided": "is undecided",
+            "not_tested": "was not tested",
+        }
+        said = outcomes[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
