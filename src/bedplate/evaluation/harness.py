@@ -116,8 +116,13 @@ class Evaluation(shown.Brief):
         """Scores and groups of the rows that the metric is a mean of: all, or those that were answered."""
         if self.scoring != "answered":
             return self._scores, self._groups
-        kept = np.flatnonzero(self._abstained == 0)
+        kept = self.judged_rows
         return self._scores[kept], [self._groups[row] for row in kept.tolist()]
+
+    @property
+    def judged_rows(self) -> NDArray[np.int64]:
+        """The numbers of those rows."""
+        return np.arange(self.n) if self.scoring != "answered" else np.flatnonzero(self._abstained == 0)
 
     def statistic(self, rows: NDArray[np.int64]) -> float:
         """The metric over some of the rows, given by number (repeats allowed)."""

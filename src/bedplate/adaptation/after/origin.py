@@ -88,15 +88,20 @@ def promise_of(origin: Origin) -> Promise | None:
         if row is None:
             return None
         low, high = row["interval"]
+        low, high = min(low, row["estimate"]), max(high, row["estimate"])
+        made = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
+        bound = next((one for one in made if one["rung"] == rung and one["lower"] is not None), None)
         return Promise(
             metric=report["target"]["metric"],
             split=row["split"],
             estimate=row["estimate"],
-            interval=(min(low, row["estimate"]), max(high, row["estimate"])),
-            confidence=REPORT_CONFIDENCE,
+            interval=(low, high),
             n=row["n"],
             groups=row["groups"],
             target=report["target"]["value"],
+            floor=low if bound is None else min(bound["lower"], row["estimate"]),
+            confidence=(1 + REPORT_CONFIDENCE) / 2 if bound is None else bound["lower_confidence"],
+            by_verdict=bound is not None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkinError(

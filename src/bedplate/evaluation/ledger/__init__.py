@@ -4,6 +4,7 @@ keys.py     what a row is known by again: its texts, what is nearly the same, it
 chain.py    a file of entries that only grows, each with the hash of the one before
 places.py   where ledgers lie: at home, and beside the data
 ledger.py   an opening: counted, and written down before anything is read
+looks.py    what earlier looks at a skin found, so that all of them are one test
 """
 
 from __future__ import annotations

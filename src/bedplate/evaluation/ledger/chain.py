@@ -77,7 +77,7 @@ def _entry(line: bytes) -> Entry | None:
     if not isinstance(found, dict):
         return None
     entry = cast("dict[str, Any]", found)
-    lists = (entry.get(name, []) for name in ("rows", "exact", "like"))
+    lists = (entry.get(name, []) for name in ("rows", "exact", "like", "judged"))
     whole = isinstance(entry.get("verdict"), str) and isinstance(entry.get("number"), int)
     return entry if whole and all(isinstance(one, list) for one in lists) else None
 
