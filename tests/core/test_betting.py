@@ -61,12 +61,8 @@ def test_evidence_is_the_mean_over_stakes_and_beginnings() -> None:
 
 
 def first_alarm(rng: np.random.Generator, truth: list[float], floor: float, rows: int, alpha: float) -> int | None:
-    found: list[bs.Gains] = []
-    for look, p in enumerate(truth, 1):
-        found.append(bs.gains((rng.random(rows) < p).astype(float), None, floor))
-        if bs.evidence(found).against(alpha):
-            return look
-    return None
+    found = bs.log_capital([bs.gains((rng.random(rows) < p).astype(float), None, floor) for p in truth])
+    return next((look for look, log in enumerate(found, 1) if log >= -math.log(alpha)), None)
 
 
 def test_fifty_looks_at_the_floor_raise_false_alarms_as_often_as_they_may() -> None:
@@ -87,8 +83,8 @@ def test_rows_that_belong_together_are_one_bet() -> None:
     for _ in range(40):
         right = np.repeat(rng.random((40, 10)) < 0.8, 5, axis=1).astype(float)
         groups = [g for g in range(10) for _ in range(5)]
-        whole += any(bs.evidence([bs.gains(r, groups, 0.8, 5) for r in right[:j]]).against(0.1) for j in range(1, 41))
-        rows += any(bs.evidence([bs.gains(r, None, 0.8) for r in right[:j]]).against(0.1) for j in range(1, 41))
+        whole += max(bs.log_capital([bs.gains(r, groups, 0.8, 5) for r in right])) >= math.log(10)
+        rows += max(bs.log_capital([bs.gains(r, None, 0.8) for r in right])) >= math.log(10)
     assert whole <= stats.binom.ppf(0.999, 40, 0.1)
     assert rows > 15
 
@@ -123,12 +119,8 @@ def test_a_sample_against_one_that_stays_keeps_its_level_and_sees_a_shift() -> N
     for _ in range(60):
         old = rng.random((200, 3))
         bounds = [bs.mean_bounds(column, None, 0.05 / 3) for column in old.T]
-        found: list[bs.Gains] = []
-        for _look in range(40):
-            found.append(bs.gains_apart(rng.random((25, 3)), None, bounds))
-            if bs.evidence(found).against(0.05):
-                alarms += 1
-                break
+        same = [bs.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
+        alarms += max(bs.log_capital(same)) >= math.log(20)
         shifted = [bs.gains_apart(np.sqrt(rng.random((60, 3))), None, bounds) for _ in range(4)]
         seen.append(next((j for j in range(1, 5) if bs.evidence(shifted[:j]).against(0.05)), 9))
     assert alarms <= stats.binom.ppf(0.999, 60, 0.1)

@@ -216,6 +216,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
+    for note in (data["ledger"] or {}).get("notes", ()):
+        screen.print(f"note: {escape(note)}")
     for one in data["predictions"]:
         outcomes = {
             "true": "held",

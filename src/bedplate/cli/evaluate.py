@@ -236,7 +236,7 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
         "calibration": None if measured is None else measured.model_dump(),
         "counts": dict(data.counts),
         "hashes": dict(data.hashes),
-        "notes": list(data.notes),
+        "notes": [*data.notes, *data.test.notes],
     }
 
 
@@ -258,7 +258,7 @@ def _show(result: Evaluation, data: TaskData) -> None:
     measured = calibration(result)
     if measured is not None:
         print(f"expected calibration error {measured.error:.3f}")
-    for note in data.notes:
+    for note in (*data.notes, *data.test.notes):
         print(f"note: {note}")
     if result.split == "test":
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")

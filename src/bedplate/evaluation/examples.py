@@ -50,6 +50,8 @@ class TestHandle:
     split_hash: str
     _examples: tuple[Example, ...] = field(repr=False)
     openings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the ledger said when they were opened."""
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ multiplicity.py  several nominees, several verdicts on the same rows, and the n 
 
 from __future__ import annotations
 
-from bedplate.core.statistics.betting import Evidence, Gains, evidence, gains, gains_apart, mean_bounds
+from bedplate.core.statistics.betting import Evidence, Gains, evidence, gains, gains_apart, log_capital, mean_bounds
 from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
     Bound,
@@ -61,6 +61,7 @@ __all__ = [
     "holm_bounds",
     "independent_difference",
     "intraclass_correlation",
+    "log_capital",
     "mcnemar_exact",
     "mean_bounds",
     "mean_of_sums",

@@ -80,19 +80,24 @@ def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, most: in
     return np.bincount(codes[kept], weights=values[kept], minlength=count)
 
 
-def evidence(looks: Sequence[Gains]) -> Evidence:
-    """The capital after some looks, in order: of several bets at each [..., stakes], the mean of all."""
-    if not looks:
-        return Evidence(1.0, 1.0, 0)
-    shape = looks[0].shape
-    if any(one.shape != shape for one in looks):
+def log_capital(looks: Sequence[Gains]) -> list[float]:
+    """The logarithm of the capital after each of some looks, in order: of several bets at each [..., stakes], the mean
+    of all. UsageError for looks that were bet on in different ways."""
+    if any(one.shape != looks[0].shape for one in looks):
         raise UsageError("the looks were bet on in different ways; give those of one way")
-    capital, left = np.full(shape, -math.inf), 1.0
+    found: list[float] = []
+    capital = np.full(looks[0].shape, -math.inf) if looks else np.zeros(0)
     for number, one in enumerate(looks, start=1):
-        begun = 1 / (number * (number + 1))
-        capital, left = np.logaddexp(capital, math.log(begun)) + one, left - begun
-    top = max(0.0, float(capital.max()))
-    log = top + math.log(float(np.exp(capital - top).mean()) + max(left, 0.0) * math.exp(-top))
+        capital = np.logaddexp(capital, -math.log(number * (number + 1))) + one
+        most = max(0.0, float(capital.max()))
+        waiting = math.exp(-most) / (number + 1)  # what is kept for changes that have yet to begin
+        found.append(most + math.log(float(np.exp(capital - most).mean()) + waiting))
+    return found
+
+
+def evidence(looks: Sequence[Gains]) -> Evidence:
+    """The capital after all of some looks, in order."""
+    log = log_capital(looks)[-1] if looks else 0.0
     return Evidence(math.exp(min(log, 700.0)), math.exp(-max(log, 0.0)), len(looks))
 
 

@@ -44,8 +44,8 @@ class Sample:
 class Shift:
     """One comparison of new rows with old ones. value: how far the mean rank is away where it is furthest; mean
     characters, new minus old; the share of rows that would need another label. evidence: of all looks that it differs;
-    enough: what is needed to say so. words: those that are in more of the new rows, and those in fewer. gains: what the
-    bets of this look alone gained."""
+    enough: what is needed to say so. words: where inputs differ, those that are in more of the new rows, and those in
+    fewer. gains: what the bets of this look alone gained."""
 
     what: What
     value: float
@@ -173,7 +173,7 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
         f"where they differ most, a new input is above {after[:, most].mean():.0%} of old ones on average, an old one "
         f"above {before[:, most].mean():.0%}{few}"
     )
-    words = _words(old.texts, new.texts)
+    words = _words(old.texts, new.texts) if found.value >= looks.enough else ((), ())
     return Shift("inputs", float(np.abs(away[most])), found, looks.enough, says, words, gained)
 
 
