@@ -91,6 +91,12 @@ class TaskData:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
         return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
 
+    def keys(self, split: str) -> Keys:
+        """What the ledger knows the rows of a split by; asking opens nothing."""
+        if split == "test":
+            return self.test.keys
+        return keys_of((example.id, example.inputs) for example in self.examples(split, ""))
+
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""
         if split == "train":

@@ -342,7 +342,7 @@ def evaluate(
             question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            opening = ledger_for(task).open(sha256_json(question), data.test.keys, task=task.task, reason=reason)
+            opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
             data.test.notes.extend(opening.notes)
         examples = data.examples(split, reason)
         rows = (TaskRow(task, example) for example in examples)

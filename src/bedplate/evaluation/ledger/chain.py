@@ -46,7 +46,8 @@ def read_chain(path: Path) -> Chain:
     except FileNotFoundError:
         return Chain(path, (), (), "")
     except OSError as error:
-        raise DataError(f"{path}: the ledger cannot be read: {error.strerror or error}; restore the file") from error
+        why = error.strerror or error
+        raise DataError(f"{path}: the ledger cannot be read: {why}; restore it, or the right to read it") from error
     entries: list[Entry] = []
     breaks: list[int] = []
     last, chained, sure = "", False, True
