@@ -23,6 +23,7 @@ from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.ready import Asked
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
@@ -294,7 +295,7 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
         skin, warnings = read_skin(house / "run/skins/always-no"), list[str]()
 
-        def predict(self, rows: Sequence[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
             raise NotImplementedError
 
         def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -50,8 +50,9 @@ def test_marks_accents_case_and_what_does_not_show_are_left_aside() -> None:
     ids=["renamed", "added", "full stop", "case and space", "zero width", "accents"],
 )
 @pytest.mark.parametrize("words", [(1, 2), (6, 40)])
-def test_every_row_is_known_whatever_its_columns_and_marks_are(change: object, words: tuple[int, int]) -> None:
-    assert callable(change)
+def test_every_row_is_known_whatever_its_columns_and_marks_are(
+    change: Callable[[str], Inputs], words: tuple[int, int]
+) -> None:
     before = list({row["text"]: row for row in texts(80, 1, words)}.values())
     after = [change(row["text"]) for row in reversed(before)]
     assert again(after, before) == len(before)

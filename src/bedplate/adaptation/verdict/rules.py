@@ -131,7 +131,8 @@ def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
 
 def _untested(outcomes: Mapping[str, RungOutcome]) -> str | None:
     """Why nothing is compared: a side of which no skin was made from labels."""
-    for side, said in (("weights", "tuned"), ("prompt", "prompted")):
+    sides: tuple[tuple[Side, str], ...] = (("weights", "tuned"), ("prompt", "prompted"))
+    for side, said in sides:
         there = [name for name in _on_side(outcomes, side) if rung_of(name).traits.learns]
         made = [name for name in there if outcomes[name].result is not None]
         if not made:

@@ -77,7 +77,7 @@ def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, most: in
     sizes = np.bincount(codes, minlength=count)
     place = np.arange(codes.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept = order[place < most]
-    return np.bincount(codes[kept], weights=values[kept], minlength=count)
+    return np.asarray(np.bincount(codes[kept], weights=values[kept], minlength=count), dtype=np.float64)
 
 
 def log_capital(looks: Sequence[Gains]) -> list[float]:
