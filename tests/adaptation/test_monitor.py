@@ -17,7 +17,7 @@ from bedplate.adaptation.task.parent import write_splits
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.evaluation.drift import Sample, shifts
+from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.ledger import Ledger
@@ -303,12 +303,12 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
     old, new = ([row["text"] for row in rows(0, 60)], [row["text"] for row in rows(60, 40, "the box of {} was open")])
     notes: list[str] = []
-    made = monitor.input_vectors(old, new, Remote(), notes)
+    made = monitor.input_vectors(old, new, parts(None, 60, 0).learned, Remote(), notes)
     assert "by their words" in notes[0]
     samples = Sample(old, None, None, made[0], range(60)), Sample(new, None, None, made[1], range(40))
     assert shifts(*samples, 0.01)[0].differs
-    like = monitor.input_vectors(old[:30], old[30:], Remote(), notes)
+    like = monitor.input_vectors(old[:30], old[30:], parts(None, 30, 0).learned, Remote(), notes)
     samples = Sample(old[:30], None, None, like[0], range(30)), Sample(old[30:], None, None, like[1], range(30))
     assert not shifts(*samples, 0.01)[0].differs
-    same = monitor.input_vectors(["a", "a"], ["a", "b"], Remote(), notes)
+    same = monitor.input_vectors(["a", "a"], ["a", "b"], [0, 1], Remote(), notes)
     assert [len(one) for one in same] == [2, 2]

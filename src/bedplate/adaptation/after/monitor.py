@@ -24,7 +24,7 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.core.statistics import Gains
 from bedplate.data.splits import Record, take
-from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, quality, shifts
+from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.fresh import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -213,7 +213,8 @@ def _shifts(
         if len(part) < len(rows):
             notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
     texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
-    vectors = input_vectors(texts[0], texts[1], predictor, notes)
+    learned = parts([old[i].group for i in chosen[0]] if sides[0][1] else None, len(chosen[0]), seed).learned
+    vectors = input_vectors(texts[0], texts[1], learned, predictor, notes)
     labels_of = _labels_of(origin.task) if fresh.labelled else None
     samples: list[Sample] = []
     for (rows, whole), places, found in zip(sides, chosen, vectors, strict=True):
@@ -250,13 +251,14 @@ def _text(example: Example) -> str:
 
 
 def input_vectors(
-    old: Sequence[str], new: Sequence[str], predictor: Answers, notes: list[str]
+    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: Answers, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The vectors of old and of new texts by the skin's base, or by the old texts' words where no base is here."""
+    """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
+    base is here."""
     engine = _engine(predictor)
     if engine is None:
         notes.append("no base of the skin is on this machine: inputs are compared by their words")
-        return _word_vectors(old, new)
+        return _word_vectors(old, new, first)
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys([*old, *new]))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
@@ -278,15 +280,17 @@ def _engine(predictor: Answers) -> Engine | None:
     return predictor.engine if isinstance(predictor, Predictor) else None
 
 
-def _word_vectors(old: Sequence[str], new: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Directions of the old texts' words, so that they are the same at every look."""
+def _word_vectors(
+    old: Sequence[str], new: Sequence[str], first: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions of the words of some of the old texts: words of the others must be as unknown as those of new ones."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
-    marks: tuple[Any, Any] = words.fit_transform(old), words.transform(new)
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]").fit([old[i] for i in first])
+    marks: list[Any] = [words.transform(texts) for texts in ([old[i] for i in first], old, new)]
     size = min(_WORD_DIRECTIONS, *(n - 1 for n in marks[0].shape))
     if size < 1:
-        return marks[0].toarray(), marks[1].toarray()
+        return marks[1].toarray(), marks[2].toarray()
     directions = TruncatedSVD(size, random_state=0).fit(marks[0])
-    return directions.transform(marks[0]), directions.transform(marks[1])
+    return directions.transform(marks[1]), directions.transform(marks[2])

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from bedplate.evaluation.drift.decision import Drift, Levels, decide
 from bedplate.evaluation.drift.quality import Promise, Quality, quality
-from bedplate.evaluation.drift.shifts import Sample, Shift, shifts
+from bedplate.evaluation.drift.shifts import Sample, Shift, parts, shifts
 
-__all__ = ["Drift", "Levels", "Promise", "Quality", "Sample", "Shift", "decide", "quality", "shifts"]
+__all__ = ["Drift", "Levels", "Promise", "Quality", "Sample", "Shift", "decide", "parts", "quality", "shifts"]

@@ -1,6 +1,6 @@
 """Inputs, lengths and labels of new rows against those of the rows that a skin was made from.
 
-The old rows stay as they are: a third of them says what is looked at (directions in which their vectors vary, ranks),
+The old rows stay as they are: half of them says what is looked at (directions in which their vectors vary, ranks),
 the others how it is on average, with bounds that are paid for once. New rows are then bet on to lie outside of these
 bounds, at every look anew and all looks together (`core.statistics.betting`), whole groups at a time.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from bedplate.data.splits import Record, take
 
 What = Literal["inputs", "length", "labels"]
 COMPONENTS = 8
-"""Directions of the old rows' vectors that are looked at, beside the distance from their mean."""
+"""Directions in which the old rows' vectors vary that are looked at, beside their mean and what is left."""
 WORDS = 3
 """Words that are named on either side."""
 Floats = NDArray[np.float64]
@@ -130,15 +130,28 @@ class _Looks:
         return 2 / self.level
 
 
-def _parts(old: Sample, rows: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
-    """Places in `rows` of a third of the old rows, by whole groups, and of the others."""
-    groups = old.groups_of(rows)
-    names = [str(i) for i in range(len(rows))] if groups is None else [repr(group) for group in groups]
-    records = [Record(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
-    first = {int(record.id) for record in take(records, max(1, len(rows) // 3), seed)}
-    if not first or len(first) == len(rows):  # groups so large, or rows so few, that there is no third
-        first = set(range(max(1, len(rows) // 3)))
-    return sorted(first), [i for i in range(len(rows)) if i not in first]
+class Parts(NamedTuple):
+    """Places of old rows, whole groups in one part: a quarter that directions and words are learned from, a quarter
+    that ranks are taken among, and the others, which say where the old ones stand on average."""
+
+    learned: list[int]
+    among: list[int]
+    others: list[int]
+
+
+def parts(groups: Sequence[Hashable] | None, count: int, seed: int) -> Parts:
+    """Of `count` old rows. Whatever new rows are looked at by is learned from the first two parts, so that the others
+    are to it what new ones are."""
+    names = [str(i) for i in range(count)] if groups is None else [repr(group) for group in groups]
+    left = [Record(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
+    found: list[list[int]] = []
+    for number in range(2):
+        quarter = max(1, count // 4)
+        # where groups are so large that none fits, rows are taken: the bounds of the means are the others' alone
+        chosen = {int(record.id) for record in take(left, quarter, seed + number) or left[:quarter]}
+        left = [record for record in left if int(record.id) not in chosen]
+        found.append(sorted(chosen))
+    return Parts(found[0], found[1], [int(record.id) for record in left])
 
 
 def _ranks(among: Floats, values: Floats) -> Floats:
@@ -149,21 +162,25 @@ def _ranks(among: Floats, values: Floats) -> Floats:
 
 
 def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
-    """Ranks along the leading directions of the old vectors, and of the distance from their mean."""
+    """Ranks along the leading directions of the old vectors and along their mean, of the distance from that, and of
+    what lies outside of all these directions."""
     assert old.vectors is not None
     assert new.vectors is not None
-    first, others = _parts(old, old.embedded, seed)
-    made_of = old.vectors[first]
+    learned, among, others = parts(old.groups_of(old.embedded), len(old.embedded), seed)
+    made_of = old.vectors[learned]
     mean = made_of.mean(0)
     _, size, directions = np.linalg.svd(made_of - mean, full_matrices=False)
     kept = int((size[:COMPONENTS] > 1e-9 * max(float(size[0]) if len(size) else 0.0, 1e-300)).sum())
 
     def marks(vectors: Floats) -> Floats:
-        return np.column_stack([(vectors - mean) @ directions[:kept].T, np.linalg.norm(vectors - mean, axis=1)])
+        away = vectors - mean
+        along = away @ directions[:kept].T
+        rest = np.linalg.norm(away - along @ directions[:kept], axis=1)
+        return np.column_stack([along, vectors @ mean, np.linalg.norm(away, axis=1), rest])
 
-    among, before, after = marks(made_of), marks(old.vectors[others]), marks(new.vectors)
+    ranked, before, after = (marks(one) for one in (old.vectors[among], old.vectors[others], new.vectors))
     before, after = (
-        np.column_stack([_ranks(a, v) for a, v in zip(among.T, m.T, strict=True)]) for m in (before, after)
+        np.column_stack([_ranks(a, v) for a, v in zip(ranked.T, m.T, strict=True)]) for m in (before, after)
     )
     groups = old.groups_of([old.embedded[place] for place in others])
     found, gained, few = looks.against("inputs", before, groups, after, new, list(new.embedded))
@@ -179,9 +196,10 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
 
 def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     """Characters, by rank."""
-    first, others = _parts(old, range(len(old.texts)), seed)
+    learned, among, others = parts(old.groups, len(old.texts), seed)
+    others = [*learned, *others]  # there is nothing to learn
     before, after = (np.array([len(text) for text in one.texts], dtype=float) for one in (old, new))
-    marks = [_ranks(before[first], one)[:, None] for one in (before[others], after)]
+    marks = [_ranks(before[among], one)[:, None] for one in (before[others], after)]
     found, gained, few = looks.against(
         "length", marks[0], old.groups_of(others), marks[1], new, list(range(len(after)))
     )
