@@ -10,6 +10,7 @@ from pathlib import Path
 from bedplate.adaptation.task.parent import made_in, read_splits
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
+from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.drift import Promise
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import Task, load_task
@@ -87,20 +88,27 @@ def promise_of(origin: Origin) -> Promise | None:
         row = rows.get("test") or rows.get("valid")
         if row is None:
             return None
-        low, high = row["interval"]
-        low, high = min(low, row["estimate"]), max(high, row["estimate"])
-        made = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
-        bound = next((one for one in made if one["rung"] == rung and one["lower"] is not None), None)
+        scale = Scale(report["target"].get("worst_usd"))
+        price = row["usd_per_1k_calls"] / 1000 if scale.lower_is_better else 0.0  # new rows are judged without it
+        estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
+        low, high = min(*ends, estimate), max(*ends, estimate)
+        confirmed = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
+        bounded = (one for one in confirmed if one["rung"] == rung and one["lower"] is not None)
+        bound = next(bounded, None)
+        floor, confidence = low, (1 + REPORT_CONFIDENCE) / 2
+        if bound is not None:
+            which = "upper" if scale.lower_is_better else "lower"
+            floor, confidence = scale.score(bound[which] - price), bound[f"{which}_confidence"]
         return Promise(
             metric=report["target"]["metric"],
             split=row["split"],
-            estimate=row["estimate"],
+            estimate=estimate,
             interval=(low, high),
             n=row["n"],
             groups=row["groups"],
-            target=report["target"]["value"],
-            floor=low if bound is None else min(bound["lower"], row["estimate"]),
-            confidence=(1 + REPORT_CONFIDENCE) / 2 if bound is None else bound["lower_confidence"],
+            target=scale.score(report["target"]["value"] - price),
+            floor=min(floor, estimate),
+            confidence=confidence,
             by_verdict=bound is not None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

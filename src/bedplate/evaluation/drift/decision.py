@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bedplate.evaluation.drift.quality import Quality
 from bedplate.evaluation.drift.shifts import Shift
-from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.evaluated import Evaluation
 
 Verdict = Literal["climb", "label", "keep", "undecided"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import Evidence, Gains, InsufficientGroups, evidence, gains, needed_n, spent_alpha
-from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.evaluated import Evaluation
 
 
 @dataclass(frozen=True)
