@@ -107,10 +107,9 @@ def _kept(keys: Keys, chain: Chain) -> dict[str, Any]:
     """What an entry keeps of the keys; where the file has them already, their hash is enough."""
     if not any(keys.exact):
         return {"rows": list(keys.old)}
-    found = {"rows": [], "keys": keys.digest}
     if any(entry.get("keys") == keys.digest for entry in chain.entries):
-        return found
-    return {**found, "exact": keys.all_exact, "like": keys.all_weak}
+        return {"rows": [], "keys": keys.digest}
+    return {"rows": sorted(keys.old), "keys": keys.digest, "exact": keys.all_exact, "like": keys.all_weak}
 
 
 def _earlier(keys: Keys, verdicts: Mapping[str, Sequence[Entry]], chains: Sequence[Chain], notes: list[str]) -> int:
@@ -120,9 +119,7 @@ def _earlier(keys: Keys, verdicts: Mapping[str, Sequence[Entry]], chains: Sequen
     counted = [0] * len(keys.old)
     elsewhere = 0
     for verdict, entries in verdicts.items():
-        whole = (
-            entry if entry["rows"] or "keys" not in entry else written.get(entry["keys"], entry) for entry in entries
-        )
+        whole = (written.get(entry["keys"], entry) if "keys" in entry else entry for entry in entries)
         found = set[int]().union(*(known(keys, entry) for entry in whole))
         elsewhere += bool(found) and verdict not in at_home
         for row in found:
