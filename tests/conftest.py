@@ -153,6 +153,12 @@ def vader_news() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """Plays as text, a directory."""
+    return _real("shakespeare")
+
+
+@pytest.fixture(scope="session")
 def lid_176() -> Path:
     """fastText's model of 176 languages."""
     return _real("lid-176")
