@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics.betting import STAKES
 from bedplate.core.statistics.counted_bets import capital, lower_bound, upper_bound
 
 
 def test_capital_is_the_mean_of_gamblers_who_bet_on_each_value_in_turn() -> None:
     stream, mean = [1.0, 0.0, 0.5, 1.0, 1.0], 0.6
-    gamblers = [math.prod(1 + part * (x / mean - 1) for x in stream) for part in np.geomspace(0.002, 0.95, 48)]
+    gamblers = [math.prod(1 + part * (x / mean - 1) for x in stream) for part in STAKES]
     assert capital({1.0: 3, 0.0: 1, 0.5: 1}, mean) == pytest.approx(math.log(np.mean(gamblers)))
 
 
@@ -51,7 +52,7 @@ def test_a_stream_at_the_bar_is_called_better_at_any_moment_as_rarely_as_promise
     right = (rng.random((runs, n)) < bar).cumsum(1)
     ever, once = 0, 0
     at = np.unique(np.geomspace(5, n, 60).astype(int))
-    parts = np.geomspace(0.002, 0.95, 48)
+    parts = STAKES
     for stream in right:  # the logarithm of capital at many moments, all at once
         ones, zeros = stream[at - 1], at - stream[at - 1]
         growth = np.log1p(parts[:, None] * (1 / bar - 1)) * ones + np.log1p(-parts[:, None]) * zeros

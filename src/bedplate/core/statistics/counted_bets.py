@@ -1,11 +1,9 @@
 """Bounds of a mean that hold at every moment of a stream, from counts of its values.
 
-A gambler bets on the mean being above m: with a fixed part c of what is safe to bet, the capital after values x is the
-product of 1 + c (x / m - 1). If the mean is at most m, no gambler's capital, nor the average of many gamblers', ever
-reaches 1/alpha with more than the probability alpha, whenever one looks (Ville 1939; Waudby-Smith & Ramdas 2024, JRSS B
-86:1, for means of bounded values; a mixture of fixed bets as in Robbins 1970). The means at which capital stays below
-that are a confidence sequence. The order of the values does not enter, so counts are all that has to be kept, and a
-look costs the same whatever has been seen.
+The means that bets (`betting`) have not refuted are a confidence sequence: at every moment the mean is among them, with
+the confidence that no capital reaches the inverse of the error (Waudby-Smith & Ramdas 2024, JRSS B 86:1). Each bet is a
+fixed part of what is safe, and the capital their mean (as in Robbins 1970), so that the order of the values does not
+enter: counts are all that has to be kept, and a look costs the same whatever has been seen.
 """
 
 from __future__ import annotations
@@ -17,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics.betting import gains
 from bedplate.core.statistics.proportions import check_confidence
-
-_BETS = np.geomspace(0.002, 0.95, 48)
-"""Parts of the largest safe bet: small ones find small differences in long streams."""
 
 
 def capital(counts: Mapping[float, int], mean: float) -> float:
@@ -29,7 +25,7 @@ def capital(counts: Mapping[float, int], mean: float) -> float:
     values, times = _arrays(counts)
     if not 0 < mean <= 1:
         raise UsageError(f"a mean to bet against lies above 0 and up to 1, not {mean}")
-    growth = np.log1p(_BETS[:, None] * (values[None, :] / mean - 1)) @ times
+    growth = gains(1 - values, None, 1 - mean, times=times)
     most = float(growth.max())
     return most + math.log(float(np.exp(growth - most).mean()))
 
