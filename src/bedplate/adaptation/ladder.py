@@ -41,6 +41,7 @@ from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.given import given_rows, keep, overrides_for
+from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
@@ -74,7 +75,8 @@ def adapt(
     again goes on where an interrupted one stopped; what it did and what a limit made it leave out
     stays as it was.
 
-    Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
+    Raises ConfigError (also for a task file that does not say which rows belong together, or does not answer what its
+    rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
     out, given = Path(out), dict[str, Rows]()
@@ -94,7 +96,10 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
+    sources = given or sources_of(task)
+    grouping = grouping_of(task, sources)
+    data = load_examples(task, None if taken_over is None else taken_over.assigned, sources)
+    data = replace(data, grouping=grouping)
     if curve:
         possible_sizes(curve, len(data.train))
     with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:

@@ -216,6 +216,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
+    for line in groups_said(data["data"]):
+        screen.print(escape(line))
     for one in data["predictions"]:
         said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
@@ -234,6 +236,21 @@ def show(report: Report, directory: Path = Path()) -> None:
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report, directory)
+
+
+def groups_said(data: Mapping[str, Any]) -> list[str]:
+    """Which rows are kept together, and what looks like groups and is not declared."""
+    grouping = data.get("grouping")
+    if grouping is None:
+        return []
+    columns = " or ".join(grouping["columns"])
+    because = f"rows are independent, as the task file says: {grouping['ungrouped_because']}"
+    lines = [f"groups: rows of one {columns} stay together" if columns else f"groups: {because}"]
+    for one in grouping["found"]:
+        answer = "" if one["answer"] is None else f"; not a group, as the task file says: {one['answer']}"
+        if one["kind"] != "column" or one["design_effect"] > 1 or answer:
+            lines.append(f"groups: {one['says']}{answer}")
+    return lines
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

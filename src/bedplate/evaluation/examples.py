@@ -12,23 +12,27 @@ from bedplate.core import shown
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
+from bedplate.data.linked import linked
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
+from bedplate.report.schema_groups import Grouping
 
 SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none)."""
+    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
+    links: what it has in common with others, as `column=value`, where several columns make groups."""
 
     id: str
     inputs: Values
     target: str
     group: str
     row_hash: str
+    links: tuple[str, ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:
@@ -66,7 +70,7 @@ class TaskData:
     """A task's examples. `counts`: rows read, dropped (by reason) and in each split. `hashes`: of files and splits.
 
     `notes` are sentences for the report: what was dropped and what the splits lack. `documents`: texts by id, where
-    that is what the task searches.
+    that is what the task searches. `grouping`: which rows are kept together, and what was looked for before that.
     """
 
     train: tuple[Example, ...]
@@ -77,10 +81,17 @@ class TaskData:
     notes: tuple[str, ...]
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
+    grouping: Grouping | None = None
 
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
         return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
+
+    def row_hashes(self, split: str) -> tuple[str, ...]:
+        """Of a split by name, without opening it."""
+        if split == "test":
+            return self.test.row_hashes
+        return tuple(example.row_hash for example in self.examples(split, ""))
 
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""
@@ -109,8 +120,9 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         documents, digest = task.output.documents.read(task.directory)
         searched = {f"file:{task.output.documents.source}": digest}
     sources = given or {p: read_rows(source, task.directory) for p, source in task.data.by_prefix.items()}
+    parsed = _parsed(task, sources, documents, counts, notes)
     if files is None:
-        records = _records(task, sources, documents, examples, counts, notes)
+        records = _records(task, sources, parsed, examples, counts, notes)
         if task.data.limit is not None:
             kept = take(records, task.data.limit, task.data.seed)
             counts["over_limit"] += len(records) - len(kept)
@@ -122,7 +134,7 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         parts: dict[str, tuple[Record, ...]] = {}
         for name in files:
             part = {f"{name}/": sources[f"{name}/"]}
-            parts[name] = _records(task, part, documents, examples, counts, notes)
+            parts[name] = _records(task, part, parsed, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
     if assigned is not None:
         _check_unseen(parts, assigned)
@@ -156,19 +168,37 @@ def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> 
                 )
 
 
-def _records(
+def _parsed(
     task: Task,
     sources: Mapping[str, Rows],
     documents: Mapping[str, str] | None,
+    counts: Counter[str],
+    notes: list[str],
+) -> dict[str, list[Example]]:
+    """The rows of every source, by the prefix of their ids. Groups by several columns go over all of them."""
+    found = {p: parse_rows(task, rows, documents, counts, notes, prefix=p) for p, rows in sources.items()}
+    if len(task.data.group_columns) > 1 and len(found) > 1:
+        whole = iter(_linked([example for part in found.values() for example in part]))
+        found = {prefix: [next(whole) for _ in part] for prefix, part in found.items()}
+    return found
+
+
+def _linked(examples: Sequence[Example]) -> list[Example]:
+    names = linked([example.links for example in examples])
+    return [replace(example, group=name) for example, name in zip(examples, names, strict=True)]
+
+
+def _records(
+    task: Task,
+    sources: Mapping[str, Rows],
+    every: Mapping[str, Sequence[Example]],
     examples: dict[str, Example],
     counts: Counter[str],
     notes: list[str],
 ) -> tuple[Record, ...]:
-    """Parse the rows of all sources (by the prefix of their ids) and deduplicate them together; adds to `examples` (by
-    id), `counts` and `notes`."""
-    parsed: list[Example] = []
-    for prefix, rows in sources.items():
-        parsed += parse_rows(task, rows, documents, counts, notes, prefix=prefix)
+    """The rows of these sources (by the prefix of their ids), deduplicated together; adds to `examples` (by id),
+    `counts` and `notes`."""
+    parsed = [example for prefix in sources for example in every[prefix]]
     found, records = distinct(task, parsed, " and ".join(rows.source for rows in sources.values()), counts, notes)
     examples.update(found)
     notes += [note for rows in sources.values() for note in rows.notes]
@@ -189,7 +219,7 @@ def parse_rows(
     are read (without, every target is ""). DataError naming file, line and value."""
     counts.update(rows.counts)
     needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
-    for column in needed + ([task.data.group_by] if task.data.group_by else []):
+    for column in (*needed, *task.data.group_columns):
         if column not in rows.columns:
             hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
             raise DataError(f"{rows.path}: no column {column!r}; {hint}")
@@ -210,6 +240,8 @@ def parse_rows(
             "make the column `id` name one row each, or give it another name"
         )
     counts["empty_text"] += empty
+    if len(task.data.group_columns) > 1:
+        parsed = _linked(parsed)
     return [replace(example, id=prefix + example.id) for example in parsed]
 
 
@@ -248,16 +280,29 @@ def _example(
         return None
     target = _target(task, row, where, documents) if labelled else ""
     digest = row_hash(inputs)
-    group = digest
-    if task.data.group_by is not None:
-        value = row.get(task.data.group_by)
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise DataError(f"{where}: the group ({task.data.group_by}) is {value!r}; every row needs one")
-        group = str(value)
+    group, links = digest, _links(row, task.data.group_columns, where)
+    if links:
+        group = links[0] if len(task.data.group_columns) > 1 else links[0].partition("=")[2]
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest)
+    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest, links)
+
+
+def _links(row: Row, columns: Sequence[str], where: str) -> tuple[str, ...]:
+    """What a row has of the columns that make groups, as `column=value`. Of several columns some may be empty: by these
+    it belongs to no other row."""
+    found: list[str] = []
+    for column in columns:
+        value = row.get(column)
+        given = isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip()
+        if given:
+            found.append(f"{column}={value}")
+        elif len(columns) == 1 or value not in (None, ""):
+            raise DataError(f"{where}: the group ({column}) is {value!r}; every row needs one")
+    if columns and not found:
+        raise DataError(f"{where}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them")
+    return tuple(found)
 
 
 def _text(row: Row, column: str, where: str) -> str:

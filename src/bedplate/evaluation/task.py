@@ -11,7 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from bedplate.core import shown
 from bedplate.core.config import Grown, Strict, load_config
@@ -144,6 +153,8 @@ class OutputSpec(Grown):
         return ranked(text) if self.kind == "embedding" else text
 
 
+Column = Annotated[str, Field(min_length=1)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Part = Annotated[float, Field(gt=0, lt=1)] | str
 
 
@@ -182,11 +193,18 @@ class SplitSpec(Strict):
 
 
 class DataSpec(Strict):
-    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed)."""
+    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
+
+    group_by: the column of what must not be split, or several: rows that share a value of any of them, directly or
+    through other rows, are one group. ungrouped_because: why there is none, which a task that is adapted says.
+    not_groups: what looks like groups and is none (a column, `near_duplicates`, `order`), with the reason of each.
+    """
 
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
-    group_by: str | None = None
+    group_by: str | Annotated[tuple[Column, ...], Field(min_length=1)] | None = None
+    ungrouped_because: Reason | None = None
+    not_groups: dict[str, Reason] = Field(default_factory=dict)
     split: SplitSpec
     seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -199,7 +217,19 @@ class DataSpec(Strict):
             raise ValueError("`source` and `limit` do not go with files under `split`")
         if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
             raise ValueError("a source is named twice")
+        if len(set(self.group_columns)) < len(self.group_columns):
+            raise ValueError("`group_by` names a column twice")
+        if self.group_by is not None and self.ungrouped_because is not None:
+            raise ValueError("`ungrouped_because` goes with `group_by: null`; take one of the two out")
+        both = next((name for name in self.group_columns if name in self.not_groups), None)
+        if both is not None:
+            raise ValueError(f"{both!r} stands under `group_by` and under `not_groups`; take it out of one of them")
         return self
+
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """The columns of `group_by`; none where rows are independent."""
+        return (self.group_by,) if isinstance(self.group_by, str) else self.group_by or ()
 
     @property
     def by_prefix(self) -> dict[str, str]:
@@ -308,6 +338,8 @@ class Task(Strict):
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
+        for name in ("ungrouped_because", "not_groups"):  # reasons change no row
+            del values["data"][name]
         if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
             values["metric"] = self.metric_name
         return sha256_json(values)

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_groups import Grouping
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
@@ -229,6 +230,8 @@ class Data(Part):
     licences: tuple[str, ...]
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
+    grouping: Grouping | None = None
+    """Which rows are kept together, and what was looked for before that; null in reports from before it was."""
     card: DataCard
 
 

@@ -109,6 +109,7 @@ def build_report(
             notes=(*data.notes, *_too_long(tested)),
             licences=data.licences,
             test_openings=tuple(data.test.openings),
+            grouping=data.grouping,
             card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
         ),
         focus=_focus(judged, valid, evaluations),
