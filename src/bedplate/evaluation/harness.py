@@ -28,6 +28,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
+from bedplate.evaluation.leaks.seen import judged_by
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, AnsweredRow, Scoring
 from bedplate.evaluation.ranking import Embeds, Ranker
@@ -55,7 +56,9 @@ class Evaluation(shown.Brief):
 
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
     for orientation only. `unparsed` rows had no usable prediction and count as wrong. `output` is the kind of output,
-    and `scoring` what the metric declares its number to be made of, which decides how it is bounded.
+    and `scoring` what the metric declares its number to be made of, which decides how it is bounded. `seen`: of all
+    rows of the split, how many the skin's run had in train, valid and test (None: nobody knows); `left_out` of them,
+    which it was trained on or chosen by, are not among `rows`.
     """
 
     task: str
@@ -78,6 +81,8 @@ class Evaluation(shown.Brief):
     rows: tuple[RowResult, ...]
     output: str
     scoring: Scoring
+    seen: Mapping[str, int] | None = None
+    left_out: int = 0
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups, and
@@ -309,6 +314,7 @@ def evaluate(
     split: str = "valid",
     data: TaskData | Any = None,
     confidence: float = 0.95,
+    include_seen: bool = False,
 ) -> Evaluation:
     """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers. What
     embeds, a base as well, ranks the documents of a task whose output is an embedding.
@@ -316,8 +322,10 @@ def evaluate(
     data: rows in place of the task's own source: a DataFrame of pandas or polars, a Dataset of `datasets`, a pyarrow
     Table or a list of mappings, split as the task says; or a mapping (a DatasetDict) of such to train, valid and test.
 
-    Opening test is recorded in the ledger first: a later verdict on these rows is exploratory, because what was seen
-    here may shape what is judged there. The same skin asked again is no new opening.
+    Rows that the skin was trained on, or for test chosen by, are left out and counted (`seen`, `left_out`), where the
+    run that made it is found; include_seen keeps them. Looking at valid or test is recorded in the ledger first: a
+    later verdict on these rows is exploratory, because what was seen here may shape what is judged there. The same skin
+    asked again is no new opening.
     """
     given = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
     if given is not None:
@@ -333,15 +341,16 @@ def evaluate(
             model = opened.enter_context(closing(load_predictor(model)))
         predictor = _asked(model, data, name)
         reason = f"evaluate {task.task}"
-        if split == "test":
-            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
+        if split in ("valid", "test"):
+            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
-        examples = data.examples(split, reason)
-        rows = (TaskRow(task, example) for example in examples)
+            Ledger().open(sha256_json(question), data.row_hashes(split), task=task.task, reason=reason)
+        judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
+        rows = (TaskRow(task, example) for example in judged.examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
-    return _evaluation(task, examples, drafts, split, confidence, seed=0)
+    found = _evaluation(task, judged.examples, drafts, split, confidence, seed=0)
+    return replace(found, seen=judged.seen, left_out=judged.left_out)
 
 
 def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int, PredictionLike | str]]:
