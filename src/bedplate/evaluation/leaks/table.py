@@ -52,10 +52,10 @@ class Table:
         )
 
     def target_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[rows, d]: labels as 0 and 1; where there are more than MOST_LABELS different targets, their words."""
+        """[rows, d]: labels as 0 and 1; the words of targets where more than MOST_LABELS of them differ, or most do."""
         targets = [self.targets[row] for row in rows.tolist()]
         codes, count = group_codes(targets)
-        return np.eye(count)[codes] if count <= MOST_LABELS else word_vectors(targets)
+        return np.eye(count)[codes] if count <= min(MOST_LABELS, len(targets) / 2) else word_vectors(targets)
 
 
 def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
