@@ -75,8 +75,9 @@ def _lower(right: NDArray[np.float64], units: NDArray[np.int64] | None, level: f
 def stopped(rng: np.random.Generator, rows: int, groups: int, icc: float, seen: str) -> bool:
     """Whether a file of such rows stops a run that does not declare its groups."""
     made: list[dict[str, str]] = []
+    half = 0.5 * (1 / icc - 1)
     for group, size in enumerate(equal(rows, groups).tolist()):
-        some, rate = rng.choice(WORDS, 5), 0.5 if seen == "nothing" else rng.beta(*[0.5 * (1 / icc - 1)] * 2)
+        some, rate = rng.choice(WORDS, 5), 0.5 if seen == "nothing" else rng.beta(half, half)
         for _ in range(size):
             own = rng.random(12) < (0 if seen == "nothing" else icc)
             words = np.where(own, rng.choice(some, 12), rng.choice(WORDS, 12))

@@ -7,31 +7,49 @@ from pathlib import Path
 
 import pytest
 from tests.adaptation.conftest import write_rows, write_task
-from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 import bedplate
-from bedplate.adaptation.ladder import adapt
 from bedplate.cli.main import main
+from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.examples import SPLITS, load_examples
+from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.task import load_task
-
-RUNG = "from_scratch"
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.run import SETTINGS_FILE, Run
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Provenance, Skin
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A skin, and the task that it was made for."""
+    """A skin in the directory of the run that made it, and the task that it was made for."""
     place = tmp_path_factory.mktemp("seen")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(new_home(place / "home")))
-        (place / "task").mkdir()
-        rows = write_rows(place / "task" / "rows.jsonl", groups=80)
-        task = write_task(place / "task", write_tiny_base(place / "base"), rows=rows, rungs=[RUNG])
-        report = adapt(task, place / "run")
-    return place / "run" / str(report.row(RUNG)["skin"]), task
+    base = write_tiny_base(place / "base")
+    path = write_task(place / "task", base, rows=write_rows(place / "rows.jsonl", groups=80))
+    task = load_task(path)
+    data, labels = load_examples(task), task.labels
+    asked = {"task": task.task, "task_file": str(path), "seed": 0, "rungs": ("zero_shot",), "exhaustive": False}
+    (place / "run").mkdir()
+    Run.model_validate({"id": "1" * 64, "budget_seconds": None, "data": dict(data.hashes), **asked}).write(
+        place / "run"
+    )
+    (place / "run" / SETTINGS_FILE).write_text(dump_config(task), "utf-8")
+    write_splits(place / "run", data)
+    skin = Skin(
+        name="plain",
+        bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=labels, continuations=default_continuations(labels)),
+        prompt=default_prompt(task.task, task.instructions, ["review"], labels),
+        evaluated_with=EvaluatedWith(weights="float32"),
+        provenance=Provenance(task=task.task, splits={name: data.hashes[name] for name in SPLITS}),
+    )
+    return write_skin(skin, place / "run" / "skins" / skin.name), path
 
 
 def groups(task: Path, *said: str) -> dict[str, set[str]]:
@@ -75,7 +93,7 @@ def test_rows_of_other_groups_are_known_by_their_texts(made: tuple[Path, Path]) 
 def test_nothing_is_left(made: tuple[Path, Path], tmp_path: Path) -> None:
     skin, task = made
     data = load_examples(load_task(task))
-    lines = {json.loads(line)["id"]: line for line in (task.parent / "rows.jsonl").read_text().splitlines()}
+    lines = {json.loads(line)["id"]: line for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()}
     parts = {"train": data.test.open("to mix"), "valid": data.valid, "test": data.train}
     for name, examples in parts.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[e.id] for e in examples) + "\n")
