@@ -27,13 +27,18 @@ from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.evaluation.costs.metric import CostMetric, check_costs, function_metric, matrix_metric
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
+from bedplate.evaluation.production.spec import CurrentSpec, TrafficSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import OUTPUT_KINDS, JsonOutput, LabelsOutput, Output
 
 INPUT_KINDS = ("text",)
+LABEL = "label"
+"""What stands for the right answer where slices are named."""
 _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
     "labels": ("label", "labels"),
     "abstain": ("label",),
@@ -192,22 +197,37 @@ class SplitSpec(Strict):
         return found or None
 
 
-class DataSpec(Strict):
+class DataSpec(Grown):
     """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
-
+    current: the answers of the system that runs today. slices: columns whose values are looked at one by one. traffic:
+    what rows weigh.
     group_by: the column of what must not be split, or several: rows that share a value of any of them, directly or
     through other rows, are one group. ungrouped_because: why there is none, which a task that is adapted says.
     not_groups: what looks like groups and is none (a column, `near_duplicates`, `order`), with the reason of each.
     """
 
+    LATE = ("current", "slices", "traffic", "ungrouped_because", "not_groups")
+
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
     group_by: str | Annotated[tuple[Column, ...], Field(min_length=1)] | None = None
     ungrouped_because: Reason | None = None
-    not_groups: dict[str, Reason] = Field(default_factory=dict)
+    not_groups: Mapping[str, Reason] = {}
     split: SplitSpec
     seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
+    current: CurrentSpec | None = None
+    slices: tuple[str, ...] = ()
+    traffic: TrafficSpec = TrafficSpec()
+
+    @field_validator("slices")
+    @classmethod
+    def _slices(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(slices)) < len(slices):
+            raise ValueError("a column is named twice")
+        if LABEL in slices:
+            raise ValueError(f"{LABEL!r} is what slices by the right answer are called; rename the column")
+        return slices
 
     @model_validator(mode="after")
     def _source_or_files(self) -> DataSpec:
@@ -230,6 +250,11 @@ class DataSpec(Strict):
     def group_columns(self) -> tuple[str, ...]:
         """The columns of `group_by`; none where rows are independent."""
         return (self.group_by,) if isinstance(self.group_by, str) else self.group_by or ()
+
+    @property
+    def sliced(self) -> tuple[str, ...]:
+        """Columns that are kept with the rows: the slices, and the one that has shares of the traffic."""
+        return tuple(dict.fromkeys([*self.slices, *self.traffic.shares]))
 
     @property
     def by_prefix(self) -> dict[str, str]:
@@ -280,6 +305,11 @@ class Task(Strict):
     @classmethod
     def _metric(cls, metric: str | MetricSpec, info: ValidationInfo) -> str | MetricSpec:
         if isinstance(metric, MetricSpec):
+            described: OutputSpec | None = info.data.get("output")
+            if described is not None and metric.costs is not None:
+                if described.kind != "label":
+                    raise ValueError("costs by label are for outputs of kind label; give a function: `cost`")
+                check_costs(metric.costs, described.labels or (), described.abstain and described.abstain.answer)
             return metric
         if metric not in METRICS:
             hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
@@ -327,7 +357,20 @@ class Task(Strict):
             from bedplate.evaluation.metrics_judge import judge_metric
 
             return judge_metric(self.metric.judge, list(self.inputs))
-        return python_metric(self.metric.python or "", self.directory, values=self.output.kind in ("json", "labels"))
+        if self.metric.costs is not None:
+            return matrix_metric(self.metric.costs)
+        values = self.output.kind in ("json", "labels")
+        found = python_metric(self.metric.python or self.metric.cost or "", self.directory, values=values)
+        return found if self.metric.worst_usd is None else function_metric(found, self.metric.worst_usd)
+
+    @property
+    def scale(self) -> Scale:
+        """How the metric's numbers are said."""
+        if isinstance(self.metric, str) or (self.metric.costs is None and self.metric.cost is None):
+            return PLAIN
+        scorer = self.scorer
+        assert isinstance(scorer, CostMetric)
+        return Scale(scorer.worst_usd)
 
     @property
     def metric_name(self) -> str:
@@ -339,7 +382,7 @@ class Task(Strict):
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
         for name in ("ungrouped_because", "not_groups"):  # reasons change no row
-            del values["data"][name]
+            values["data"].pop(name, None)
         if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
             values["metric"] = self.metric_name
         return sha256_json(values)

@@ -198,9 +198,9 @@ def _finding(item: _Looked, rows: int, p_value: float | None, alike: bool) -> Hi
     targets, texts = (_or_none(one) for one in (item.targets, item.texts))
     most = max(0.0, targets or 0.0, texts or 0.0)
     effect = 1.0
-    if alike and item.kind != "drift":
+    if alike and item.may_stop:
         effect = 1 + (float((item.sizes**2).sum() / item.sizes.sum()) - 1) * most
-    strong = alike and item.may_stop and effect >= STRONG_EFFECT
+    strong = effect >= STRONG_EFFECT
     said = {
         "column": lambda: _column_says(item, targets, texts, p_value, alike),
         "order": lambda: (
@@ -219,7 +219,8 @@ def _column_says(item: _Looked, targets: float | None, texts: float | None, p_va
     numbers = f"targets {targets:.2f}" + ("" if texts is None else f", texts {texts:.2f}")
     if not alike:
         return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
-    return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g})"
+    kinds = "" if item.may_stop else "; these are kinds or numbers, which new rows have too, and not counted as groups"
+    return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g}){kinds}"
 
 
 def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:

@@ -25,7 +25,7 @@ MOST_LABELS = 200
 @dataclass(frozen=True)
 class Table:
     """Of each row (one of each text): its inputs as one text, its target as text, its declared group, and the values of
-    the columns that are neither (None where there is none, or no text, whole number or true or false)."""
+    the columns that are nothing to the task (None where there is none, or no text, whole number or true or false)."""
 
     texts: tuple[str, ...]
     targets: tuple[str, ...]
@@ -61,6 +61,7 @@ class Table:
 def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
     """The rows of all sources, as they come, without empty ones and copies of a text. Nothing is checked here."""
     taken = {spec.column for spec in task.inputs.values()} | {task.data.target, *task.data.group_columns, "id"}
+    taken |= {*task.data.sliced, *([task.data.current.column] if task.data.current else [])}
     names = dict.fromkeys(name for rows in sources.values() for name in rows.columns if name not in taken)
     several = len(sources) > 1 and task.data.split.files is None and SOURCE not in names
     texts: dict[str, str] = {}
