@@ -225,3 +225,16 @@ def check_leaks(splits: Mapping[str, Sequence[Record]], *, groups: bool = True) 
                         f"{what} stands in {other} (row {first.id}) and in {name} (row {record.id}): "
                         "the score would be read off rows that were trained on; remove it from one of them"
                     )
+
+
+def check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
+    """What was learned from is not judged by, where files say what is in which split. parts: from what is learned from
+    first to what is judged by. DataError."""
+    for place, name in enumerate(parts):
+        for record in parts[name]:
+            before = assigned.split_of(record)
+            if before in list(parts)[:place]:
+                raise DataError(
+                    f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
+                    "judged by what it has seen; move such rows there"
+                )

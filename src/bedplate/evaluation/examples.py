@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from bedplate.core import shown
@@ -14,7 +15,18 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.linked import linked, links_of
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.data.splits import (
+    Assigned,
+    Record,
+    check_leaks,
+    check_unseen,
+    deduplicate,
+    row_hash,
+    split,
+    split_hash,
+    take,
+)
+from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
@@ -58,10 +70,17 @@ class TestHandle:
     split_hash: str
     _examples: tuple[Example, ...] = field(repr=False)
     openings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the ledger said when they were opened."""
 
     @property
     def group_names(self) -> tuple[str, ...]:
         return tuple(sorted({example.group for example in self._examples}))
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What the ledger knows the rows by."""
+        return keys_of((example.id, example.inputs) for example in self._examples)
 
     def open(self, reason: str) -> tuple[Example, ...]:
         """The test examples; `reason` is added to `openings`."""
@@ -93,11 +112,11 @@ class TaskData:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
         return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
 
-    def row_hashes(self, split: str) -> tuple[str, ...]:
-        """Of a split by name, without opening it."""
+    def keys(self, split: str) -> Keys:
+        """What the ledger knows the rows of a split by; asking opens nothing."""
         if split == "test":
-            return self.test.row_hashes
-        return tuple(example.row_hash for example in self.examples(split, ""))
+            return self.test.keys
+        return keys_of((example.id, example.inputs) for example in self.examples(split, ""))
 
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""
@@ -143,7 +162,7 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
             parts[name] = _records(task, part, parsed, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
     if assigned is not None:
-        _check_unseen(parts, assigned)
+        check_unseen(parts, assigned)
     notes += _check_splits(task, parts)
     counts.update({name: len(part) for name, part in parts.items()})
     done = {name: _weighted(task, name, [examples[r.id] for r in part], notes) for name, part in parts.items()}
@@ -160,18 +179,6 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
     )
     licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
     return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences, documents)
-
-
-def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
-    """What was learned from is not judged by, where files say what is in which split."""
-    for place, name in enumerate(SPLITS):
-        for record in parts[name]:
-            before = assigned.split_of(record)
-            if before in SPLITS[:place]:
-                raise DataError(
-                    f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
-                    "judged by what it has seen; move such rows there"
-                )
 
 
 def _parsed(

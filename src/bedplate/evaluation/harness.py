@@ -21,7 +21,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.leaks.seen import judged_by
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
@@ -132,7 +132,8 @@ def evaluate(
             question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            Ledger().open(sha256_json(question), data.row_hashes(split), task=task.task, reason=reason)
+            opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
+            data.test.notes.extend(opening.notes)
         judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
         rows = (TaskRow(task, example) for example in judged.examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))

@@ -90,6 +90,18 @@ def test_rows_of_other_groups_are_known_by_their_texts(made: tuple[Path, Path]) 
     assert found.left_out > 0
 
 
+def test_rows_that_were_touched_up_are_known(made: tuple[Path, Path], tmp_path: Path) -> None:
+    skin, task = made
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {"text": line["text"].upper() + "\u200b!", "group": f"other {i // 2}", "id": f"x{i}"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = bedplate.evaluate(skin, load_task(task, [f"data.source={tmp_path / 'rows.jsonl'}"]), split="test")
+    assert found.seen is not None
+    assert sum(found.seen.values()) == found.n + found.left_out
+    assert found.n == found.seen["test"]
+
+
 def test_nothing_is_left(made: tuple[Path, Path], tmp_path: Path) -> None:
     skin, task = made
     data = load_examples(load_task(task))

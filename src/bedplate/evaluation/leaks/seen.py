@@ -17,6 +17,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import Assigned, Record
 from bedplate.evaluation.examples import SPLITS, Example, TaskData
+from bedplate.evaluation.ledger.keys import keys_of
 from bedplate.evaluation.task import Task, load_task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
@@ -45,15 +46,14 @@ def judged_by(
     `include_seen`). UsageError where it has seen them all."""
     from bedplate.inference.predict.composed import Answers
 
-    known = None
+    where = None
     if isinstance(model, Answers) and model.skin.directory is not None:
-        known = assigned_to(model.skin.directory, model.skin, task)
-    if known is None:
+        where = splits_of(examples, model.skin.directory, model.skin, task)
+    if where is None:
         return Judged(tuple(examples), None, 0)
-    where = {e.id: known.split_of(Record(e.id, e.row_hash, e.target, e.group)) for e in examples}
-    counts = Counter(name for name in where.values() if name is not None)
+    counts = Counter(name for name in where if name is not None)
     seen = {name: counts[name] for name in SPLITS}
-    kept = tuple(e for e in examples if include_seen or where[e.id] not in BEFORE[split])
+    kept = tuple(e for e, name in zip(examples, where, strict=True) if include_seen or name not in BEFORE[split])
     if not kept:
         raise UsageError(
             f"the skin has seen all {len(examples):,} rows of {split}: its run had {said(seen)}; give rows that it "
@@ -67,15 +67,24 @@ def said(seen: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} of them in {name}" for name, count in seen.items() if count) or "none of them"
 
 
-def assigned_to(directory: Path, skin: Skin, task: Task) -> Assigned | None:
-    """The splits of the run that made a skin; groups only where the task has the run's groups, as their names mean
-    nothing elsewhere. None where the run is not found, or kept none. DataError for a damaged file."""
+def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Task) -> list[str | None] | None:
+    """Of each row the split that it, or its group, had in the run that made a skin; groups only where the task has the
+    run's groups, as their names mean nothing elsewhere. A row is known by its texts as the ledger knows it. None where
+    the run is not found, or kept no splits. DataError for a damaged file."""
     place = made_in(directory, skin_id(skin), skin)
     if place is None or not (place / SPLITS_FILE).is_file():
         return None
-    known = read_splits(place / SPLITS_FILE)
+    known, texts = read_splits(place / SPLITS_FILE), read_texts(place / SPLITS_FILE)
     own = load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
-    return known if own.data.group_columns == task.data.group_columns else Assigned(known.rows, {})
+    if own.data.group_columns != task.data.group_columns:
+        known = Assigned(known.rows, {})
+    keys = keys_of((e.id, e.inputs) for e in examples).exact if texts else [frozenset[str]()] * len(examples)
+    found: list[str | None] = []
+    for example, mine in zip(examples, keys, strict=True):
+        by_text = next((texts[key] for key in sorted(mine) if key in texts), None)
+        record = Record(example.id, example.row_hash, example.target, example.group)
+        found.append(known.split_of(record) or by_text)
+    return found
 
 
 def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
@@ -90,12 +99,14 @@ def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
 
 
 def write_splits(directory: Path, data: TaskData) -> None:
-    """Which rows and groups are in which split, by hash and name, into a run's directory."""
-    known: dict[str, Mapping[str, list[str]]] = {
+    """Which rows and groups are in which split, by hash and name, and by the keys of their texts."""
+    known: dict[str, dict[str, list[str]]] = {
         name: {"rows": [one.row_hash for one in rows], "groups": sorted({one.group for one in rows})}
         for name, rows in (("train", data.train), ("valid", data.valid))
     }
     known["test"] = {"rows": list(data.test.row_hashes), "groups": list(data.test.group_names)}
+    for name, part in known.items():
+        part["texts"] = data.keys(name).all_exact
     atomic_write(directory / SPLITS_FILE, json.dumps(known) + "\n")
 
 
@@ -108,3 +119,10 @@ def read_splits(path: Path) -> Assigned:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); restore it, or take it away") from error
     return Assigned(rows, groups)
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The split of each key of a row's texts in a file that `read_splits` has read; none in files from before there
+    were any."""
+    read: Any = json.loads(read_text(path))
+    return {str(key): name for name in reversed(SPLITS) for key in read[name].get("texts", ())}
