@@ -14,6 +14,7 @@ from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.linked import linked, links_of
+from bedplate.data.rows import text_of
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import (
     Assigned,
@@ -297,7 +298,7 @@ def _example(
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
     where = rows.where(line)
-    inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
+    inputs = {name: text_of(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
     target = _target(task, row, where, documents) if labelled else ""
@@ -316,19 +317,6 @@ def _example(
     )
 
 
-def _text(row: Row, column: str, where: str) -> str:
-    value: Any = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
-    return value
-
-
 def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None) -> str:
     value: Any = row.get(task.data.target)
     if task.output.kind in ("json", "labels", "embedding"):
@@ -341,7 +329,7 @@ def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | Non
         except RequestError as error:
             raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error
     if not task.labels:
-        text = _text(row, task.data.target, where)
+        text = text_of(row, task.data.target, where)
         if not text.strip():
             raise DataError(f"{where}: the target ({task.data.target}) is empty")
         return text
