@@ -22,6 +22,7 @@ from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
 from bedplate.core.statistics import spent_alpha
 from bedplate.core.statistics.looks import look_levels
+from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.pool import Pool, load_pool
 from bedplate.report.run_report import Report
 from bedplate.report.schema_labels import LabelBudget
@@ -67,6 +68,7 @@ def adapt_with_labels(
     check_output(out)
     pool, directory = load_pool(task), out / LABELS
     with file_lock(directory / ".lock"):
+        grouping_of(task, sources_of(task))  # before anybody labels rows that would be split as they may not be
         plan = read_plan(directory, pool, label_budget)
         files = [
             read_labels(file_of(directory, number), task, asked) for number, asked in enumerate(plan.asked, start=1)

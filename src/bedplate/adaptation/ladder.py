@@ -27,7 +27,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.labels.looking import ONCE, Looking
+from bedplate.adaptation.labels.looking import ONCE, Looking, rows_of
 from bedplate.adaptation.report.catalogued import record
 from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
@@ -45,7 +45,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
-from bedplate.evaluation.examples import TaskData, load_examples
+from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.report.run_report import Report
@@ -79,7 +79,8 @@ def adapt(
     task's rows as far as they have labels (`adapt_with_labels`). The same call again goes on where an interrupted one
     stopped; what it did and what a limit made it leave out stays as it was.
 
-    Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
+    Raises ConfigError (also for a task file that does not say which rows belong together, or does not answer what its
+    rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
     out, given = Path(out), dict[str, Rows]()
@@ -99,10 +100,7 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    if looking is not None:
-        data = looking.data
-    else:
-        data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
+    data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, given)
     check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))

@@ -254,6 +254,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
+    for line in groups_said(data["data"]):
+        screen.print(escape(line))
     for note in (data["ledger"] or {}).get("notes", ()):
         screen.print(f"note: {escape(note)}")
     for one in data["predictions"]:
@@ -281,6 +283,21 @@ def show(report: Report, directory: Path = Path()) -> None:
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report, directory)
+
+
+def groups_said(data: Mapping[str, Any]) -> list[str]:
+    """Which rows are kept together, and what looks like groups and is not declared."""
+    grouping = data.get("grouping")
+    if grouping is None:
+        return []
+    columns = " or ".join(grouping["columns"])
+    because = f"rows are independent, as the task file says: {grouping['ungrouped_because']}"
+    lines = [f"groups: rows of one {columns} stay together" if columns else f"groups: {because}"]
+    for one in grouping["found"]:
+        answer = "" if one["answer"] is None else f"; not a group, as the task file says: {one['answer']}"
+        if one["kind"] != "column" or one["design_effect"] > 1 or answer:
+            lines.append(f"groups: {one['says']}{answer}")
+    return lines
 
 
 def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, deduplicate, split, take
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, parse_rows, task_data
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, parsed_rows, task_data
 from bedplate.evaluation.task import Task
 
 
@@ -87,15 +87,11 @@ def load_pool(task: Task) -> Pool:
         )
     counts: Counter[str] = Counter()
     notes: list[str] = []
-    parsed: list[Example] = []
-    files: dict[str, str] = {}
-    licences: list[str] = []
-    for prefix, source in task.data.by_prefix.items():
-        rows = read_rows(source, task.directory)
-        parsed += parse_rows(task, rows, None, counts, notes, prefix=prefix, gaps=True)
-        files[f"file:{rows.source}"] = rows.sha256
-        notes += rows.notes
-        licences += [rows.licence] if rows.licence else []
+    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
+    parsed = [one for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for one in part]
+    files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
+    notes += [note for rows in sources.values() for note in rows.notes]
+    licences = [rows.licence for rows in sources.values() if rows.licence]
     known: dict[str, set[str]] = defaultdict(set)
     for one in parsed:
         known[one.row_hash].update([one.target] if one.target else [])

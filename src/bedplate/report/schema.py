@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from bedplate.core.config import Strict
 from bedplate.report.schema_bar import Requirement
 from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_groups import Grouping
 from bedplate.report.schema_labels import LabelBudget, SecondLabels
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
@@ -248,6 +249,8 @@ class Data(Part):
     licences: tuple[str, ...]
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
+    grouping: Grouping | None = None
+    """Which rows are kept together, and what was looked for before that; null in reports from before it was."""
     card: DataCard
     second_labels: SecondLabels | None = None
     """Where the task names a column of second labels."""

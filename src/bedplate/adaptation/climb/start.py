@@ -19,13 +19,14 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
-from bedplate.adaptation.task.parent import Parent, write_splits
+from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.run import SETTINGS_FILE, Run
 

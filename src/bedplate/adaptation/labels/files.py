@@ -37,7 +37,7 @@ def file_of(directory: Path, number: int) -> Path:
 def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
     """The rows with an empty target. UsageError where the task has a column of a name that is needed here."""
     texts = {spec.column: name for name, spec in task.inputs.items()}
-    grouped = () if task.data.group_by is None else (task.data.group_by,)
+    grouped = task.data.group_columns
     columns = (KEY, "id", *texts, *grouped, task.data.target, CANNOT)
     taken = next((name for name in columns if columns.count(name) > 1), None)
     if taken is not None:
@@ -47,7 +47,8 @@ def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
     writer.writerow(columns)
     for one in examples:
         found = one.texts
-        group = [one.group] if grouped else []
+        linked = dict(link.split("=", 1) for link in one.links)
+        group = [linked.get(name, "") for name in grouped]
         writer.writerow([one.row_hash, one.id, *(found[name] for name in texts.values()), *group, "", ""])
     atomic_write(path, file.getvalue())
 

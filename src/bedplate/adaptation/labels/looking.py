@@ -6,13 +6,17 @@ looks`); the bounds shown are repeated confidence bounds, so they hold together 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.examples import TaskData, TestHandle
+from bedplate.data.rows import Rows
+from bedplate.data.splits import Assigned
+from bedplate.evaluation.examples import TaskData, TestHandle, load_examples
+from bedplate.evaluation.leaks.answered import grouping_of, sources_of
+from bedplate.evaluation.task import Task
 from bedplate.report.schema_labels import LabelBudget
 
 
@@ -97,3 +101,11 @@ class Looking(Once):
     @property
     def _shares(self) -> tuple[float, ...]:
         return tuple(look.share for look in self.record.looks)
+
+
+def rows_of(task: Task, looking: Looking | None, assigned: Assigned | None, given: Mapping[str, Rows]) -> TaskData:
+    """A task's rows, once it has said which of them belong together. given: rows in memory, by their source's prefix."""
+    sources = given or sources_of(task)
+    grouping = grouping_of(task, sources)
+    data = load_examples(task, assigned, sources) if looking is None else looking.data
+    return replace(data, grouping=grouping)

@@ -130,6 +130,7 @@ def build_report(
             licences=data.licences,
             test_openings=tuple(data.test.openings),
             second_labels=second_labels(context.task, data, context.spec.target.confidence),
+            grouping=data.grouping,
             card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
         ),
         focus=_focus(judged, valid, evaluations),
