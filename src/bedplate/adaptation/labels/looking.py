@@ -104,7 +104,7 @@ class Looking(Once):
 
 
 def rows_of(task: Task, looking: Looking | None, assigned: Assigned | None, given: Mapping[str, Rows]) -> TaskData:
-    """A task's rows, once it has said which of them belong together. given: rows in memory, by their source's prefix."""
+    """A task's rows, once it has said which of them belong together. given: those that are in memory, by prefix."""
     sources = given or sources_of(task)
     grouping = grouping_of(task, sources)
     data = load_examples(task, assigned, sources) if looking is None else looking.data
