@@ -11,20 +11,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from bedplate.training.batch import PackedBatch
+from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import summed_losses
+from bedplate.training.objectives.pieces import summed_losses, taken
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 
 
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
-    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
+    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states; what is
+    NO_TARGET among them adds nothing, as in torch's own.
 
-    With more than `rows` positions the logits are made piece by piece, and their gradients with them.
+    Its gradients are computed once: UsageError for a second backward pass over them, or one through them (on a CPU, or
+    piece by piece). With more than `rows` positions the logits are made piece by piece, and their gradients with them.
     """
     if len(targets_N) <= rows:
         return _cross_entropy(model, hidden_ND, targets_N)
@@ -46,18 +47,17 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:  # type: ignore[override]
         logs_NV = logits_NV.log_softmax(-1)
-        lost = -logs_NV.gather(1, targets_N[:, None]).sum()
-        ctx.found = logs_NV, targets_N
-        return lost
+        kept_N1 = (targets_N != NO_TARGET)[:, None]
+        at_N1 = targets_N[:, None].where(kept_N1, 0)
+        ctx.found = logs_NV, at_N1, kept_N1
+        return -logs_NV.gather(1, at_N1).where(kept_N1, 0.0).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logs_NV, targets_N = ctx.found
-        ctx.found = None  # it is overwritten
+        logs_NV, at_N1, kept_N1 = taken(ctx)
         to_logits = logs_NV.exp_()
-        to_logits.scatter_add_(1, targets_N[:, None], to_logits.new_full((len(targets_N), 1), -1.0))
-        return to_logits.mul_(grad), None
+        to_logits.scatter_add_(1, at_N1, to_logits.new_full((len(at_N1), 1), -1.0))
+        return to_logits.mul_(kept_N1 * grad), None
 
 
 def _wide(logits_NV: Tensor) -> Tensor:
