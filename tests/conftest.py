@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import itertools
 import os
 import signal
@@ -53,6 +54,9 @@ def _parsing_again(parse: Any) -> Any:
 
 
 ast.parse = _parsing_again(ast.parse)
+# Until all tests are collected: what is imported and collected stays, some two million objects, and to go through them
+# takes most of a second each time (`pytest_runtestloop`).
+gc.disable()
 REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
 _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
@@ -155,6 +159,13 @@ def vader_news() -> Path:
 def lid_176() -> Path:
     """fastText's model of 176 languages."""
     return _real("lid-176")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What is there before the first test is never looked through again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
