@@ -77,7 +77,7 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
         context.until = before
     if isinstance(plan, Skip):
         return _with_needs(context, plan)
-    plan = replace(plan, seconds=plan.seconds * context.pace)
+    plan = replace(plan, seconds=plan.seconds * context.pace, pace=context.pace)
     return over_budget(context, plan) or plan
 
 
