@@ -125,7 +125,7 @@ def token_seconds(model: Model, asked: Asked = "auto") -> float | None:
     if way not in seconds:
         return None
     length, prefix = _lengths(spec)
-    tokens = prefix + _DOCUMENTS * (length - 1 - prefix)  # the last one of each is a target alone
+    tokens = prefix + _DOCUMENTS * (length - prefix)
     return seconds[way] / tokens * spec.layers / _blocks(spec)
 
 
@@ -133,7 +133,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithme
     """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
     left out."""
     key = {
-        "version": 2,
+        "version": 1,
         "cpu": processor_kind(),
         "threads": torch.get_num_threads(),
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],

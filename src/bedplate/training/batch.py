@@ -48,11 +48,6 @@ class TrainingExample:
         """Index of the first token that carries loss."""
         return self.loss.index(True)
 
-    @property
-    def read(self) -> int:
-        """How many of its tokens a causal model has to read: those before the last that carries loss."""
-        return len(self.loss) - 1 - self.loss[::-1].index(True)
-
 
 class MicroBatch(Protocol):
     """What goes through the model at once; an objective reads fields of its own beside these.
