@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict.candidate import Nominable, over
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class Admission:
     rung: str
     changes: tuple[Change, ...]
     estimate: float | None = None
+    scale: Scale = PLAIN
 
     @property
     def said(self) -> str:
         """`p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
         changes = " and ".join(change.said for change in self.changes)
-        seen = "which was not tried" if self.estimate is None else f"{self.estimate:.3f} on valid"
+        seen = "which was not tried" if self.estimate is None else f"{self.scale.said(self.estimate)} on valid"
         return f"{changes} would admit {self.rung} ({seen})"
 
 
@@ -53,11 +55,13 @@ def admissions(
     outcomes: Mapping[str, RungOutcome],
     budget: BudgetSpec,
     limits: Mapping[str, float],
+    scale: Scale = PLAIN,
 ) -> list[Admission]:
     """Of every candidate that was measured to be over the budget, and every rung that a limit left out: those that
     look best first, then those that ask for the least.
 
-    limits: what was given for keys that the command line may have set in the place of the task file.
+    limits: what was given for keys that the command line may have set in the place of the task file. scale: says the
+    candidates' estimates.
     """
     given = {**{key: value for key, value in budget.model_dump().items() if value is not None}, **limits}
     found: list[Admission] = []
@@ -66,7 +70,7 @@ def admissions(
         if keys and one.broken is None:
             shown = {"p95_ms": one.p95_ms}  # as it was measured: only its bound keeps it out
             changes = tuple(Change(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
-            found.append(Admission(one.rung, changes, one.estimate))
+            found.append(Admission(one.rung, changes, one.estimate, scale))
     for name, outcome in outcomes.items():
         needs = {key: value for key, value in outcome.needs.items() if key in given}
         if outcome.status == "skipped" and needs:
