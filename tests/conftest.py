@@ -168,6 +168,11 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """At the end of the process everything goes: compiled libraries tell of what stays."""
+    gc.unfreeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import sys
 
