@@ -64,6 +64,11 @@ class Evaluation(shown.Brief):
         """How its numbers are said."""
         return Scale(self.worst_usd)
 
+    @property
+    def scored_as(self) -> str:
+        """What its scores are called where they are shown as they are."""
+        return self.metric if self.worst_usd is None else f"1 - {self.metric} / {self.worst_usd:g}"
+
     def bound(self, confidence: float, side: Side = "lower") -> float:
         """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups, and
         of a mean over labels RareLabel."""
