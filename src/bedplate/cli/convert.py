@@ -9,6 +9,7 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.export import write_out
+from bedplate.cli.options import Overwrite
 
 
 def convert(
@@ -26,7 +27,7 @@ def convert(
         typer.Argument(
             metavar="DST",
             help="What to write: NAME.gguf, or else a Hugging Face directory.",
-            callback=paths.new_directory,
+            callback=paths.new,
         ),
     ],
     dtype: Annotated[
@@ -40,6 +41,7 @@ def convert(
         ),
     ] = None,
     shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Convert a checkpoint: Hugging Face directory (one file, shards; GPTQ, AWQ, float8 and ONNX become plain) or GGUF.
@@ -47,4 +49,4 @@ def convert(
     The result is read back, and the values are compared with the source's: equal, or rounded by so much.
     """
     to_gguf = destination.suffix == ".gguf"
-    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, as_json)
+    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, overwrite, as_json)

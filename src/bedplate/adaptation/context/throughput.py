@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bedplate.adaptation.task.task_prompt import Written
+from bedplate.core.processor import is_busy, load_average, processor
 from bedplate.core.values import Values
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -50,46 +50,52 @@ class Throughput:
 @dataclass(frozen=True)
 class Reading:
     """Calls with one prompt. call: seconds, the least of `times` medians. load: processes that wanted a processor,
-    averaged over a minute; None where the system does not say."""
+    averaged over a minute; None where the system does not say. own: seconds that this process's processors worked for
+    such a call, spread over the threads that it may have; None where that is not known."""
 
     call: float
     times: int
     load: float | None
+    own: float | None = None
+
+    @property
+    def quiet(self) -> float:
+        """Seconds that a call takes as far as this process itself is the reason. Where more wants to compute than there
+        are processors, the time that a call waits for one says nothing of the call."""
+        if self.own is None or self.load is None or not is_busy(self.load):
+            return self.call
+        return min(self.call, self.own)
 
     @property
     def said(self) -> str:
         times = "the median" if self.times == 1 else f"the least of {self.times} medians"
-        return times if self.load is None else f"{times}; load average {self.load:.1f}"
+        load = "" if self.load is None else f"; load average {self.load:.1f}"
+        waited = f", without {1000 * (self.call - self.quiet):.0f} ms of waiting for a processor"
+        return times + load + (waited if self.quiet < self.call else "")
 
 
 def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> Reading:
     """Of a skin's calls."""
     predictor.predict(rows[:1])
-    return _read(lambda count, tenant: median_call(predictor, rows[:count], tenant), limit)
+    return _read(lambda count, tenant: median_call(predictor, rows[:count], tenant), len(rows), limit)
 
 
 def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
     """Of texts that are embedded alone."""
-    return _read(lambda count, _: median_text(model, texts[:count]), limit)
+    return _read(lambda count, _: median_text(model, texts[:count]), len(texts), limit)
 
 
-def _read(timed: Callable[[int, str], float], limit: float) -> Reading:
+def _read(timed: Callable[[int, str], float], most: int, limit: float) -> Reading:
     """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
-    many calls of a tenant."""
-    call, times = math.inf, 0
+    many calls of a tenant, `most` at most."""
+    call, own, times = math.inf, math.inf, 0
     while times < REPEATS and call > limit:
         count = CALLS if times == 0 or call * CALLS <= REPEAT_SECONDS else max(3, int(REPEAT_SECONDS / call))
+        worked = time.process_time()
         call = min(call, timed(count, f"timing {times}"))
+        own = min(own, (time.process_time() - worked) / min(count, most) / processor().threads)
         times += 1
-    return Reading(call, times, load_average())
-
-
-def load_average() -> float | None:
-    """Processes that wanted a processor, averaged over a minute."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # not every system has it
-        return None
+    return Reading(call, times, load_average(), own)
 
 
 def measure_throughput(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import PageFile, Wide, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
@@ -37,7 +38,10 @@ def decide(
         ),
     ],
     prices: Annotated[
-        Path | None, typer.Option(help="The price file. Default: the one that each case names.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The price file. Default: the one that each case names.", show_default=False, callback=paths.existing
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")

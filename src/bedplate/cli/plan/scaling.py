@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import numbers, show
@@ -16,7 +17,12 @@ from bedplate.core.tables import numbers, show
 def scaling(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN…", help="Directories of finished runs, at least four.", show_default=False),
+        typer.Argument(
+            metavar="RUN…",
+            help="Directories of finished runs, at least four.",
+            show_default=False,
+            callback=paths.directories,
+        ),
     ],
     form: Annotated[
         Literal["power", "floor", "chinchilla"] | None,

@@ -30,9 +30,8 @@ from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.run.written import Planned, Pretrained, Written
 from bedplate.pretraining.runfile.file import RunFile, load_run
-from bedplate.pretraining.suites import check_suites
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.arithmetic import Asked
+from bedplate.training.config import Asked
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import CorruptedSource, Corrupting, Models, Words
 from bedplate.training.parallel.launch import launched
@@ -64,7 +63,6 @@ def pretrain(
     KeyboardInterrupt, after which the same call resumes.
     """
     run = run if isinstance(run, RunFile) else load_run(run, overrides)
-    check_suites(run.evaluation.suites)
     out = Path("runs") / run.run if out is None else Path(out)
     with launched(), ExitStack() as around:
         processes = Processes()
