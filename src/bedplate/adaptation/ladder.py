@@ -1,6 +1,6 @@
 """Climb the ladder: tune every rung on valid, nominate, open test once, and decide.
 
-Everything that finishes is kept in the output directory, so that the same command goes on where it was interrupted.
+Everything that finishes is kept in the output directory, so that the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def adapt(
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
     data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. The same call
-    again goes on where an interrupted one stopped; what it did and what a limit made it leave out
+    again resumes where an interrupted one stopped; what it did and what a limit made it leave out
     stays as it was.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;

@@ -73,7 +73,7 @@ def evaluate(
     With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
     and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to
     climb again, in one sentence. A skin that is looked at again and again is still called wrong by chance in at most 5%
-    of cases: the j-th look may make 0.6/j² of that error, and the same rows are no new look.
+    of cases: the j-th look may make 0.6/j² of that error, and the same rows are not a new look.
 
     With --suite, what a base can do besides its tasks: piqa, openbookqa, commonsenseqa, boolq (core is these four;
     accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.

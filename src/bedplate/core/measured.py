@@ -1,5 +1,5 @@
-"""What was measured of this machine, kept below BEDPLATE_HOME so that it is measured once, and again where other work had
-disturbed it."""
+"""What was measured of this machine, kept below BEDPLATE_HOME so that it is measured once, and again where other work
+had disturbed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from its file to a base: `bedplate pretrain`. The same call goes on with a run that was stopped or killed.
+"""A run from its file to a base: `bedplate pretrain`. The same call resumes a run that was stopped or killed.
 
 In a group of processes (torchrun, Slurm) each makes this call. All of them train; the first one writes.
 """
@@ -54,7 +54,7 @@ def pretrain(
     *,
     catalogued: bool = True,
 ) -> Pretrained:
-    """Trains what a run file says in the directory `out` (None: runs/NAME), or goes on where a saved state was left.
+    """Trains what a run file says in the directory `out` (None: runs/NAME), or resumes where a saved state was left.
 
     overrides: `key=value`, where `run` is a file's path. catalogued: whether the base is entered in the catalogue.
 
