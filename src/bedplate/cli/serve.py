@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import duration, whole
 from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.serving.call.state import ServerState
@@ -150,7 +152,10 @@ def serve(
     use_cores()
     write_logs(settings.logs)
 
+    starting = contextlib.ExitStack()
+
     def announce(url: str, state: ServerState) -> None:
+        starting.close()
         models = list(state.registry.models)
         if as_json:
             print(json.dumps({"url": url, "models": models}), flush=True)
@@ -158,7 +163,10 @@ def serve(
             more = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
             print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
 
-    if not run(settings, skin or (), on_ready=announce):
+    with starting:
+        starting.enter_context(Progress("starting the server", unit=""))
+        ended = run(settings, skin or (), on_ready=announce)
+    if not ended:
         # A thread still loads weights or hangs in a step: it takes as long as it takes, and has nothing to write.
         sys.stdout.flush()
         sys.stderr.flush()
