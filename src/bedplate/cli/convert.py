@@ -9,19 +9,11 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.export import write_out
-from bedplate.cli.options import Overwrite
+from bedplate.cli.options import BaseSource, Overwrite
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="Catalogue name, directory, .gguf file or hf:owner/name.",
-            show_default=False,
-            callback=paths.base,
-        ),
-    ],
+    source: BaseSource,
     destination: Annotated[
         Path,
         typer.Argument(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite
+from bedplate.cli.options import BaseSource, Overwrite
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    base: Annotated[
-        str,
-        typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
-        ),
-    ],
+    base: BaseSource,
     out: Annotated[
         Path,
         typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new),

@@ -9,8 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bedplate.cli import paths
-from bedplate.cli.options import Dtype, Kernel, Weights, whole
+from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
 from bedplate.core.libraries import torch_beside
@@ -24,12 +23,7 @@ WITHOUT_TORCH = (
 
 
 def generate(
-    base: Annotated[
-        str,
-        typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
-        ),
-    ],
+    base: BaseSource,
     prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template; else continue the text.")

@@ -21,6 +21,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False),
 ]
+BaseSource = Annotated[
+    str,
+    typer.Argument(
+        help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
     typer.Option(help="What the base is loaded in. auto: the measured fastest that keeps what is stored."),
