@@ -17,7 +17,6 @@ def convert(
     destination: Annotated[
         Path,
         typer.Argument(
-            metavar="DST",
             help="What to write: NAME.gguf, or else a Hugging Face directory.",
             callback=paths.new,
         ),
