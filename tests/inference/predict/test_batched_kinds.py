@@ -1,5 +1,5 @@
-"""Every kind of output is answered alike in a batch and in calls of their own, in float32: what is written to the token,
-and numbers as close as the order of a sum allows."""
+"""Every kind of output is answered alike in a batch and in calls of their own, in float32: what is written token for
+token, and numbers as close as the order of a sum allows."""
 
 from __future__ import annotations
 
