@@ -219,7 +219,7 @@ def decide(
                 f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
             )
             if c.expected is not None and c.expected < c.estimate - 0.0005:
-                text += f" What passed reads high: with valid and the other candidates, expect {c.expected:.3f}."
+                text += f" What passed scores high by luck as well: with valid and the others, expect {c.expected:.3f}."
             if guards.get(c.rung):
                 text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
             text += "".join(f" Its {limit.reason}." for limit in limits.get(c.rung, ()))
