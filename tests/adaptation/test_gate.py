@@ -269,7 +269,8 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     nomination = gate.Nomination(("a",), "a", None, {})
     found = gate.confirm([("a", test)], seen, target=0.8, alpha=0.05)
     decision = gate.decide(nomination, found, metric="accuracy", target=0.8, n=400, groups=400)
-    assert f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}." in decision.reason
+    said = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
+    assert said in decision.reason
 
 
 # --- what a call takes
