@@ -151,6 +151,7 @@ class _Ladder:
             self.outcomes,
             self.spec.budget,
             {} if clock.seconds is None else {"train_minutes": clock.seconds / 60},
+            {name: result.latency.load for name, result in results.items()},
         )
         decision = gate.decide(
             nomination,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict.candidate import Nominable, over
+from bedplate.core.processor import is_busy
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,21 @@ class Change:
 
 @dataclass(frozen=True)
 class Admission:
-    """Of one candidate: every change that it needs. estimate: on valid; None where it was not tried."""
+    """Of one candidate: every change that it needs. estimate: on valid; None where it was not tried. load: processes
+    that wanted a processor while its calls were timed, where those were more than there are."""
 
     rung: str
     changes: tuple[Change, ...]
     estimate: float | None = None
+    load: float | None = None
 
     @property
     def said(self) -> str:
         """`p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
         changes = " and ".join(change.said for change in self.changes)
         seen = "which was not tried" if self.estimate is None else f"{self.estimate:.3f} on valid"
-        return f"{changes} would admit {self.rung} ({seen})"
+        beside = "" if self.load is None else f", timed beside other work at a load average of {self.load:.1f}"
+        return f"{changes} would admit {self.rung} ({seen}{beside})"
 
 
 def round_up(value: float) -> float:
@@ -53,11 +57,13 @@ def admissions(
     outcomes: Mapping[str, RungOutcome],
     budget: BudgetSpec,
     limits: Mapping[str, float],
+    loads: Mapping[str, float | None] | None = None,
 ) -> list[Admission]:
     """Of every candidate that was measured to be over the budget, and every rung that a limit left out: those that
     look best first, then those that ask for the least.
 
-    limits: what was given for keys that the command line may have set in the place of the task file.
+    limits: what was given for keys that the command line may have set in the place of the task file. loads: the load
+    average while a candidate's calls were timed.
     """
     given = {**{key: value for key, value in budget.model_dump().items() if value is not None}, **limits}
     found: list[Admission] = []
@@ -66,7 +72,11 @@ def admissions(
         if keys and one.broken is None:
             shown = {"p95_ms": one.p95_ms}  # as it was measured: only its bound keeps it out
             changes = tuple(Change(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
-            found.append(Admission(one.rung, changes, one.estimate))
+            timed = {key for key, *_ in keys} & {"p95_ms", "usd_per_1k_calls"}
+            load = (loads or {}).get(one.rung) if timed else None
+            found.append(
+                Admission(one.rung, changes, one.estimate, load if load is not None and is_busy(load) else None)
+            )
     for name, outcome in outcomes.items():
         needs = {key: value for key, value in outcome.needs.items() if key in given}
         if outcome.status == "skipped" and needs:
