@@ -1,8 +1,9 @@
 """How soon `bedplate generate` says its first token of a base that it has never seen: a whole process, from its start.
 
 Each process has a home of its own, in which the base lies as it was pulled and the native kernel is compiled, and
-nothing is known of the base: no way measured, nothing hashed. The base's file is in the system's page cache. Beside it
-the same in a home where an earlier process has been, and (reported only) llama.cpp from the same file.
+nothing is known of the base: no way measured, nothing hashed. The base's file is in the system's page cache, and byte
+code is on disk, as pip leaves it. Beside it the same in a home where an earlier process has been, and (reported only)
+llama.cpp from the same file.
 
 usage: first_token.py [--base smollm2-135m] [--repeats 7]
 """
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from bedplate.models.checkpoints.base import locate
 from comparison import Row, report, start
 from goals import FIRST_TOKEN
 
+CODE = Path(tempfile.gettempdir()) / "first-token-code"
 PROMPT = "The capital of France is"
 PEER = """
 import sys
@@ -49,7 +51,9 @@ def main() -> None:
     has_peer = importlib.util.find_spec("llama_cpp") is not None
     unseen, known, theirs = list[float](), list[float](), list[float]()
     with fresh_home(bedplate_home()) as compiled:
-        first_output(ours, compiled)  # compiles the kernel where it is not yet
+        first_output(ours, compiled)  # compiles the kernel where it is not yet, and the byte code of both
+        if has_peer:
+            first_output(peer, compiled)
         for _ in range(repeats):
             with fresh_home(compiled) as home:
                 warm(path)
@@ -94,7 +98,8 @@ def warm(path: Path) -> None:
 
 def first_output(command: list[str], home: Path) -> float:
     """Seconds from the start of a process to the first text that it writes."""
-    environment: Mapping[str, str] = {**os.environ, "BEDPLATE_HOME": str(home)}
+    environment = {**os.environ, "BEDPLATE_HOME": str(home), "PYTHONPYCACHEPREFIX": str(CODE)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

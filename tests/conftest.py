@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import signal
+from collections import Counter
 
 # before torch, tokenizers, matplotlib and huggingface_hub are imported by anyone
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
@@ -55,6 +56,7 @@ ast.parse = _parsing_again(ast.parse)
 REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
 _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
+_SLOWEST_FILES = 25
 
 
 def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
@@ -162,7 +164,22 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+def _tell_slowest_files(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds by file, its fixtures' included: time that is spread over many quick tests shows in no list of tests."""
+    seconds, tests = Counter[str](), Counter[str]()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            file = report.nodeid.partition("::")[0]
+            seconds[file] += report.duration
+            tests[file] += report.when == "call"
+    if len(seconds) > _SLOWEST_FILES:
+        terminalreporter.section(f"slowest {_SLOWEST_FILES} of {len(seconds)} files, {seconds.total():.0f}s in all")
+        for file, spent in seconds.most_common(_SLOWEST_FILES):
+            terminalreporter.line(f"{spent:.2f}s in {tests[file]:3d} tests {file}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    _tell_slowest_files(terminalreporter)
     reasons = [
         str(report.longrepr) for report in terminalreporter.stats.get("skipped", []) if _LOUD in str(report.longrepr)
     ]

@@ -101,6 +101,13 @@ def test_something_servable_comes_first_and_trained_rungs_have_what_the_others_l
     assert "cascade" not in names
 
 
+def test_a_cheap_servable_skin_is_made_whole_before_others_have_their_least():
+    had = dict(climbed(37.0, names=["zero_shot", "few_shot", "probe", "lora", "dora"]))
+    assert had["probe"] == pytest.approx(2 * 6)  # it plans with a share of that; else 6 and a share of what is left
+    had = dict(climbed(29.0, names=["zero_shot", "few_shot", "probe", "lora", "dora"]))
+    assert had["probe"] < 2 * 6  # it is not cheap beside so little
+
+
 @given(st.floats(1, 500), st.integers(1, 3))
 def test_no_rung_takes_what_another_needs_while_there_is_enough(left: float, bases: int):
     names = ["zero_shot", "few_shot", "probe", "lora"]
@@ -118,6 +125,33 @@ def test_two_bases_share_what_is_left_for_training():
     first, second = sorted((found["lora"], found["lora@b1"]))
     assert first == pytest.approx(spare / 2, rel=0.05)
     assert second == pytest.approx(spare / 2, rel=0.05)
+
+
+def test_what_trains_is_planned_at_the_pace_that_training_was_seen_to_have():
+    schedule, outcomes = ladder(500.0, names=["zero_shot", "lora", "dora"], bases=2)
+    done: Any = SimpleNamespace(evaluation=None)
+    least = schedule.least(schedule.candidates["dora"])
+    outcomes["zero_shot"] = RungOutcome("zero_shot", "done", "", done, 50.0, Plan({}, 5.0))
+    assert schedule.least(schedule.candidates["dora"]) == least  # answering is no training
+    outcomes["lora@b1"] = RungOutcome("lora@b1", "done", "", done, 30.0, Plan({}, 10.0))
+    assert schedule.least(schedule.candidates["dora"]) == pytest.approx(3 * least)
+    outcomes["lora"] = RungOutcome("lora", "done", "", done, 30.0, Plan({}, 20.0))
+    assert schedule.least(schedule.candidates["dora"]) == pytest.approx(1.5 * least)  # its own base's
+    assert schedule.least(schedule.candidates["dora@b1"]) == pytest.approx(3 * least)
+    found = schedule.next()
+    while found is not None and found.rung.name != "dora":
+        outcomes[found.name] = RungOutcome(found.name, "skipped", "")
+        found = schedule.next()
+    assert found is not None
+    assert found.context.pace == pytest.approx(1.5 if found.name == "dora" else 3.0)
+
+
+def test_a_pace_tells_what_a_rung_itself_had_expected():
+    done: Any = SimpleNamespace(evaluation=None)
+    assert RungOutcome("lora", "done", "", done, 30.0, Plan({}, 20.0, pace=2.0)).pace == 3.0
+    assert RungOutcome("lora", "done", "", done, 1e4, Plan({}, 20.0)).pace == 4.0  # bounded
+    assert RungOutcome("lora", "failed", "", None, 30.0, Plan({}, 20.0)).pace is None
+    assert RungOutcome("lora", "done", "", done, 30.0).pace is None
 
 
 def test_without_a_limit_the_order_is_the_tables_with_a_servable_skin_in_front():

@@ -25,7 +25,8 @@ def read_plan(directory: Path, config: str) -> Plan | None:
     values = _read(directory / PLAN_FILE)
     if values is None or values.pop("config", None) != config:
         return None
-    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]), values.get("usd", 0.0))
+    left_out, usd, pace = tuple(values["left_out"]), values.get("usd", 0.0), values.get("pace", 1.0)
+    return Plan(values["settings"], values["seconds"], left_out, usd, pace)
 
 
 def write_skip(directory: Path, limits: str, seconds: float, skip: Skip) -> None:

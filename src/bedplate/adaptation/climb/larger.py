@@ -32,9 +32,6 @@ GROWTH_FILE = "larger.json"
 CLEARLY = 1.3
 """Times what was done at first; less is not worth doing again, unless it takes over what was finished."""
 
-PACES = (0.25, 4.0)
-"""Bounds of how much quicker or slower a rung is taken to be than it was expected to be."""
-
 
 @dataclass(frozen=True)
 class Larger:
@@ -109,9 +106,7 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
 
 def again_of(candidate: Candidate, outcome: RungOutcome) -> Candidate:
     """The candidate with what it was seen to take beside what it was expected to."""
-    context, before, pace = candidate.context, outcome.plan, 1.0
-    if outcome.result is not None and before is not None and before.seconds > 0 and outcome.seconds > 0:
-        pace = min(PACES[1], max(PACES[0], outcome.seconds / before.seconds))
+    context, before, pace = candidate.context, outcome.plan, outcome.pace or 1.0
     done = None if outcome.result is None or before is None else before.settings
     again = _elsewhere(context, context.out, pace=pace, before=done, fresh=outcome.result is None)
     again.until = context.until

@@ -78,7 +78,7 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
         context.until = before
     if isinstance(plan, Skip):
         return _with_needs(context, plan)
-    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower)
+    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
     return over_budget(context, plan) or plan
 
 

@@ -2,7 +2,9 @@
 comes first, and leaves those after it the least that they need.
 
 A rung is asked to plan in no time to learn what its smallest version takes. What it is worth is its trait: less where
-another rung of its side was climbed on the same base, and more where rules of thumb favour its side.
+another rung of its side was climbed on the same base, and more where rules of thumb favour its side. What trains is
+planned at the pace of the last rung that trained, on the same base where there was one: a step takes more than its
+products, and how much more only a run tells.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ FAVOURED = 1.25
 
 AFTER_ANOTHER = 0.8
 """So much of what a rung is worth is there already where one of its side was climbed on its base."""
+
+WHOLE = 0.25
+"""A servable skin that nothing has to be chosen for is made whole where that takes no more of the time that is left."""
 
 
 class Schedule:
@@ -50,23 +55,28 @@ class Schedule:
         values = {one.name: self._value(one) for one in ready}
         found = max(ready, key=lambda one: (_early(one) and values[one.name] > 0, values[one.name]))
         found.context.until = self._until(found, waiting)
+        found.context.pace = self._pace(found)
         return found
 
     def last(self) -> list[Candidate]:
         """What comes after all bases: endpoints, and what is made of other skins."""
         found = [one for one in self.candidates.values() if one.name not in self.outcomes]
         for one in found:
-            one.context.until = math.inf
+            one.context.until, one.context.pace = math.inf, 1.0
         return found
 
     def least(self, candidate: Candidate) -> float:
         """Expected seconds of the smallest version of a rung; 0 where it cannot be climbed or takes none."""
         if candidate.unfit is not None:
             return 0.0
+        return self._least_expected(candidate) * self._pace(candidate)
+
+    def _least_expected(self, candidate: Candidate) -> float:
+        """As the rung itself expects it."""
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
         if key not in self._least:
-            before = context.until
+            before, context.pace = context.until, 1.0
             context.until = context.clock.used  # no time at all
             try:
                 plan = planner.planned(context, candidate.rung)
@@ -80,13 +90,17 @@ class Schedule:
     def _value(self, candidate: Candidate) -> float:
         """What it is worth for a second, as large as its usual version is. A rung that is left out comes last: time may
         be saved before it."""
+        return self.worth(candidate) / (self._usual_expected(candidate) * self._pace(candidate))
+
+    def _usual_expected(self, candidate: Candidate) -> float:
+        """Seconds as large as it usually is, as the rung itself expects them; infinite where it is left out."""
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
         if key not in self._usual:
-            context.until = math.inf
+            context.until, context.pace = math.inf, 1.0
             plan = planner.planned(context, candidate.rung)
             self._usual[key] = math.inf if isinstance(plan, Skip) else max(plan.seconds, 0.1)
-        return self.worth(candidate) / self._usual[key]
+        return self._usual[key]
 
     def worth(self, candidate: Candidate) -> float:
         """Beside what was climbed on the same base."""
@@ -103,11 +117,23 @@ class Schedule:
 
     # --- how much of the time
 
+    def _pace(self, candidate: Candidate) -> float:
+        """Seconds that a rung will take for each that it expects: what the last one that trained took, on the same base
+        where there was one."""
+        if not candidate.traits.trained:
+            return 1.0
+        seen = [name for name, one in self.outcomes.items() if self.candidates[name].traits.trained and one.pace]
+        here = [name for name in seen if self.candidates[name].context is candidate.context]
+        last = (here or seen)[-1:]
+        return (self.outcomes[last[0]].pace or 1.0) if last else 1.0
+
     def _until(self, candidate: Candidate, waiting: list[Candidate]) -> float:
         """When the candidate is to be done: it has the least that it needs, and of what the others' least leaves its
         base's share. Those that are trained on the same base follow it with what remains."""
         context = candidate.context
         room = context.clock.left - context.test_reserve - self.least(candidate)
+        usual = self._usual_expected(candidate) if _early(candidate) else math.inf
+        whole = 2 * usual if usual <= WHOLE * room else 0.0  # twice, for a rung plans with a share of what it may use
         others = [one for one in [*waiting, *self._later()] if one is not candidate and not _follows(one, candidate)]
         bases: set[Context] = {context}
         for one in sorted(others, key=lambda one: -self.worth(one) / max(self.least(one), 0.1)):
@@ -116,7 +142,7 @@ class Schedule:
                 room -= needed
                 if one.on_base and one.traits.trained:
                     bases.add(one.context)
-        return context.clock.used + self.least(candidate) + max(room, 0.0) / len(bases)
+        return context.clock.used + max(whole, self.least(candidate) + max(room, 0.0) / len(bases))
 
     def _waiting(self) -> list[Candidate]:
         """Of the bases, and what needs none."""

@@ -16,16 +16,21 @@ from bedplate.evaluation.harness import Evaluation, Predicts
 SLOW = 0.95
 """The percentile of single calls that budgets limit."""
 
+PACES = (0.25, 4.0)
+"""Bounds of how much quicker or slower a rung is taken to be than it was expected to be."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """settings: plain values that decide the outcome (with the context). seconds: expected. left_out: what a larger
-    budget would add, as sentences. usd: what endpoints are expected to charge, beside the machine's time."""
+    budget would add, as sentences. usd: what endpoints are expected to charge, beside the machine's time. pace: what
+    the rung's own estimate was multiplied by, for work of this kind was seen to take so much longer here."""
 
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seconds: float = 0.0
     left_out: tuple[str, ...] = ()
     usd: float = 0.0
+    pace: float = 1.0
 
 
 SkipKind = Literal["impossible", "budget", "rule"]
@@ -149,6 +154,14 @@ class RungOutcome:
     skip: SkipKind | None = None
     needs: Mapping[str, float] = field(default_factory=dict[str, float])
     reused: bool = False
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds that it took for each that the rung itself had expected, within PACES; None where it was not done."""
+        plan = self.plan
+        if self.result is None or plan is None or plan.seconds <= 0 or self.seconds <= 0:
+            return None
+        return min(PACES[1], max(PACES[0], plan.pace * self.seconds / plan.seconds))
 
 
 @dataclass(frozen=True)
