@@ -43,6 +43,7 @@ def context(
         default_prompt=lambda: (None, None),
         is_encoder=False,
         pace=1.0,
+        slower=1.0,
         format_gain=gain,
         spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
         usd_left=usd_left,
@@ -161,7 +162,8 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
 
     class Seen:
         clock = SimpleNamespace(used=100.0)
-        exhaustive, usd_left, train, format_gain, pace = False, float("inf"), [None] * 500, 1.0, 1.0
+        exhaustive, usd_left, train = False, float("inf"), [None] * 500
+        format_gain = pace = slower = 1.0
         throughput = SimpleNamespace(call=0.1, token=0.001)
         spec = SimpleNamespace(
             budget=BudgetSpec(),

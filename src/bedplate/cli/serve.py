@@ -177,7 +177,7 @@ def _check_places(settings: ServerConfig) -> None:
     """What a server's file names is there, as far as that can be said without loading anything."""
     for base in settings.bases:
         paths.base(base.source)
-    paths.skin_directories([one.source for one in settings.skins])
+    paths.skin_directories([str(one.source) for one in settings.skins])
     paths.existing_directory(settings.skins_directory)
     paths.existing(settings.keys)
 

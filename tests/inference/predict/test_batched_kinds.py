@@ -67,7 +67,7 @@ def test_labels_of_a_head_are_the_same(model: LocalModel, tiny_dir: Path, thresh
         alone = predictor.predict(ROWS, one_by_one=True)
     assert [one.output for one in together] == [one.output for one in alone]
     for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(list(a.scores.values()), list(b.scores.values()), atol=1e-5)
+        np.testing.assert_allclose(list(a.scores.values()), list(b.scores.values()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
