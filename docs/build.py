@@ -29,6 +29,7 @@ PAGES = (
     "task-file",
     "examples",
     "verdict",
+    "production",
     "report-json",
     "skin-format",
     "new-rows",

@@ -99,7 +99,7 @@ def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_
     assert [one.rung for one in kept_out] == ["lora", "dora"]
     assert kept_out[1].said == "train_minutes: 5 → 7.4 would admit dora (which was not tried)"
     slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)
-    busy, quiet = (admissions([slow], {}, budget, {}, {"lora": load})[0].said for load in (1e4, 0.1))
+    busy, quiet = (admissions([slow], {}, budget, {}, loads={"lora": load})[0].said for load in (1e4, 0.1))
     assert busy.endswith("(0.900 on valid, timed beside other work at a load average of 10000.0)")
     assert quiet == kept_out[0].said
 

@@ -20,6 +20,7 @@ from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.climb.task_file import load_adapt_task
+from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
@@ -182,6 +183,7 @@ def _file(directory: Path, text: str) -> None:
         "case": _case,
         "devices": _devices,
         "metric": _metric,
+        "target": lambda path: TargetSpec.model_validate(yaml.safe_load(path.read_text("utf-8"))["target"]),
         "amortise": lambda path: amortise(load_account(path)),
         "corpus": lambda path: checked(load_recipe(path).rules),
         "run": load_run,

@@ -146,8 +146,8 @@ def test_what_is_no_score_names_the_row(tmp_path: Path, returned: str, message: 
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ({}, "give either `python"),
-        ({"python": "a.py:f", "judge": {"endpoint": "http://h", "model": "m", "rubric": "r"}}, "give either"),
+        ({}, "give one of `python"),
+        ({"python": "a.py:f", "judge": {"endpoint": "http://h", "model": "m", "rubric": "r"}}, "give one of"),
         ({"pyhton": "a.py:f"}, "'pyhton'.*did you mean 'python'"),
         ({"judge": {"endpoint": "http://h", "model": "m"}}, "rubric"),
         ({"judge": {"endpoint": "http://h", "model": "m", "rubric": RUBRIC, "scale": [1, 1]}}, "are the same"),

@@ -16,7 +16,7 @@ from typing import Any
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.ascent import Ascent
 from bedplate.adaptation.climb.candidates import candidates_of
-from bedplate.adaptation.climb.guard_drops import GuardResult, hold
+from bedplate.adaptation.climb.guard_drops import GuardResult
 from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
 from bedplate.adaptation.climb.judging import judge
 from bedplate.adaptation.climb.retimed import retimed
@@ -27,6 +27,8 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
+from bedplate.adaptation.report.catalogued import record
+from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
@@ -34,6 +36,7 @@ from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
+from bedplate.adaptation.verdict.hurdles import Hurdles
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, sha256_json
@@ -44,8 +47,6 @@ from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
-from bedplate.skins.catalog import Catalog
-from bedplate.skins.files import read_skin
 
 NOMINATION_FILE = "nomination.json"
 
@@ -121,6 +122,7 @@ class _Ladder:
         self.favours: Side = "weights" if favours == "tuning" else "prompt"
         self.reserved: float | None = None
         """Seconds that test was expected to take when it was opened."""
+        self.hurdles = Hurdles(self.context)
         self.formats: dict[str, Formats] = {}
         """What became of the formats of candidates that they were looked at for."""
 
@@ -129,20 +131,23 @@ class _Ladder:
         curves."""
         self.outcomes = Ascent(self.candidates, self.favours, self._likely).climb()
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
+        self.hurdles.settle(self.outcomes)
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
         earlier = self._guards_opened(nomination.nominees, results, guarded)
         number = 1 if opening is None else max(opening.number, earlier)
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
+        hurdles = self.hurdles.on_test(nomination.nominees, tested, results)
         confirmations = gate.confirm(
-            [(name, tested[name].evaluation) for name in nomination.nominees],
-            {name: result.evaluation for name, result in results.items() if result.skin is not None},
-            target=self.spec.target.value,
+            [(name, hurdles.judged[name]) for name in nomination.nominees],
+            {name: self.hurdles.judged(result) for name, result in results.items() if result.skin is not None},
+            target=hurdles.score,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
-            holds={name: partial(hold, made) for name, made in guarded.items()},
+            holds={n: partial(hurdles.hold, n, guarded.get(n, ())) for n in nomination.nominees},
         )
         levels = {one.rung: one.lower_confidence for one in confirmations}
+        required = hurdles.at(levels)
         guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
         limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         clock = self.context.clock
@@ -151,18 +156,21 @@ class _Ladder:
             self.outcomes,
             self.spec.budget,
             {} if clock.seconds is None else {"train_minutes": clock.seconds / 60},
+            self.task.scale,
             {name: result.latency.load for name, result in results.items()},
         )
         decision = gate.decide(
             nomination,
             confirmations,
             metric=self.task.metric_name,
-            target=self.spec.target.value,
+            target=hurdles.score,
             n=self.data.test.n,
             groups=self.data.test.groups,
             guards=guarded,
             kept_out=kept_out,
             limits=limits,
+            requirements=required,
+            scale=self.task.scale,
         )
         bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
@@ -184,10 +192,13 @@ class _Ladder:
             kept_out=kept_out,
             reserved=self.reserved,
             watch=self.watch,
+            hurdles=self.hurdles,
+            required=required,
+            bar=hurdles.score,
         )
         self._write(report, results)
         if self.curve:
-            curve = learning_curve(self.candidates, self.outcomes, self.curve)
+            curve = curve_in_dollars(learning_curve(self.candidates, self.outcomes, self.curve), self.task.scale)
             report = report.with_curve(curve, self.context.clock.used, self.context.clock.spent)
             self._write(report, results)
         return report
@@ -199,7 +210,7 @@ class _Ladder:
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
         """report.json and report.html, here and in the skins, and the catalogue's record of them."""
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
-        self._record(report, results)
+        record(report, self.out, self.task.task, [context.at.facts for context in self.contexts], results.values())
 
     # --- the gate
 
@@ -255,7 +266,7 @@ class _Ladder:
             name
             for name, one in now.items()
             if one.broken is None
-            and one.estimate > self.spec.target.value
+            and one.estimate > self.hurdles.score
             and keys[name]
             and keys[name] <= {"p95_ms", "usd_per_1k_calls"}
         ]
@@ -273,21 +284,23 @@ class _Ladder:
             now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
         )
         budget, out = self.spec.budget, gate.infeasible
-        return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
+        return now.estimate > self.hurdles.score and out(now, budget) is not None and out(then, budget) is None
 
     def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
         least, _ = result.latency.p95_bounds(self.spec.target.confidence)
+        judged = self.hurdles.judged(result)
         return gate.Nominable(
             name,
-            result.evaluation.estimate,
-            result.evaluation.design_effect,
+            judged.estimate,
+            judged.design_effect,
             1000 * result.price(self.spec.machine.usd_per_hour, result.latency.mean),
             result.latency.p95 * 1000,
             result.prompt_tokens,
             broken(guarded.get(name, ())),
-            result.evaluation.row_variance,
+            judged.row_variance,
             None if least is None else 1000 * least,
+            self.hurdles.short(result),
         )
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
@@ -307,7 +320,12 @@ class _Ladder:
     def _nominables(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> list[gate.Nominable]:
-        return [self._nominable(name, result, guarded) for name, result in results.items() if result.skin is not None]
+        self.hurdles.compare(results)
+        return [
+            self._nominable(name, result, guarded)
+            for name, result in results.items()
+            if result.skin is not None and name != self.spec.target.against
+        ]
 
     def _nomination(
         self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
@@ -315,10 +333,11 @@ class _Ladder:
         return gate.nominate(
             self._nominables(results, guarded),
             self.spec.budget,
-            target=self.spec.target.value,
+            target=self.hurdles.score,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.data.test.n,
             baseline=self._baseline(results),
+            scale=self.task.scale,
         )
 
     def _baseline(self, results: Mapping[str, Result]) -> str | None:
@@ -341,6 +360,7 @@ class _Ladder:
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
+            **self.hurdles.asked(self.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         opening = Ledger().open(sha256_json(question), handle.row_hashes, task=self.task.task, reason=reason)
@@ -348,13 +368,14 @@ class _Ladder:
         tested: dict[str, Tested] = {}
         for name, result in results.items():
             candidate = self.candidates[name]
-            wanted = name in nomination.nominees or name == self._baseline(results)
+            wanted = name in (*nomination.nominees, self._baseline(results), self.spec.target.against)
             if wanted:
                 alone = candidate.context.single_test_calls
                 self.reserved += seconds_on_test([result], self.data.test.n, alone, None)
             if wanted or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
+        self.hurdles.open_test(examples, tested, results)
         return tested, opening
 
     def _guards_opened(
@@ -367,19 +388,3 @@ class _Ladder:
             for at, _ in self._children(name)
         ]
         return guards_opened(self.task.task, looked)
-
-    def _record(self, report: Report, results: Mapping[str, Result]) -> None:
-        """Bases, skins, run and report in the catalogue."""
-        with Catalog.open() as catalog:
-            known = [context.at.facts for context in self.contexts]
-            weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in known]
-            skins = [
-                catalog.record_skin(read_skin(self.out / result.skin))
-                for result in results.values()
-                if result.skin is not None
-            ]
-            catalog.record_report(
-                self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [*weights, *skins]
-            )
-            catalog.add([self.out / result.child for result in results.values() if result.child is not None])
-            catalog.record_run_of(self.out)

@@ -18,6 +18,7 @@ from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
+from bedplate.report.said import costs, said
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
@@ -202,7 +203,7 @@ def show(report: Report, directory: Path = Path()) -> None:
     extra = numbers("n", "groups", extra=True)
     times = (*numbers("$/1k calls"), Column("p50 ms", right=True, extra=True), *numbers("p95 ms"))
     columns = (*numbers(data["target"]["metric"], "interval"), *extra, *times, Column("fit s", right=True, extra=True))
-    table(("rung", "split", *columns), [_cells(row) for row in report.rungs])
+    table(("rung", "split", *columns), [_cells(data, row) for row in report.rungs])
     screen = console()
     for row in report.rungs:
         if row["status"] != "done":
@@ -210,6 +211,10 @@ def show(report: Report, directory: Path = Path()) -> None:
     for one in data["not_tried"]:
         if one["what"] == "part":
             screen.print(f"{one['rung']}: {escape(one['reason'])}")
+    for rung, found in (data.get("requirements") or {}).items():
+        for one in found:
+            held = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[one["holds"]]
+            screen.print(f"{rung}: a requirement {held}: {escape(one['reason'])}")
     for rung, guards in data["guards"].items():
         for guard in guards:
             held = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
@@ -219,61 +224,63 @@ def show(report: Report, directory: Path = Path()) -> None:
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
     for one in data["predictions"]:
-        said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
-        screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}")
+        how = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
+        screen.print(f"rule of thumb ({one['rule']}) {how}: {escape(one['prediction'])}")
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
-        values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])
+        values = ", ".join(said(data, seed["estimate"]) for seed in row["seeds"])
         screen.print(f"{row['rung']}: seeds on valid {values}")
     if report.comparison is not None:
         c = report.comparison
-        screen.print(
-            f"on test, {c['a']} minus {c['b']}: {c['difference']:+.3f} ({c['interval'][0]:+.3f} to "
-            f"{c['interval'][1]:+.3f}), p = {c['p_value']:.2g}",
-        )
+        digits = 4 if costs(data) else 3
+        apart, low, high = (f"{value:+.{digits}f}" for value in (c["difference"], *c["interval"]))
+        screen.print(f"on test, {c['a']} minus {c['b']}: {apart} ({low} to {high}), p = {c['p_value']:.2g}")
     if data["curve"] is not None:
-        show_curve(data["curve"])
+        show_curve(data)
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report, directory)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["status"] != "done":
         return (row["rung"], row["status"], *[""] * 8)
     low, high = row["interval"]
     return (
         row["rung"],
         row["split"],
-        f"{row['estimate']:.3f}",
-        f"{low:.3f}-{high:.3f}",
+        said(report, row["estimate"]),
+        f"{said(report, low)}-{said(report, high)}",
         str(row["n"]),
         str(row["groups"]),
-        f"{row['usd_per_1k_calls']:.4f}",
-        f"{row['p50_ms']:.1f}",
-        f"{row['p95_ms']:.1f}",
-        f"{row['train_seconds']:.1f}",
+        *(
+            "" if row[name] is None else f"{row[name]:.{digits}f}"
+            for name, digits in (("usd_per_1k_calls", 4), ("p50_ms", 1), ("p95_ms", 1), ("train_seconds", 1))
+        ),
     )
 
 
-def show_curve(curve: Mapping[str, Any]) -> None:
+def show_curve(report: Mapping[str, Any]) -> None:
     """Quality by rung and number of labels, what was left out, and the crossover."""
     from rich.markup import escape
 
-    screen = console()
+    screen, curve = console(), report["curve"]
     sizes = sorted({point["size"] for point in curve["points"]})
     cells: dict[str, dict[int, str]] = {}
     for point in curve["points"]:
-        low, high = point["interval"]
-        cells.setdefault(point["rung"], {})[point["size"]] = f"{point['estimate']:.3f} ({low:.3f}-{high:.3f})"
+        cells.setdefault(point["rung"], {})[point["size"]] = _between(report, point)
     for flat in curve["flat"]:
-        low, high = flat["interval"]
-        cells[flat["rung"]] = dict.fromkeys(sizes, f"{flat['estimate']:.3f} ({low:.3f}-{high:.3f})")
+        cells[flat["rung"]] = dict.fromkeys(sizes, _between(report, flat))
     rows = [(rung, *(found.get(size, "") for size in sizes)) for rung, found in cells.items()]
     screen.print()
     table(("rung", *numbers(*(f"{size:,}" for size in sizes))), rows, title=f"{curve['metric']} on valid, by labels")
     for line in (*curve["left_out"], *curve["says"]):
         screen.print(escape(line))
+
+
+def _between(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    estimate, low, high = (said(report, value) for value in (point["estimate"], *point["interval"]))
+    return f"{estimate} ({low}-{high})"
 
 
 def _from_here(base: str, directory: Path) -> str:

@@ -249,17 +249,20 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
 def _show(result: Evaluation, data: TaskData) -> None:
     from bedplate.evaluation.slices import calibration, slices
 
-    low, high = result.interval
+    said, scale = result.scale.said, result.scale
+    low, high = sorted(result.interval, key=scale.value)
     percent = f"{result.confidence:.0%}"
-    print(f"{result.task}: {result.metric} {result.estimate:.3f} on {result.split}", end="")
-    print(f", {percent} interval {low:.3f}-{high:.3f}")
+    print(f"{result.task}: {result.metric} {said(result.estimate)} on {result.split}", end="")
+    print(f", {percent} interval {said(low)}-{said(high)}")
     bound = result.reason
     if result.lower_bound is not None:
-        bound = f"one-sided {percent} lower bound {result.lower_bound:.3f}"
+        bound = f"one-sided {percent} {scale.lower_bound} {said(result.lower_bound)}"
+    if scale.lower_is_better:
+        print("US dollars of a call by its answers; the price of the call itself is not in them")
     groups = f"{result.n} rows" + (f" in {result.groups} groups" if result.groups < result.n else "")
     print(f"{bound}; {groups}" + (f"; {result.unparsed} answers could not be parsed" if result.unparsed else ""))
     if result.coverage < 1:
-        among = "" if result.answered is None else f"; row score among them {result.answered:.3f}"
+        among = "" if result.answered is None else f"; row score among them {said(result.answered)}"
         print(f"answered {result.coverage:.1%} of the rows and abstained on the rest{among}")
     measured = calibration(result)
     if measured is not None:
@@ -270,6 +273,6 @@ def _show(result: Evaluation, data: TaskData) -> None:
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")
     rows: list[tuple[str, ...]] = []
     for part in slices(result):
-        low, high = part.interval
-        rows.append((f"{part.by} {part.value}", str(part.n), f"{part.estimate:.3f}", f"{low:.3f}-{high:.3f}"))
+        low, high = sorted(part.interval, key=scale.value)
+        rows.append((f"{part.by} {part.value}", str(part.n), said(part.estimate), f"{said(low)}-{said(high)}"))
     show(("slice", *numbers("n", "row score", f"{percent} interval")), rows)

@@ -61,6 +61,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
             confidence,
             seed=seed,
             binary=a.scoring == "binary",
+            weights=a.weights,
         )
         difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
     else:
@@ -82,7 +83,8 @@ def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed:
     if before.scoring in ("binary", "real"):
         place = {row.row_hash: row.score for row in after.rows}
         scores, groups = [row.score for row in before.rows], [row.group for row in before.rows]
-        return mean_drop(scores, [place[row.row_hash] for row in before.rows], groups, confidence, units=units)
+        later = [place[row.row_hash] for row in before.rows]
+        return mean_drop(scores, later, groups, confidence, units=units, weights=before.weights)
     low, high = found.interval
     se = (high - low) / 2 / _normal_quantile(confidence)
     if not enough_groups([row.group for row in before.rows]):
@@ -134,6 +136,7 @@ def _compare_statistic(
             support=(-1.0, 1.0),
             unseen=False,
             minimum_groups=2,
+            weights=a.weights,
         )
     except InsufficientGroups:  # one group says nothing about others, nor do rows that neither answered
         return difference, (-1.0, 1.0), p_value

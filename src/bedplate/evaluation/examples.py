@@ -14,6 +14,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
 
@@ -22,13 +23,18 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Example:
-    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none)."""
+    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
+    current: what the system that runs today answered. slices: column → value. weight: how much of the traffic it stands
+    for, 1 on average over its split."""
 
     id: str
     inputs: Values
     target: str
     group: str
     row_hash: str
+    current: str | None = None
+    slices: Mapping[str, str] = field(default_factory=dict[str, str])
+    weight: float = 1.0
 
     @property
     def texts(self) -> dict[str, str]:
@@ -128,7 +134,7 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         _check_unseen(parts, assigned)
     notes += _check_splits(task, parts)
     counts.update({name: len(part) for name, part in parts.items()})
-    done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
+    done = {name: _weighted(task, name, [examples[r.id] for r in part], notes) for name, part in parts.items()}
     hashes = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
     hashes |= searched
     hashes |= {name: split_hash(part) for name, part in parts.items()}
@@ -189,6 +195,7 @@ def parse_rows(
     are read (without, every target is ""). DataError naming file, line and value."""
     counts.update(rows.counts)
     needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
+    needed += [*task.data.sliced, *([task.data.current.column] if task.data.current else [])] if labelled else []
     for column in needed + ([task.data.group_by] if task.data.group_by else []):
         if column not in rows.columns:
             hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
@@ -217,7 +224,8 @@ def distinct(
     task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
 ) -> tuple[dict[str, Example], tuple[Record, ...]]:
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
-    found = {example.id: example for example in parsed}
+    times = Counter(example.row_hash for example in parsed) if task.data.traffic.duplicates else Counter[str]()
+    found = {example.id: replace(example, weight=float(times[example.row_hash] or 1)) for example in parsed}
     strata = _strata(task, [e.target for e in parsed])
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
@@ -227,6 +235,13 @@ def distinct(
     if len(result.contradictions) > 3:
         notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
     return {record.id: found[record.id] for record in result.records}, result.records
+
+
+def _weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
+    """A split's examples with their weights in it; adds to `notes`."""
+    weights, said = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
+    notes += said
+    return tuple(replace(example, weight=weight) for example, weight in zip(examples, weights, strict=True))
 
 
 def _strata(task: Task, targets: Sequence[str]) -> list[str]:
@@ -257,7 +272,10 @@ def _example(
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    return Example(str(given) if has_id else rows.name(line), inputs, target, group, digest)
+    name = str(given) if has_id else rows.name(line)
+    if not labelled:
+        return Example(name, inputs, target, group, digest)
+    return Example(name, inputs, target, group, digest, recorded(task, row, where), slices_of(task, row, where))
 
 
 def _text(row: Row, column: str, where: str) -> str:

@@ -11,6 +11,7 @@ from bedplate.core.errors import DataError
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, distinct, parse_rows
+from bedplate.evaluation.production.spec import TrafficSpec
 from bedplate.evaluation.task import Task
 
 
@@ -48,6 +49,9 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
             "belong together, a difference is seen too easily"
         )
         task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
+    # what new rows weigh, and what ran beside them, is not asked of them
+    alone = task.data.model_copy(update={"current": None, "slices": (), "traffic": TrafficSpec()})
+    task = task.model_copy(update={"data": alone})
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     parsed = parse_rows(task, rows, documents, counts, notes, labelled=labelled)
     found, records = distinct(task, parsed, rows.source, counts, notes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import numbers
 import sys
 from collections.abc import Callable, Sequence
@@ -44,6 +43,14 @@ class PythonMetric:
     def _score(self, row: AnsweredRow) -> float:
         if row.prediction is None:
             return 0.0
+        number = self.value(row)
+        if not 0 <= number <= 1:  # not so for NaN either
+            raise DataError(f"the metric {self.name} gives {number!r} for row {row.id}; a score must lie in 0 to 1")
+        return number
+
+    def value(self, row: AnsweredRow) -> float:
+        """What the function gives for a row that has a prediction. DataError where it fails, or gives no number."""
+        assert row.prediction is not None
         read: Callable[[str], Any] = json.loads if self.values else str
         try:
             found = self.function(read(row.target), read(row.prediction))
@@ -52,10 +59,9 @@ class PythonMetric:
                 f"the metric {self.name} fails on row {row.id} ({type(error).__name__}: {error}); "
                 f"its prediction is {row.prediction[:200]!r}"
             ) from error
-        number = float(found) if isinstance(found, numbers.Real) else math.nan
-        if not 0 <= number <= 1:  # not so for NaN either
-            raise DataError(f"the metric {self.name} gives {found!r} for row {row.id}; a score must lie in 0 to 1")
-        return number
+        if not isinstance(found, numbers.Real):
+            raise DataError(f"the metric {self.name} gives {found!r} for row {row.id}; a score must be a number")
+        return float(found)
 
 
 def python_metric(reference: str, directory: Path, *, values: bool) -> PythonMetric:

@@ -1,4 +1,4 @@
-"""Metrics that a task file describes instead of naming one of the table: a Python function, or a judge."""
+"""Metrics that a task file describes instead of naming one of the table: a Python function, a judge, or costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint import Concurrency, KeyVariable, ModelName, Retries, Silence
 from bedplate.core.files import sha256_json
 
@@ -55,14 +55,28 @@ class JudgeSpec(Strict):
         return sha256_json([self.endpoint, self.model, self.rubric, list(self.scale), self.max_tokens])
 
 
-class MetricSpec(Strict):
-    """`python`: path/to/file.py:function, relative to the task file; or a `judge`."""
+Dollars = Annotated[float, Field(ge=0)]
+
+
+class MetricSpec(Grown):
+    """`python`: path/to/file.py:function, relative to the task file; a `judge`; or US dollars of a call: `costs`, right
+    answer → given answer → dollars, or `cost`, a Python function that gives them, `worst_usd` at most."""
+
+    LATE = ("costs", "cost", "worst_usd")
 
     python: str | None = None
     judge: JudgeSpec | None = None
+    costs: dict[str, dict[str, Dollars]] | None = None
+    cost: str | None = None
+    worst_usd: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> MetricSpec:
-        if (self.python is None) == (self.judge is None):
-            raise ValueError("give either `python: path/to/file.py:function` or `judge: {…}`")
+        if sum(one is not None for one in (self.python, self.judge, self.costs, self.cost)) != 1:
+            raise ValueError(
+                "give one of `python: path/to/file.py:function`, `judge: {…}`, `costs: {right: {given: dollars}}` and "
+                "`cost: path/to/file.py:function`"
+            )
+        if (self.cost is None) != (self.worst_usd is None):
+            raise ValueError("`cost` and `worst_usd`, what an answer costs at most, go together")
         return self

@@ -35,19 +35,25 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
         return None
     confidence = np.array([confidence_of(r.scores or {}, r.prediction or "") for r in rows])
     right = np.array([r.target == r.prediction for r in rows], dtype=float)
-    place = np.clip(np.ceil(np.round(confidence * bins, 9)).astype(int) - 1, 0, bins - 1)
+    place = bins_of(confidence, bins)
+    weights = np.array([row.weight for row in rows])
     found: list[CalibrationBin] = []
     error = 0.0
     for index in np.unique(place):
         here = place == index
-        mean, accuracy = float(confidence[here].mean()), float(right[here].mean())
-        error += abs(mean - accuracy) * float(here.mean())
+        mean, accuracy = (float(np.average(one[here], weights=weights[here])) for one in (confidence, right))
+        error += abs(mean - accuracy) * float(weights[here].sum() / weights.sum())
         interval = _interval([rows[i] for i in np.flatnonzero(here)], right[here], evaluation, real=False)
         low, high = float(index / bins), float((index + 1) / bins)
         found.append(
             CalibrationBin(low=low, high=high, n=int(here.sum()), confidence=mean, accuracy=accuracy, interval=interval)
         )
     return Calibration(bins=tuple(found), of=bins, error=error, n=len(rows))
+
+
+def bins_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """Which of so many bins of equal width each probability is in: (0, 1/bins] is the first."""
+    return np.clip(np.ceil(np.round(confidence * bins, 9)).astype(np.int64) - 1, 0, bins - 1)
 
 
 def confusion(evaluation: Evaluation) -> Confusion | None:
@@ -62,13 +68,18 @@ def confusion(evaluation: Evaluation) -> Confusion | None:
 
 
 def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
-    """Mean row score by target label (where there are labels) and by quartile of input length in characters."""
+    """Mean row score by target label (where there are labels), by the columns that the task looks at, and by quartile
+    of input length in characters."""
     wanted = [evaluation.labels_of(row.target) for row in evaluation.rows]
     found = [
         _slice("label", label, rows, evaluation)
         for label in evaluation.labels
         if (rows := [row for row, labels in zip(evaluation.rows, wanted, strict=True) if label in labels])
     ]
+    for column in dict.fromkeys(name for row in evaluation.rows for name in row.slices or ()):
+        for value in values_of(evaluation, column):
+            rows = [row for row in evaluation.rows if (row.slices or {}).get(column) == value]
+            found.append(_slice(column, value or "(none)", rows, evaluation))
     lengths = np.array([row.length for row in evaluation.rows])
     edges = np.quantile(lengths, [0.25, 0.5, 0.75])
     quarter = np.searchsorted(edges, lengths, side="left")
@@ -79,10 +90,15 @@ def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
     return tuple(found)
 
 
+def values_of(evaluation: Evaluation, column: str) -> list[str]:
+    """The values of a column that the task looks at, in alphabetical order."""
+    return sorted({row.slices[column] for row in evaluation.rows if row.slices and column in row.slices})
+
+
 def _slice(by: str, value: str, rows: Sequence[RowResult], evaluation: Evaluation) -> Slice:
     scores = np.array([row.score for row in rows])
     interval = _interval(rows, scores, evaluation, real=evaluation.scoring == "real")
-    groups, mean = len({row.group for row in rows}), float(scores.mean())
+    groups, mean = len({row.group for row in rows}), float(np.average(scores, weights=[row.weight for row in rows]))
     return Slice(by=by, value=value, n=len(rows), groups=groups, estimate=mean, interval=interval)
 
 
@@ -92,11 +108,19 @@ def _interval(
     """Of the mean of `scores` [n], one for each row; several rows of one group say nothing about others."""
     groups = [row.group for row in rows]
     count = len(set(groups))
+    weights = None if evaluation.weights is None else np.array([row.weight for row in rows])
     if real and count > 1:
-        parts = np.stack([scores, np.ones(len(scores))], axis=1)
+        w = np.ones(len(scores)) if weights is None else weights
+        parts = np.stack([w * scores, w], axis=1)
         return bca_of_sums(
-            parts, mean_of_sums, groups, evaluation.confidence, seed=evaluation.seed, minimum_groups=2
+            parts,
+            mean_of_sums,
+            groups,
+            evaluation.confidence,
+            seed=evaluation.seed,
+            minimum_groups=2,
+            weights=weights,
         ).interval
     if not real and (count > 1 or len(rows) == 1):
-        return effective_n_interval(scores, groups, evaluation.confidence, minimum_groups=2)
+        return effective_n_interval(scores, groups, evaluation.confidence, minimum_groups=2, weights=weights)
     return 0.0, 1.0

@@ -18,13 +18,18 @@ from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.evaluation.costs.metric import CostMetric, check_costs, function_metric, matrix_metric
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
+from bedplate.evaluation.production.spec import CurrentSpec, TrafficSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import OUTPUT_KINDS, JsonOutput, LabelsOutput, Output
 
 INPUT_KINDS = ("text",)
+LABEL = "label"
+"""What stands for the right answer where slices are named."""
 _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
     "labels": ("label", "labels"),
     "abstain": ("label",),
@@ -181,8 +186,12 @@ class SplitSpec(Strict):
         return found or None
 
 
-class DataSpec(Strict):
-    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed)."""
+class DataSpec(Grown):
+    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
+    current: the answers of the system that runs today. slices: columns whose values are looked at one by one. traffic:
+    what rows weigh."""
+
+    LATE = ("current", "slices", "traffic")
 
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
@@ -190,6 +199,18 @@ class DataSpec(Strict):
     split: SplitSpec
     seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
+    current: CurrentSpec | None = None
+    slices: tuple[str, ...] = ()
+    traffic: TrafficSpec = TrafficSpec()
+
+    @field_validator("slices")
+    @classmethod
+    def _slices(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(slices)) < len(slices):
+            raise ValueError("a column is named twice")
+        if LABEL in slices:
+            raise ValueError(f"{LABEL!r} is what slices by the right answer are called; rename the column")
+        return slices
 
     @model_validator(mode="after")
     def _source_or_files(self) -> DataSpec:
@@ -200,6 +221,11 @@ class DataSpec(Strict):
         if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
             raise ValueError("a source is named twice")
         return self
+
+    @property
+    def sliced(self) -> tuple[str, ...]:
+        """Columns that are kept with the rows: the slices, and the one that has shares of the traffic."""
+        return tuple(dict.fromkeys([*self.slices, *self.traffic.shares]))
 
     @property
     def by_prefix(self) -> dict[str, str]:
@@ -250,6 +276,11 @@ class Task(Strict):
     @classmethod
     def _metric(cls, metric: str | MetricSpec, info: ValidationInfo) -> str | MetricSpec:
         if isinstance(metric, MetricSpec):
+            described: OutputSpec | None = info.data.get("output")
+            if described is not None and metric.costs is not None:
+                if described.kind != "label":
+                    raise ValueError("costs by label are for outputs of kind label; give a function: `cost`")
+                check_costs(metric.costs, described.labels or (), described.abstain and described.abstain.answer)
             return metric
         if metric not in METRICS:
             hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
@@ -297,7 +328,20 @@ class Task(Strict):
             from bedplate.evaluation.metrics_judge import judge_metric
 
             return judge_metric(self.metric.judge, list(self.inputs))
-        return python_metric(self.metric.python or "", self.directory, values=self.output.kind in ("json", "labels"))
+        if self.metric.costs is not None:
+            return matrix_metric(self.metric.costs)
+        values = self.output.kind in ("json", "labels")
+        found = python_metric(self.metric.python or self.metric.cost or "", self.directory, values=values)
+        return found if self.metric.worst_usd is None else function_metric(found, self.metric.worst_usd)
+
+    @property
+    def scale(self) -> Scale:
+        """How the metric's numbers are said."""
+        if isinstance(self.metric, str) or (self.metric.costs is None and self.metric.cost is None):
+            return PLAIN
+        scorer = self.scorer
+        assert isinstance(scorer, CostMetric)
+        return Scale(scorer.worst_usd)
 
     @property
     def metric_name(self) -> str:

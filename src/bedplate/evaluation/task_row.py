@@ -26,7 +26,8 @@ class PredictionLike(Protocol):
 @dataclass(frozen=True)
 class RowResult:
     """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
-    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON."""
+    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON. `weight`: how much of the traffic it
+    stands for, 1 on average. `slices`: column → value, of the columns that the task looks at."""
 
     id: str
     row_hash: str
@@ -37,6 +38,8 @@ class RowResult:
     length: int
     scores: dict[str, float] | None = None
     seconds: float | None = None
+    weight: float = 1.0
+    slices: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,5 +73,15 @@ class TaskRow:
                 prediction = None
         length = sum(len(text) for text in example.texts.values())
         return RowResult(
-            example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
+            example.id,
+            example.row_hash,
+            example.group,
+            example.target,
+            prediction,
+            0.0,
+            length,
+            scores,
+            seconds,
+            example.weight,
+            dict(example.slices) or None,
         )

@@ -7,8 +7,11 @@ everything that stands in the report is escaped. One template for each section, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
+
+from bedplate.report.said import costs, said, shown_bar
 
 SECTIONS = {
     "rungs": "Quality against cost",
@@ -42,6 +45,9 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         plots=drawn,
         contents=list(_contents(report)),
         headline=headline(report),
+        said=partial(said, report),
+        bar=shown_bar(report),
+        costs=costs(report),
         climbed=_climbed(report),
         bounds={one["rung"]: one for one in report["nominees"]["confirmations"]},
         confusions=confusions(report),
@@ -62,14 +68,14 @@ def _contents(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def headline(report: Mapping[str, Any]) -> str:
     """The verdict in one sentence, for who reads one sentence."""
     verdict, target = report["verdict"], report["target"]
-    metric, bar = target["metric"].replace("_", " "), f"{target['value']:g}"
+    metric, bar = target["metric"].replace("_", " "), shown_bar(report)
     by_rung = {c["rung"]: c for c in report["nominees"]["confirmations"]}
     if verdict["status"] == "PASS":
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {won['estimate']:.3f} on {row['n']} test rows, at "
-            f"least {won['lower']:.3f} with {won['lower_confidence']:.1%} confidence, at "
+            f"{verdict['rung']} clears the bar of {bar}: {metric} {said(report, won['estimate'])} on {row['n']} test "
+            f"rows, {_bounded(report, won)} confidence, at "
             f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
     if verdict["status"] == "OUT_OF_BUDGET":
@@ -80,11 +86,17 @@ def headline(report: Mapping[str, Any]) -> str:
         return f"Nothing that fits the budget is shown to reach {metric} {bar}{would}."
     if not by_rung:
         return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
-    best = max(by_rung.values(), key=lambda c: c["estimate"])
-    seen = f"the best, {best['rung']}, scores {best['estimate']:.3f} on test"
+    best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
+    seen = f"the best, {best['rung']}, scores {said(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
         return f"No adaptation reaches {metric} {bar}: {seen}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {seen}."
+
+
+def _bounded(report: Mapping[str, Any], won: Mapping[str, Any]) -> str:
+    side = "upper" if costs(report) else "lower"
+    word = "at most" if costs(report) else "at least"
+    return f"{word} {said(report, won[side])} with {won[f'{side}_confidence']:.1%}"
 
 
 def _untried(report: Mapping[str, Any]) -> str:
@@ -130,7 +142,8 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     from bedplate.report import plots, plots_curve
 
     rows: dict[str, dict[str, Any]] = {}
-    confirmed = {one["rung"]: one["lower"] for one in report["nominees"]["confirmations"]}
+    side = "upper" if costs(report) else "lower"
+    confirmed = {one["rung"]: one[side] for one in report["nominees"]["confirmations"]}
     for row in report["rungs"]:  # a test row replaces the rung's valid row
         if row["status"] == "done":
             bound = confirmed.get(row["rung"]) if row["split"] == "test" else None
@@ -139,7 +152,9 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     focus, target, curve = report["focus"], report["target"], report["curve"]
     calibration = None if focus is None else focus["calibration"]
     return {
-        "cost": plots.quality_against_cost(list(rows.values()), target["value"], target["metric"]),
+        "cost": plots.quality_against_cost(
+            list(rows.values()), target["value"], target["metric"], lower_is_better=costs(report)
+        ),
         "seeds": plots.seed_spread(seeds, target["metric"]),
         "calibration": None if calibration is None else plots.reliability(calibration["bins"]),
         "lengths": plots.lengths({name: one["deciles"] for name, one in report["data"]["card"]["lengths"].items()}),

@@ -34,16 +34,23 @@ VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--m
 }
 
 
-def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metric: str) -> str:
+def quality_against_cost(
+    rows: Sequence[Mapping[str, Any]], target: float, metric: str, *, lower_is_better: bool = False
+) -> str:
     """Estimate with its interval over price, one point for each rung; what no cheaper rung beats is joined by a line.
 
     rows: dicts with rung, estimate, interval, usd_per_1k_calls, reference (bool), split, and (optional) bound, the one
-    that the verdict rests on, which is drawn as a wide tick.
+    that the verdict rests on, which is drawn as a wide tick. lower_is_better: where estimates are costs.
     """
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
     axes.annotate(
-        f"target {target:g}", (0.995, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TARGET
+        f"target {target:.4g}",
+        (0.995, target),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color=TARGET,
     )
     priced = [row for row in rows if not row["reference"]]
     for row in priced:
@@ -73,13 +80,13 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
         if row["reference"]:
             axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
             axes.annotate(
-                f"{row['rung']} {row['estimate']:.3f}",
+                f"{row['rung']} {row['estimate']:.3g}" if lower_is_better else f"{row['rung']} {row['estimate']:.3f}",
                 (0.005, row["estimate"]),
                 xycoords=("axes fraction", "data"),
                 va="top" if row["estimate"] <= target else "bottom",  # away from the target's line
                 color=REFERENCE,
             )
-    front = pareto(priced)
+    front = pareto(priced, lower_is_better=lower_is_better)
     axes.plot(
         [row["usd_per_1k_calls"] for row in front],
         [row["estimate"] for row in front],
@@ -94,11 +101,12 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
     return svg_of(figure, "Quality against cost")
 
 
-def pareto(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def pareto(rows: Sequence[Mapping[str, Any]], *, lower_is_better: bool = False) -> list[Mapping[str, Any]]:
     """The rows that no row which costs as much or less beats, cheapest first."""
     found: list[Mapping[str, Any]] = []
-    for row in sorted(rows, key=lambda r: (r["usd_per_1k_calls"], -r["estimate"])):
-        if not found or row["estimate"] > found[-1]["estimate"]:
+    good = -1 if lower_is_better else 1
+    for row in sorted(rows, key=lambda r: (r["usd_per_1k_calls"], -good * r["estimate"])):
+        if not found or good * row["estimate"] > good * found[-1]["estimate"]:
             found.append(row)
     return found
 

@@ -11,6 +11,7 @@ from bedplate.core import shown
 from bedplate.core.arguments import checked
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
+from bedplate.report.said import said
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.report.schema_curve import Curve
 
@@ -74,19 +75,17 @@ class Report:
     def _repr_html_(self) -> str:
         metric = self.data["target"]["metric"]
         header = ("rung", "split", f"{metric} (95% interval)", "rows", "USD per 1,000 calls", "p95 ms")
-        rows = [_cells(row) for row in self.rungs]
+        rows = [self._cells(row) for row in self.rungs]
         verdict = f"{self.verdict['status']}: {self.verdict['reason']}"
         return shown.table(f"Report of {self.data['task']}", header, rows, verdict)
 
-
-def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    if row["estimate"] is None:
-        return (row["rung"], row["status"], row["reason"], "", "", "")
-    low, high = row["interval"]
-    score = f"{row['estimate']:.3f} ({low:.3f} to {high:.3f})"
-    price = "" if row["usd_per_1k_calls"] is None else f"{row['usd_per_1k_calls']:.5f}"
-    slowest = "" if row["p95_ms"] is None else f"{row['p95_ms']:.0f}"
-    return (row["rung"], row["split"], score, row["n"], price, slowest)
+    def _cells(self, row: dict[str, Any]) -> tuple[object, ...]:
+        if row["estimate"] is None:
+            return (row["rung"], row["status"], row["reason"], "", "", "")
+        estimate, low, high = (said(self.data, value) for value in (row["estimate"], *row["interval"]))
+        price = "" if row["usd_per_1k_calls"] is None else f"{row['usd_per_1k_calls']:.5f}"
+        slowest = "" if row["p95_ms"] is None else f"{row['p95_ms']:.0f}"
+        return (row["rung"], row["split"], f"{estimate} ({low} to {high})", row["n"], price, slowest)
 
 
 @checked

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
+from bedplate.report.schema_bar import Requirement
 from bedplate.report.schema_curve import Curve
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
@@ -158,8 +159,21 @@ class Comparison(Part):
 
 class Target(Part):
     metric: str
-    value: Share
+    value: float
+    """The bar. Where the target gives none it is the estimate of what it is against on the same rows, less the margin.
+    """
     confidence: Share
+    against: str | None = None
+    """What a skin is compared with: `current`, the system that runs today, or a candidate; null for nothing."""
+    margin: float | None = None
+    """A skin may be worse than that by less than this."""
+    better_by: float | None = None
+    """A skin has to be better than that by more than this."""
+    lower_is_better: bool = False
+    """Whether estimates are US dollars of a call: what answers cost, and in the rungs' rows, confirmations and
+    comparisons the price of the call as well."""
+    worst_usd: float | None = None
+    """Then a row's score is 1 - cost / worst_usd."""
 
 
 class Tried(Strict):
@@ -301,6 +315,10 @@ class RowResult(Part):
     scores: dict[str, float] | None
     """Log-scores of the labels."""
     seconds: Seconds | None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much of the traffic it stands for: 1 on average, and 1 where it is not said."""
+    slices: dict[str, str] | None = None
+    """Column → value, of the columns that `data.slices` and `data.traffic` name."""
 
 
 class Rows(Part):
@@ -326,6 +344,8 @@ class ReportFile(Part):
     target: Target
     predictions: tuple[Prediction, ...]
     """Made before the climb; they order it and decide nothing."""
+    requirements: dict[str, tuple[Requirement, ...]] = Field(default_factory=dict[str, tuple[Requirement, ...]])
+    """Of nominees: what the target asks for beside its bar."""
     guards: dict[str, tuple[Guard, ...]]
     """Of nominees that stand on a child base."""
     limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])

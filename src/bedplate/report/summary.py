@@ -7,6 +7,7 @@ from typing import Any
 
 from bedplate.report.html import headline
 from bedplate.report.markdown import cell, table
+from bedplate.report.said import said
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -25,13 +26,18 @@ def summary(report: Mapping[str, Any]) -> str:
     if kept_out:
         head = ("would be admitted", "key of `budget`", "given", "would do", f"{target['metric']} on valid")
         rows = [
-            (one["rung"], f"`{one['key']}`", f"{one['given']:g}", f"{one['needed']:g}", _number(one["estimate"]))
+            (one["rung"], f"`{one['key']}`", f"{one['given']:g}", f"{one['needed']:g}", _seen(report, one["estimate"]))
             for one in kept_out
         ]
         lines += ["### Kept out by the budget", "", *table(head, rows), ""]
     head = ("rung", "split", target["metric"], "95% interval", "rows", "USD per 1,000 calls", "p95 ms")
     done = [row for row in report["rungs"] if row["status"] == "done"]
-    lines += [*table(head, [_row(row) for row in done]), ""]
+    lines += [*table(head, [_row(report, row) for row in done]), ""]
+    required = report.get("requirements") or {}
+    if required:
+        held = {True: "yes", False: "no", None: "undecided"}
+        made = [(name, held[one["holds"]], cell(one["reason"])) for name, found in required.items() for one in found]
+        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), made), ""]
     missing = report["not_tried"]
     if missing:
         lines += ["### Not tried", ""]
@@ -43,18 +49,19 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = row["interval"]
+    usd, slowest = row["usd_per_1k_calls"], row["p95_ms"]
     return (
         row["rung"],
         row["split"],
-        _number(row["estimate"]),
-        f"{low:.3f} to {high:.3f}",
+        said(report, row["estimate"]),
+        f"{said(report, low)} to {said(report, high)}",
         f"{row['n']:,}",
-        f"{row['usd_per_1k_calls']:.5f}",
-        f"{row['p95_ms']:.1f}",
+        "" if usd is None else f"{usd:.5f}",
+        "" if slowest is None else f"{slowest:.1f}",
     )
 
 
-def _number(value: float | None) -> str:
-    return "not tried" if value is None else f"{value:.3f}"
+def _seen(report: Mapping[str, Any], value: float | None) -> str:
+    return "not tried" if value is None else said(report, value)

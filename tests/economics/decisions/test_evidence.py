@@ -113,6 +113,7 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
         (REPORT, {"rung": "loar"}, "there is no rung 'loar'; did you mean 'lora'?"),
         (REPORT, {"rung": "few_shot"}, "the rung 'few_shot' was skipped (prompt over the budget); choose another"),
         (REPORT, {"rung": "zero_shot", "split": "test"}, "was estimated on valid only, not on test"),
+        ({**REPORT, "target": {"lower_is_better": True}}, {}, "estimates are US dollars of a call"),
         (REPORT, {"file": "none.json"}, "none.json: cannot be read"),
         ("{", {}, "report.json is not JSON"),
         ("[]", {}, "is not a ladder's report: it has no `rungs`"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from bedplate.adaptation.task.parent import made_in, read_splits
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
+from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.drift import Promise
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import Task, load_task
@@ -87,16 +88,18 @@ def promise_of(origin: Origin) -> Promise | None:
         row = rows.get("test") or rows.get("valid")
         if row is None:
             return None
-        low, high = row["interval"]
+        scale = Scale(report["target"].get("worst_usd"))
+        price = row["usd_per_1k_calls"] / 1000 if scale.lower_is_better else 0.0  # new rows are judged without it
+        estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
         return Promise(
             metric=report["target"]["metric"],
             split=row["split"],
-            estimate=row["estimate"],
-            interval=(min(low, row["estimate"]), max(high, row["estimate"])),
+            estimate=estimate,
+            interval=(min(*ends, estimate), max(*ends, estimate)),
             confidence=REPORT_CONFIDENCE,
             n=row["n"],
             groups=row["groups"],
-            target=report["target"]["value"],
+            target=scale.score(report["target"]["value"] - price),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkinError(

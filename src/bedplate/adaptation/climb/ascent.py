@@ -95,5 +95,5 @@ def _say(outcome: RungOutcome) -> None:
     shown = outcome.status
     if outcome.result is not None:
         evaluation = outcome.result.evaluation
-        shown = f"{evaluation.metric} {evaluation.estimate:.3f} on valid, {outcome.seconds:.0f} s"
+        shown = f"{evaluation.metric} {evaluation.scale.said(evaluation.estimate)} on valid, {outcome.seconds:.0f} s"
     screen.print(f"{outcome.rung:<13} {shown}", highlight=False)

@@ -17,6 +17,7 @@ def fingerprint(context: Context) -> dict[str, Any]:
         "version": __version__,
         "task": [task.task, task.instructions, task.metric_name, task.output.model_dump(mode="json")],
         "inputs": {name: value.model_dump(mode="json") for name, value in task.inputs.items()},
+        **({"traffic": weighing} if (weighing := _weighing(context)) else {}),
         "splits": {k: v for k, v in context.hashes.items() if k in ("train", "valid")},
         "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],
         "dtype": base.dtype,
@@ -30,6 +31,14 @@ def fingerprint(context: Context) -> dict[str, Any]:
         "max_prompt_tokens": context.spec.budget.max_prompt_tokens,
         **({} if context.spec.train_dtype == "auto" else {"train_dtype": context.spec.train_dtype}),
     }
+
+
+def _weighing(context: Context) -> dict[str, Any]:
+    """What rows weigh and which columns they carry, where the task says so: evaluations are kept with it."""
+    data = context.task.data.model_dump(mode="json")
+    files = {name: one for name, one in context.hashes.items() if name.startswith("file:")}
+    found = {name: data[name] for name in ("slices", "traffic") if name in data}
+    return {**found, "files": files} if found else {}
 
 
 def config_of(context: Context, rung: Rung) -> str:

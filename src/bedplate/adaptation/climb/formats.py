@@ -137,8 +137,10 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
 def _said(
     before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
 ) -> str:
+    said = before.scale.said
     answers = (
-        f"{changed} of {drop.n} answers on valid changed, {before.metric} {before.estimate:.3f} to {after.estimate:.3f}"
+        f"{changed} of {drop.n} answers on valid changed, {before.metric} {said(before.estimate)} to "
+        f"{said(after.estimate)}"
     )
     calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
     holds = drop.within(margin)

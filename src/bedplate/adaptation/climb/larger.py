@@ -145,12 +145,14 @@ def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) 
         return Larger(first, replace(outcome, result=kept, seconds=outcome.seconds + found.seconds))
     if before is not None and result.evaluation.estimate < before.evaluation.estimate:
         said = (
-            f"{before.reason}; a larger fit in the time that was left scored {result.evaluation.estimate:.3f} on valid"
+            f"{before.reason}; a larger fit in the time that was left scored "
+            f"{result.evaluation.scale.said(result.evaluation.estimate)} on valid"
         )
         kept = first.finish(replace(origin.own(before), reason=said))
         return Larger(first, replace(outcome, result=kept, reason=said, seconds=outcome.seconds + found.seconds))
     if before is not None:
-        said = f"{result.reason}; a smaller fit before scored {before.evaluation.estimate:.3f} on valid"
+        scored = before.evaluation.scale.said(before.evaluation.estimate)
+        said = f"{result.reason}; a smaller fit before scored {scored} on valid"
         result = replace(result, reason=said)
     made = candidate.finish(result)
     took = found.seconds + outcome.seconds

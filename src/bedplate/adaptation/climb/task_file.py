@@ -10,6 +10,7 @@ from pydantic import field_validator
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.task.raw_text import RawText
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.target_spec import check_target
 from bedplate.core.config import load_config
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.evaluation.task import Task
@@ -56,6 +57,8 @@ def load_adapt_task(
     task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
+    wanted = [name for name in RUNGS if (name in rungs if rungs is not None else spec.wants(name))]
+    check_target(spec.target, task, wanted)
     if spec.raw_text is not None:
         _check_raw_text(spec.raw_text, task)
     if rungs is not None:

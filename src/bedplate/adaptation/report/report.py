@@ -16,20 +16,26 @@ from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.report import beside
 from bedplate.adaptation.report.data_card import data_card
+from bedplate.adaptation.report.dollars import in_dollars
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.hurdles import Hurdles
+from bedplate.adaptation.verdict.measured import Priced
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
+from bedplate.evaluation.task_row import RowResult
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
+from bedplate.report.schema_bar import Requirement
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
@@ -54,20 +60,26 @@ def build_report(
     kept_out: Sequence[Admission] = (),
     reserved: float | None = None,
     watch: Stopwatch,
+    hurdles: Hurdles,
+    required: Mapping[str, Sequence[Requirement]],
+    bar: float,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
 
     contexts: one for each base, the task's first in front. outcomes, tested: by candidate, in the weights to serve.
-    bases: candidate → the base it stands on, as the task file names it; None where none has a part in it.
+    bases: candidate → the base it stands on, as the task file names it; None where none has a part in it. required:
+    what the target asks of the nominees beside its bar, which is a score.
     """
     context = contexts[0]
-    evaluations = {name: t.evaluation for name, t in tested.items()}
-    compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
+    scale = context.task.scale
     results = {name: o.result for name, o in outcomes.items() if o.result}
+    evaluations = {name: t.evaluation for name, t in tested.items()}
+    net = {name: hurdles.net(t.evaluation, results[name], t.latency) for name, t in tested.items()}
+    compared = gate.compare_with(net, nomination.nominees, nomination.versus, context.seed)
     valid = {name: result.evaluation for name, result in results.items()}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
-    classical = _classical(evaluations, judged, context.seed, results)
+    classical = _classical(net, judged, context.seed, results)
     left_out = (*planner.not_tried(outcomes), *not_tried(formats))
     untried = _untried(left_out) if decision.status == "PASS" else None
     reason = " ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical]))
@@ -87,10 +99,14 @@ def build_report(
                 for change in one.changes
             ),
         ),
-        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence)),
+        rungs=(
+            *beside.current_rows(context.task, hurdles),
+            *_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence, hurdles),
+        ),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
-        target=schema.Target(metric=context.task.metric_name, **context.spec.target.model_dump(mode="json")),
+        target=beside.target_of(context.task, context.spec.target, bar),
+        requirements={name: tuple(made) for name, made in required.items()},
         predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
         guards={name: tuple(made) for name, made in guards.items()},
         limits={name: tuple(made) for name, made in limits.items()},
@@ -144,8 +160,8 @@ def build_report(
             resumed=any(o.reused for o in outcomes.values()),
         ),
         rows=schema.Rows(
-            valid=_results(valid),
-            test=_results(evaluations),
+            valid=_results(hurdles.beside("valid") | valid),
+            test=_results(hurdles.beside("test") | evaluations),
             calls={
                 "valid": {name: result.latency.seconds for name, result in results.items()},
                 "test": {name: one.latency.seconds for name, one in tested.items()},
@@ -153,11 +169,20 @@ def build_report(
             guards={name: {one.guard: one.rows for one in made} for name, made in guards.items()},
         ),
     )
-    return Report(found.model_dump(mode="json", exclude_unset=True), context.out)
+    values = found.model_dump(mode="json", exclude_unset=True)
+    if scale.lower_is_better:
+        in_dollars(values, scale)
+    return Report(values, context.out)
 
 
 def _results(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[schema.RowResult, ...]]:
-    return {name: tuple(schema.RowResult(**vars(row)) for row in found.rows) for name, found in evaluations.items()}
+    return {name: tuple(schema.RowResult(**_said(row)) for row in found.rows) for name, found in evaluations.items()}
+
+
+def _said(row: RowResult) -> dict[str, Any]:
+    """What a row's result holds; what is so of every row where the task says nothing is left out."""
+    plain = {"weight": 1.0, "slices": None}
+    return {name: value for name, value in vars(row).items() if name not in plain or value != plain[name]}
 
 
 def _focus(
@@ -240,6 +265,7 @@ def _rows(
     bases: Mapping[str, str | None],
     rate: float,
     confidence: float,
+    hurdles: Hurdles,
 ) -> Iterator[schema.Row]:
     """One for each candidate and split that it was evaluated on."""
     for name, outcome in outcomes.items():
@@ -247,11 +273,11 @@ def _rows(
         if result is None:
             yield _row(name, base, outcome, "valid", None, None, out, rate, confidence)
             continue
-        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate, confidence)
+        seen = hurdles.priced(result.evaluation, result, result.latency)
+        yield _row(name, base, outcome, "valid", seen, result.latency, out, rate, confidence)
         if name in tested:
-            yield _row(
-                name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate, confidence
-            )
+            seen = hurdles.priced(tested[name].evaluation, result, tested[name].latency)
+            yield _row(name, base, outcome, "test", seen, tested[name].latency, out, rate, confidence)
 
 
 def _row(
@@ -259,13 +285,13 @@ def _row(
     base: str | None,
     outcome: RungOutcome,
     split: Split,
-    evaluation: Evaluation | None,
+    seen: Priced | None,
     timing: Latency | None,
     out: Path,
     rate: float,
     confidence: float,
 ) -> schema.Row:
-    result = outcome.result
+    result, evaluation = outcome.result, None if seen is None else seen.evaluation
     skin = None if result is None else result.skin
     held = None if skin is None else read_skin(out / skin).evaluated_with  # a cascade's two skins say their own
     return schema.Row(
@@ -274,8 +300,8 @@ def _row(
         status="done" if result is not None else "skipped" if outcome.status == "skipped" else "failed",
         reason=outcome.reason if result is None else result.reason,
         split=split,
-        estimate=None if evaluation is None else evaluation.estimate,
-        interval=None if evaluation is None else evaluation.interval,
+        estimate=None if seen is None else seen.estimate,
+        interval=None if seen is None else seen.interval,
         n=0 if evaluation is None else evaluation.n,
         groups=0 if evaluation is None else evaluation.groups,
         coverage=None if evaluation is None else evaluation.coverage,
@@ -329,7 +355,7 @@ def _classical(
         return None
     ours, theirs = evaluations[judged], evaluations[classical]
     found = compare(ours, theirs, seed)
-    numbers = f"{theirs.estimate:.3f} on the same rows"
+    numbers = f"{theirs.scale.said(theirs.estimate)} on the same rows"
     place = results[classical].skin
     where = "" if place is None else f" ({place})"
     if found.difference <= 0:

@@ -12,6 +12,7 @@ from pydantic import field_validator
 
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.target_spec import check_target
 from bedplate.core.config import load_config
 from bedplate.core.errors import ConfigError, HubError, UnknownItemError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
@@ -57,6 +58,8 @@ def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None 
             f"{path}: there is no `adapt` section; it says which base, target, budget and machine "
             "(`bedplate adapt --help` shows one)"
         )
+    wanted = [name for name in RUNG_LINES if (name in rungs if rungs is not None else spec.wants(name))]
+    check_target(spec.target, task, wanted)
     for source in task.data.sources:
         check_source(source, path.parent)
     for base in (*spec.bases, *spec.embedders):

@@ -16,6 +16,7 @@ from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.adaptation.task.raw_text import RawText
+from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.core.files import read_text
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 _LATER_FIELDS = ("traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
-
-
-class TargetSpec(Strict):
-    """The bar: the metric's value that must be cleared, with this (one-sided) confidence."""
-
-    value: Annotated[float, Field(gt=0, lt=1)]
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
 class BudgetSpec(Strict):

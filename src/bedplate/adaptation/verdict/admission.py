@@ -10,6 +10,7 @@ from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict.candidate import Nominable, over
 from bedplate.core.processor import is_busy
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Admission:
     changes: tuple[Change, ...]
     estimate: float | None = None
     load: float | None = None
+    scale: Scale = PLAIN
 
     @property
     def said(self) -> str:
         """`p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
         changes = " and ".join(change.said for change in self.changes)
-        seen = "which was not tried" if self.estimate is None else f"{self.estimate:.3f} on valid"
+        seen = "which was not tried" if self.estimate is None else f"{self.scale.said(self.estimate)} on valid"
         beside = "" if self.load is None else f", timed beside other work at a load average of {self.load:.1f}"
         return f"{changes} would admit {self.rung} ({seen}{beside})"
 
@@ -57,13 +59,14 @@ def admissions(
     outcomes: Mapping[str, RungOutcome],
     budget: BudgetSpec,
     limits: Mapping[str, float],
+    scale: Scale = PLAIN,
     loads: Mapping[str, float | None] | None = None,
 ) -> list[Admission]:
     """Of every candidate that was measured to be over the budget, and every rung that a limit left out: those that
     look best first, then those that ask for the least.
 
-    limits: what was given for keys that the command line may have set in the place of the task file. loads: the load
-    average while a candidate's calls were timed.
+    limits: what was given for keys that the command line may have set in the place of the task file. scale: says the
+    candidates' estimates. loads: the load average while a candidate's calls were timed.
     """
     given = {**{key: value for key, value in budget.model_dump().items() if value is not None}, **limits}
     found: list[Admission] = []
@@ -74,9 +77,8 @@ def admissions(
             changes = tuple(Change(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
             timed = {key for key, *_ in keys} & {"p95_ms", "usd_per_1k_calls"}
             load = (loads or {}).get(one.rung) if timed else None
-            found.append(
-                Admission(one.rung, changes, one.estimate, load if load is not None and is_busy(load) else None)
-            )
+            busy = load if load is not None and is_busy(load) else None
+            found.append(Admission(one.rung, changes, one.estimate, busy, scale))
     for name, outcome in outcomes.items():
         needs = {key: value for key, value in outcome.needs.items() if key in given}
         if outcome.status == "skipped" and needs:

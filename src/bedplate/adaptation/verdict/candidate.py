@@ -29,6 +29,8 @@ class Nominable:
     """Of a metric that is no share."""
     p95_least_ms: float | None = None
     """Its lower bound: what was not shown to be over the budget may be shown on test not to be. None: `p95_ms`."""
+    short: tuple[str, ...] = ()
+    """Requirements of the target that its estimates on valid do not meet."""
 
 
 def over(candidate: Nominable, budget: BudgetSpec) -> list[tuple[str, float, float]]:

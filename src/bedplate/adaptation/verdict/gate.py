@@ -20,8 +20,10 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous, values_needed
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
+from bedplate.report.schema_bar import Requirement
 from bedplate.report.schema_plan import Guard, Limit
 
 MOST_NOMINEES = 3
@@ -58,12 +60,14 @@ def nominate(
     confidence: float,
     test_n: int,
     baseline: str | None = None,
+    scale: Scale = PLAIN,
 ) -> Nomination:
     """At most three feasible candidates: the cheapest that look good enough, and always the best of these on valid.
-    baseline: what the best of them is claimed to be better than.
+    baseline: what the best of them is claimed to be better than. Estimates and target are scores, said by `scale`.
 
     Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time
-    after Holm. Where none is, those above the target; where none is, the best alone (more would only cost power).
+    after Holm, and what is required beside it is met on valid. Where none is, those above the target that meet it;
+    where none is, the best alone (more would only cost power), of those that meet it if there are any.
     """
     reasons: dict[str, str] = {}
     feasible: list[Nominable] = []
@@ -76,16 +80,17 @@ def nominate(
     if not feasible:
         return Nomination((), None, None, reasons)
     level = simultaneous(confidence, MOST_NOMINEES)
-    likely = [c for c in feasible if _enough(c, target, level, test_n)]
-    above = [c for c in feasible if c.estimate > target]
-    best = max(feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
+    whole = [c for c in feasible if not c.short]
+    likely = [c for c in whole if _enough(c, target, level, test_n)]
+    above = [c for c in whole if c.estimate > target]
+    best = max(whole or feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
     pool = likely or above or [best]
     by_cost = sorted(pool, key=lambda c: (c.usd_per_1k_calls, -c.estimate, c.rung))
     chosen = by_cost[:MOST_NOMINEES]
     if best in pool and best not in chosen:
         chosen = [*chosen[: MOST_NOMINEES - 1], best]
     for candidate in feasible:
-        reasons[candidate.rung] = _why(candidate, chosen, pool, target)
+        reasons[candidate.rung] = _why(candidate, chosen, pool, target, scale)
     primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
     versus = None if primary == baseline else baseline
     return Nomination(tuple(c.rung for c in chosen), primary, versus, reasons)
@@ -93,18 +98,25 @@ def nominate(
 
 def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
-    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
+    estimate = min(max(candidate.estimate, 0.0), 1.0)  # the price of a call may take it below 0
+    needed = needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
-def _why(candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float) -> str:
+def _why(
+    candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
+) -> str:
+    seen = f"{scale.said(candidate.estimate)} on valid"
+    short = f" (on valid it is not {'; nor '.join(candidate.short)})" if candidate.short else ""
     if candidate in chosen:
-        return f"nominated: {candidate.estimate:.3f} on valid at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls"
+        return f"nominated: {seen} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
     if candidate in pool:
         return f"not nominated: {MOST_NOMINEES} nominees are taken by cheaper ones and the best"
     if candidate.estimate <= target:
-        return f"not nominated: {candidate.estimate:.3f} on valid does not reach the target of {target:g}"
-    return f"not nominated: {candidate.estimate:.3f} on valid is too near the target for the test rows to decide"
+        return f"not nominated: {seen} does not reach the target of {scale.bar(target)}"
+    if candidate.short:
+        return f"not nominated: on valid it is not {'; nor '.join(candidate.short)}"
+    return f"not nominated: {seen} is too near the target for the test rows to decide"
 
 
 def confirm(
@@ -142,7 +154,7 @@ def confirm(
     for i, (rung, evaluation) in enumerate(tested):
         hope = valid[rung]
         effect = max(evaluation.design_effect, hope.design_effect, 1.0)
-        likely = expected(rung, evaluation, valid)
+        likely = min(max(expected(rung, evaluation, valid), 0.0), 1.0)
         again = 1 - (alpha if next_alpha is None else next_alpha)
         found.append(
             Confirmation(
@@ -184,6 +196,8 @@ def decide(
     groups: int,
     guards: Mapping[str, Sequence[Guard]] | None = None,
     limits: Mapping[str, Sequence[Limit]] | None = None,
+    requirements: Mapping[str, Sequence[Requirement]] | None = None,
+    scale: Scale = PLAIN,
     kept_out: Sequence[Admission] = (),
 ) -> GateDecision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards and limits hold. FAIL: every
@@ -192,10 +206,12 @@ def decide(
     on valid did not; it names the keys and values that would do. Otherwise INSUFFICIENT_DATA, with the rows that would
     be needed.
 
-    guards: of the nominees that change their base; limits: of what a call takes. One that is undecided is no reason to
-    PASS, and none to FAIL. kept_out: what a budget kept out, those that look best first.
+    guards: of the nominees that change their base; limits: of what a call takes; requirements: what the target asks for
+    beside its bar. One that is undecided is no reason to PASS, and none to FAIL. kept_out: what a budget kept out,
+    those that look best first. scale: says the scores of the confirmations and the target.
     """
-    guards, limits = guards or {}, limits or {}
+    guards, limits, requirements = guards or {}, limits or {}, requirements or {}
+    bar, least, clears = scale.bar(target), scale.least, f"{scale.lower_bound} clears the target"
     if not nomination.nominees:
         why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
         if kept_out:
@@ -208,46 +224,58 @@ def decide(
     ordered = [by_rung[rung] for rung in nomination.nominees]
     best = max(ordered, key=lambda c: c.estimate)
     rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
-    beside: dict[str, list[Guard | Limit]] = {
-        c.rung: [*guards.get(c.rung, ()), *limits.get(c.rung, ())] for c in ordered
+    beside: dict[str, list[Guard | Limit | Requirement]] = {
+        c.rung: [*requirements.get(c.rung, ()), *guards.get(c.rung, ()), *limits.get(c.rung, ())] for c in ordered
     }
     held = {c.rung: _held(beside[c.rung]) for c in ordered}
     for c in ordered:
         if c.passed and c.lower is not None and held[c.rung] is True:
             text = (
-                f"{c.rung} is the cheapest nominee whose lower bound clears the target: {metric} {c.estimate:.3f} on "
-                f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
+                f"{c.rung} is the cheapest nominee whose {clears}: {metric} {scale.said(c.estimate)} on "
+                f"{rows}, {least} {scale.said(c.lower)} with {c.lower_confidence:.1%} confidence, target {bar}."
             )
-            if c.expected is not None and c.expected < c.estimate - 0.0005:
-                text += f" What passed scores high by luck as well: with valid and the others, expect {c.expected:.3f}."
+            if c.expected is not None and scale.said(min(c.expected, c.estimate)) != scale.said(c.estimate):
+                text += (
+                    f" What passed scores {'low' if scale.lower_is_better else 'high'} by luck as well: with valid and "
+                    f"the others, expect {scale.said(c.expected)}."
+                )
+            if requirements.get(c.rung):
+                text += f" What else is required holds: {'; '.join(one.reason for one in requirements[c.rung])}."
             if guards.get(c.rung):
                 text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
             text += "".join(f" Its {limit.reason}." for limit in limits.get(c.rung, ()))
             return GateDecision("PASS", c.rung, text)
     stopped = " ".join(
-        f"{c.rung} clears the target ({c.estimate:.3f}, at least {c.lower:.3f}) and is held back by its "
-        f"{'' if isinstance(one, Limit) else f'{one.guard} guard: '}{one.reason}."
+        f"{c.rung} clears the target ({scale.said(c.estimate)}, {least} {scale.said(c.lower)}) and is held back by its "
+        f"{_named(one)}{one.reason}."
         for c in ordered
         for one in beside[c.rung]
-        if c.passed and one.holds is not True
+        if c.passed and c.lower is not None and one.holds is not True
     )
     unbounded = next((c for c in ordered if c.reason is not None), None)
     if unbounded is not None:
         text = (
-            f"No nominee's lower bound clears the target of {target:g} on {rows}, and for {unbounded.rung} there is "
-            f"none, whatever the estimate (best: {best.rung}, {best.estimate:.3f}): {unbounded.reason}."
+            f"No nominee's {clears} of {bar} on {rows}, and for {unbounded.rung} there is "
+            f"none, whatever the estimate (best: {best.rung}, {scale.said(best.estimate)}): {unbounded.reason}."
         )
         return GateDecision("INSUFFICIENT_DATA", None, text)
     below = [c for c in ordered if c.upper is not None and c.upper < target]
-    if stopped and all(c in below or held[c.rung] is False for c in ordered):
-        rest = " Every other nominee's upper bound lies below the target." if below else ""
-        return GateDecision("FAIL", None, f"{stopped}{rest}")
+    missed = f"{scale.upper_bound} lies {'above' if scale.lower_is_better else 'below'} the target"
+    broken = " ".join(
+        f"{c.rung} does not fulfil what is required: {one.reason}."
+        for c in ordered
+        for one in requirements.get(c.rung, ())
+        if not c.passed and c not in below and one.holds is False
+    )
+    if (stopped or broken) and all(c in below or held[c.rung] is False for c in ordered):
+        rest = f"Every other nominee's {missed}." if below else ""
+        return GateDecision("FAIL", None, " ".join(filter(None, (stopped, broken, rest))))
     if stopped:
         return GateDecision("INSUFFICIENT_DATA", None, stopped)
     if len(below) == len(ordered):
         text = (
-            f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
-            f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
+            f"Every nominee's {missed} of {bar}; the best is {best.rung} with {metric} {scale.said(best.estimate)}, "
+            f"{scale.most} {scale.said(best.upper or 0.0)} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
         above = [one for one in kept_out if one.estimate is not None and one.estimate > target]
         if above:
@@ -257,17 +285,26 @@ def decide(
         return GateDecision("FAIL", None, text)
     first = by_rung[nomination.primary or best.rung]
     expect = first.estimate if first.expected is None else first.expected
-    likely = f"{first.rung} is expected to be at {expect:.3f}, by valid and test and the other candidates"
+    likely = f"{first.rung} is expected to be at {scale.said(expect)}, by valid and test and the other candidates"
     hope = (
         f"{likely}: about {first.needed_n:,} test rows in all would then pass it in 80% of next verdicts"
         if first.needed_n is not None
-        else f"{likely}, which is not above the target: no number of rows is promised to show that it clears it"
+        else f"{likely}, which is not {'below' if scale.lower_is_better else 'above'} the target: no number of rows is "
+        "promised to show that it clears it"
     )
     text = (
-        f"No nominee's lower bound clears the target of {target:g} on {rows}, and not every upper bound is below it "
-        f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
+        f"No nominee's {clears} of {bar} on {rows}, and not every {scale.upper_bound} is "
+        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, from "
+        f"{scale.said(best.lower or 0.0)}); {hope}."
     )
+    undecided = [one.reason for one in requirements.get(first.rung, ()) if one.holds is not True]
+    if undecided:
+        text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."
     return GateDecision("INSUFFICIENT_DATA", None, text)
+
+
+def _named(one: Guard | Limit | Requirement) -> str:
+    return f"{one.guard} guard: " if isinstance(one, Guard) else "requirement: " if isinstance(one, Requirement) else ""
 
 
 def _ways_out(kept_out: Sequence[Admission]) -> str:
@@ -276,7 +313,7 @@ def _ways_out(kept_out: Sequence[Admission]) -> str:
     return f"{named}; and {more} more" if more > 0 else named
 
 
-def _held(found: Sequence[Guard | Limit]) -> bool | None:
+def _held(found: Sequence[Guard | Limit | Requirement]) -> bool | None:
     """Whether all hold: False where one is broken, None where one is undecided and none broken."""
     if any(one.holds is False for one in found):
         return False

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import group_codes, intraclass_correlation
+from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, stretch, worth
 
@@ -68,7 +68,7 @@ def bca_cluster_bootstrap(
     different sizes.
     """
     members, codes, count = _members(groups, confidence, minimum_groups)
-    shape = _shape(codes, icc)
+    shape = _shape(codes, icc, np.ones(codes.size))
     everything = np.arange(codes.size)
     estimate = float(statistic(everything))
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -90,18 +90,23 @@ def bca_of_sums(
     support: tuple[float, float] = (0.0, 1.0),
     unseen: bool | UnseenEnds = True,
     minimum_groups: int = MINIMUM_GROUPS,
+    weights: NDArray[np.float64] | None = None,
 ) -> Bootstrap:
     """`bca_cluster_bootstrap` for a statistic of sums over rows, with the same draws and hundreds of times as fast.
 
     rows: what each row adds [n, d] (for a mean: its value and 1); rows that add nothing are left out, so that their
     groups are not counted. `statistic` takes sums [..., d] and gives [...]. unseen: True, or further ends that no bound
     may be nearer than. resamples: None takes 2,000, or as many more as leave 20 beyond the further bound.
+    weights: what the rows weigh [n], where they differ; `rows` have them in them already.
     """
     if resamples is None:
         resamples = max(2000, math.ceil(20 / max((1 - confidence) / 2, 1e-5)))
     kept = np.flatnonzero(rows.any(axis=1))
     rows, groups = rows[kept], [groups[row] for row in kept.tolist()]
-    _, codes, count = _members(groups, confidence, minimum_groups)
+    w = checked_weights(None if weights is None else weights[kept], len(rows))
+    codes, count = group_codes(groups)
+    check_confidence(confidence)
+    check_groups(group_sums(w, codes, count), minimum_groups)
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
     total = sums.sum(0)
@@ -113,7 +118,7 @@ def bca_of_sums(
         places = drawn + count * np.arange(len(drawn))[:, None]
         times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
         draws[start : start + len(drawn)] = statistic(times @ sums)
-    shape = _shape(codes, intraclass_correlation(influence(rows, statistic), codes))
+    shape = _shape(codes, intraclass_correlation(influence(rows, statistic) / w, codes), w)
     return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen, shape)
 
 
@@ -150,9 +155,9 @@ class _Shape:
     worth: float
 
 
-def _shape(codes: NDArray[np.int64], icc: float) -> _Shape:
-    sizes = np.bincount(codes).astype(np.float64)
-    return _Shape(*stretch(sizes, icc), worth(sizes))
+def _shape(codes: NDArray[np.int64], icc: float, weights: NDArray[np.float64]) -> _Shape:
+    sizes, squares = (np.bincount(codes, weights=one).astype(np.float64) for one in (weights, weights**2))
+    return _Shape(*stretch(sizes, icc, squares), worth(sizes))
 
 
 def _bootstrap(

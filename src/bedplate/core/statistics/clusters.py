@@ -92,28 +92,41 @@ def clustered_mean(values: ArrayLike, groups: Groups) -> ClusteredMean:
     return ClusteredMean(mean, math.sqrt(variance), x.size, count)
 
 
-def robust_mean(values: ArrayLike, groups: Groups) -> RobustMean:
+def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] | None = None) -> RobustMean:
     """Mean of `values` [n] for t intervals, whatever the sizes of the groups (`unequal`). Nothing is known of the
-    spread where there is one group: se is nan."""
+    spread where there is one group: se is nan. weights: of the rows [n], where they differ."""
     x, codes, count = _checked(values, groups)
-    sizes = np.bincount(codes, minlength=count).astype(np.float64)
-    mean = float(x.mean())
+    w = checked_weights(weights, x.size)
+    sizes, squares = group_sums(w, codes, count), group_sums(w**2, codes, count)
+    mean = float(w @ x) / float(w.sum())
     if count == 1:
         return RobustMean(mean, math.nan, 0.0, x.size, 1, 1.0)
-    found = robust(group_sums(x - mean, codes, count), sizes, _correlation(x, codes, count))
+    found = robust(group_sums(w * (x - mean), codes, count), sizes, _correlation(x, codes, count), squares)
     return RobustMean(mean, math.sqrt(found.variance), found.freedom, x.size, count, worth(sizes))
 
 
-def design_effect(values: ArrayLike, groups: Groups) -> float:
-    """Variance of the mean of rows in groups over the variance that independent rows would have; may be below 1.
+def checked_weights(weights: NDArray[np.float64] | None, n: int) -> NDArray[np.float64]:
+    """The weights of n rows, 1 on average; all 1 where there are none. UsageError for what are no weights of them."""
+    if weights is None:
+        return np.ones(n)
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not (np.isfinite(w).all() and (w > 0).all()):
+        raise UsageError(f"weights must be {n} positive numbers, one for each row")
+    return w / w.mean()
+
+
+def design_effect(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] | None = None) -> float:
+    """Variance of the mean of rows in groups over the variance that independent rows of one weight would have; may be
+    below 1.
 
     Where all values are equal the effect cannot be seen: the answer is then Σm² / n, as if a group were one row.
     """
     x, codes, count = _checked(values, groups)
-    variance = float(x.var(ddof=1)) / x.size if x.size > 1 else 0.0
+    w = checked_weights(weights, x.size)
+    variance = float(w @ (x - float(w @ x) / x.size) ** 2) / x.size / (x.size - 1) if x.size > 1 else 0.0
     if variance == 0 or count == 1:
-        return x.size / worth(np.bincount(codes, minlength=count).astype(np.float64))
-    return robust_mean(x, codes).se ** 2 / variance
+        return x.size / worth(group_sums(w, codes, count))
+    return robust_mean(x, codes, weights).se ** 2 / variance
 
 
 def intraclass_correlation(values: ArrayLike, groups: Groups) -> float:
@@ -141,10 +154,12 @@ def effective_n_bound(
     side: Side = "lower",
     *,
     minimum_groups: int = MINIMUM_GROUPS,
+    weights: NDArray[np.float64] | None = None,
 ) -> Bound:
     """One-sided bound of a proportion from 0/1 rows [n] in groups.
 
-    groups None, or every row its own group: rows are independent and the bound is exact binomial.
+    groups None, or every row its own group: rows are independent and the bound is exact binomial. weights: of the rows
+    [n], where they differ; the proportion is then Σwx / Σw, and rows without groups are groups of one.
     Raises InsufficientGroups under `minimum_groups` groups, or where they are worth less than half of that. The width
     is never zero (20 of 20 is not certainty).
     """
@@ -157,16 +172,18 @@ def effective_n_bound(
     if groups is None:
         groups = np.arange(x.size)
     x, codes, count = _checked(x, groups)
-    n, share = int(x.size), float(x.mean())
+    w = checked_weights(weights, x.size)
+    n, share = int(x.size), min(float(w @ x) / x.size, 1.0)  # what rounding adds to a sum of weights is no success
     bound = binomial_lower if side == "lower" else binomial_upper
-    if count == n:
+    weighted = bool(np.ptp(w) > 1e-12)
+    if count == n and not weighted:
         value = bound(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
-    sizes = np.bincount(codes, minlength=count).astype(np.float64)
+    sizes, squares, cubes = (group_sums(w**power, codes, count) for power in (1, 2, 3))
     check_groups(sizes, minimum_groups)
-    icc = _correlation(x, codes, count)
-    found = robust(group_sums(x - share, codes, count), sizes, icc)
-    plain = float(x.var(ddof=1)) / n
+    icc = _correlation(x, codes, count) if count < n else 0.0
+    found = robust(group_sums(w * (x - share), codes, count), sizes, icc, squares)
+    plain = share * (1 - share) / (n - 1)
     effect = max(1.0, found.variance / plain if plain > 0 else n / worth(sizes))
     normal, far = (float(stdtrit(freedom, confidence)) for freedom in (n - 1, found.freedom))
 
@@ -175,10 +192,10 @@ def effective_n_bound(
         return bound(share * effective, effective, confidence), effective
 
     value, effective = at(far)
-    if 0 < value < 1 and found.icc > 0 and plain > 0:
+    if 0 < value < 1 and (found.icc > 0 or weighted) and plain > 0:
         # t leans as the mean does: -(2t² + 1)/6 of its skewness. That of a binomial is in the bound already.
-        kish = 1 + (float(sizes @ sizes) / n - 1) * found.icc
-        beyond = skewness(np.full(1, n / kish), value, 0.0) - skewness(sizes, value, found.icc)
+        kish = float((squares * (1 - found.icc) + sizes**2 * found.icc).sum()) / n
+        beyond = skewness(np.full(1, n / kish), value, 0.0) - skewness(sizes, value, found.icc, squares, cubes)
         lean = (beyond if side == "lower" else -beyond) * (2 * far**2 + 1) / 6
         if lean > 0:
             value, effective = at(far + SKEWNESS_SHARE * lean)
@@ -186,12 +203,17 @@ def effective_n_bound(
 
 
 def effective_n_interval(
-    successes: ArrayLike, groups: Groups | None, confidence: float = 0.95, *, minimum_groups: int = MINIMUM_GROUPS
+    successes: ArrayLike,
+    groups: Groups | None,
+    confidence: float = 0.95,
+    *,
+    minimum_groups: int = MINIMUM_GROUPS,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[float, float]:
     """Two-sided interval from the two one-sided bounds, (1 - confidence) / 2 on each side."""
     each = 1 - (1 - confidence) / 2
-    low = effective_n_bound(successes, groups, each, "lower", minimum_groups=minimum_groups)
-    high = effective_n_bound(successes, groups, each, "upper", minimum_groups=minimum_groups)
+    low = effective_n_bound(successes, groups, each, "lower", minimum_groups=minimum_groups, weights=weights)
+    high = effective_n_bound(successes, groups, each, "upper", minimum_groups=minimum_groups, weights=weights)
     return low.value, high.value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import group_codes, group_sums, intraclass_correlation
+from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
 from bedplate.core.statistics.unequal import InsufficientGroups, check_groups, robust, worth
 
@@ -57,21 +57,24 @@ def mean_drop(
     confidence: float = 0.95,
     *,
     units: float | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
 
     t on the cluster-robust error, both as `unequal` has them, further out on the side to which the changes lean
     (Johnson 1978, JASA 73:536): that few were lost is also what few rows of a child that lost more would show. The
     bounds are never nearer than `hidden` of the units: by default as many as the groups are worth, as if a whole group
-    changed together or not at all; where rows of a group are known to be nearly independent, their effective number. No
-    bounds where `check_groups` finds too few.
+    changed together or not at all; where rows of a group are known to be nearly independent, their effective number.
+    weights: of the rows [n], where they differ. No bounds where `check_groups` finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
-    alike = worth(np.bincount(codes, minlength=count).astype(np.float64))
+    w = checked_weights(weights, x.size)
+    alike = worth(group_sums(w, codes, count))
     unseen = hidden(alike if units is None else units, confidence)
-    return _drop(x - y, np.ones_like(x), codes, count, confidence, unseen, intraclass_correlation(x - y, codes))
+    icc = intraclass_correlation(x - y, codes)
+    return _drop(w * (x - y), w, codes, count, confidence, unseen, icc, group_sums(w**2, codes, count))
 
 
 def hidden(units: float, confidence: float) -> float:
@@ -120,6 +123,7 @@ def _drop(
     confidence: float,
     unseen: float,
     icc: float,
+    squares: NDArray[np.float64] | None = None,
 ) -> Drop:
     from scipy.special import stdtrit
 
@@ -130,7 +134,7 @@ def _drop(
     if kept.size < 2:
         return Drop(value, None, None, math.nan, confidence, change.size, count)
     residuals = group_sums(change - value * weights, codes, count)[kept]
-    found = robust(residuals, sizes[kept], icc)
+    found = robust(residuals, sizes[kept], icc, None if squares is None else squares[kept])
     se = math.sqrt(found.variance)
     try:
         check_groups(sizes[kept])

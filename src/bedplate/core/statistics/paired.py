@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import group_codes, robust_mean
+from bedplate.core.statistics.clusters import checked_weights, group_codes, robust_mean
 from bedplate.core.statistics.proportions import check_confidence
 
 _ENUMERATE_UP_TO = 20_000
@@ -104,13 +104,15 @@ def paired_difference(
     *,
     seed: int = 0,
     binary: bool | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> PairedDifference:
     """Mean of a - b over the same rows: clustered t interval (`robust_mean`), and the test that fits.
 
     Independent 0/1 rows: exact McNemar. Otherwise the clustered sign-flip. The interval is never of zero width: where
     no row differs it is what unseen groups could hide, 1 - (alpha/2)^(1/G), G as many as they are worth of one size.
     Scores are taken to lie in 0 to 1.
-    binary: whether rows can only score 0 or 1; None says so where they all do.
+    binary: whether rows can only score 0 or 1; None says so where they all do. weights: of the rows [n], where they
+    differ; the test is then the sign-flip of weighted differences.
     """
     from scipy.special import stdtrit
 
@@ -119,14 +121,17 @@ def paired_difference(
     if x.shape != y.shape or x.ndim != 1 or x.size == 0:
         raise UsageError(f"the two candidates need the same rows, at least one: shapes {x.shape} and {y.shape}")
     units: Sequence[Hashable] = range(x.size) if groups is None else groups
-    mean = robust_mean(x - y, units)
+    mean = robust_mean(x - y, units, weights)
     independent = mean.groups == mean.n
     if binary is None:
         binary = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
-    if independent and binary:
+    if independent and binary and weights is None:
         test, p_value = "mcnemar_exact", mcnemar_exact(x, y)
     else:
-        test, p_value = "sign_flip" if independent else "clustered_sign_flip", sign_flip(x - y, units, seed=seed)
+        test, p_value = (
+            "sign_flip" if independent else "clustered_sign_flip",
+            sign_flip((x - y) * checked_weights(weights, x.size), units, seed=seed),
+        )
     if mean.groups == 1:
         return PairedDifference(mean.mean, (-1.0, 1.0), p_value, test, mean.n, 1)
     tail = (1 - confidence) / 2

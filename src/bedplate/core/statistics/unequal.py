@@ -84,27 +84,38 @@ def enough_groups(groups: Sequence[Hashable]) -> bool:
     return True
 
 
-def robust(residuals: NDArray[np.float64], weights: NDArray[np.float64], icc: float) -> Robust:
+def robust(
+    residuals: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    icc: float,
+    squares: NDArray[np.float64] | None = None,
+) -> Robust:
     """Variance of Σ(sums) / Σ(weights) over groups, from `residuals` [G] = sums - mean × weights.
 
     weights: rows of each group (or what its rows weigh in a ratio) [G], at least two groups. icc: the correlation
     within groups, taken into 0 to 1; at 1 a group's sum varies as its weight does. Where nothing was seen to vary it
-    cannot be known (nan), and 1 is taken.
+    cannot be known (nan), and 1 is taken. squares: Σw² over the rows of each group, where rows differ in weight.
     """
     rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
     inverse = 1 / np.maximum(1 - weights / weights.sum(), 1e-12)
-    expected, freedom = moments(weights, weights * (1 - rho) + weights**2 * rho, inverse)
+    expected, freedom = moments(weights, _variances(weights, rho, squares), inverse)
     seen = float(inverse @ residuals**2) / float(weights.sum()) ** 2
     return Robust(seen / expected, freedom, rho)
 
 
-def stretch(weights: NDArray[np.float64], icc: float) -> tuple[float, float]:
+def stretch(
+    weights: NDArray[np.float64], icc: float, squares: NDArray[np.float64] | None = None
+) -> tuple[float, float]:
     """What the standard error of a bootstrap of groups with these weights [G] is short by, as a factor, and its degrees
-    of freedom. A resample's variance is that of `robust` without the division."""
+    of freedom. A resample's variance is that of `robust` without the division. squares: as for `robust`."""
     rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
-    variances = weights * (1 - rho) + weights**2 * rho
-    expected, freedom = moments(weights, variances, np.ones_like(weights))
+    expected, freedom = moments(weights, _variances(weights, rho, squares), np.ones_like(weights))
     return 1 / math.sqrt(expected), freedom
+
+
+def _variances(weights: NDArray[np.float64], rho: float, squares: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Of the groups' sums, up to a factor, under the working model: Σw² (1 - ρ) + (Σw)² ρ."""
+    return (weights if squares is None else squares) * (1 - rho) + weights**2 * rho
 
 
 def moments(
@@ -124,11 +135,20 @@ def moments(
     return expected / total, expected**2 / (float(a**2 @ own**2) + beside)
 
 
-def skewness(sizes: NDArray[np.float64], mean: float, icc: float) -> float:
+def skewness(
+    sizes: NDArray[np.float64],
+    mean: float,
+    icc: float,
+    squares: NDArray[np.float64] | None = None,
+    cubes: NDArray[np.float64] | None = None,
+) -> float:
     """Of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two rows of a
-    group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial)."""
+    group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and Σw³ over the
+    rows of each group, where rows differ in weight; sizes are then Σw."""
+    squares, cubes = (sizes if one is None else one for one in (squares, cubes))
     if icc <= 0:
-        return (1 - 2 * mean) / math.sqrt(mean * (1 - mean) * float(sizes.sum()))
+        lean = float(cubes.sum()) / float(squares.sum()) ** 1.5
+        return (1 - 2 * mean) / math.sqrt(mean * (1 - mean)) * lean
     spread = 1 / icc - 1  # the two parameters of the Beta, added
     first = mean
     second = first * (mean * spread + 1) / (spread + 1)
@@ -136,6 +156,10 @@ def skewness(sizes: NDArray[np.float64], mean: float, icc: float) -> float:
     within = first - second  # E[R(1 - R)]
     between = second - first**2
     lean = third - 3 * first * second + 2 * first**3
-    k2 = sizes * within + sizes**2 * between
-    k3 = sizes * (first - 3 * second + 2 * third) + 3 * sizes**2 * (second - third - first * within) + sizes**3 * lean
+    k2 = squares * within + sizes**2 * between
+    k3 = (
+        cubes * (first - 3 * second + 2 * third)
+        + 3 * squares * sizes * (second - third - first * within)
+        + sizes**3 * lean
+    )
     return float(k3.sum()) / float(k2.sum()) ** 1.5

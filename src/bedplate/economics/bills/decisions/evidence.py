@@ -35,6 +35,12 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
     rows = [row for row in _list(report.get("rungs")) if isinstance(row, Mapping)]
     named = [row for row in rows if row.get("rung") == evidence.rung]
     place = f"{needed_by}: {path}"
+    target = report.get("target")
+    if isinstance(target, Mapping) and target.get("lower_is_better"):
+        raise ConfigError(
+            f"{place}: the report's estimates are US dollars of a call, not shares of right answers; state the "
+            "option's own quality and p95_ms without `report`"
+        )
     if not named:
         names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
         hint = did_you_mean(nearest(evidence.rung, names)) or f"it has {', '.join(names) or 'none'}"

@@ -1,0 +1,196 @@
+"""Do verdicts on what runs today, on costs, on weighted rows and on several requirements hold? By simulation.
+
+The truth is at the bar, so that every PASS is false: a skin that is worse than what runs today by all of its margin, or
+as good where it has to be better; expected costs at the bar with a rare, dear mistake; shares of the traffic that rows
+do not have; one requirement of three at its bar, for two nominees. Levels are those of a first verdict. And how often
+the bounds of the calibration error miss it. Layouts of groups are those of `gate.py`. Needs nothing but a processor.
+
+usage: gate_production.py [--runs 2000] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from bedplate.core import statistics
+from bedplate.core.statistics import InsufficientGroups
+from bedplate.core.statistics.calibration import calibration_bounds
+from bedplate.core.statistics.noninferiority import mean_drop
+from comparison import start
+from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, Floats, Ints, correct, equal, header, table, zipf
+
+LAYOUTS = (
+    ("singletons", equal(200, 200)),
+    ("singletons", equal(600, 600)),
+    ("equal", equal(600, 60)),
+    ("Zipf", zipf(600, 300)),
+    ("Zipf", zipf(2000, 300)),
+)
+TRUTH, MARGIN = 0.85, 0.05
+"""Of what runs today; by how much a skin may be worse."""
+
+
+def paired(kind: str, sizes: Ints, icc: float, runs: int, seed: int) -> tuple[float, float, float]:
+    """PASS of a skin that is worse by the margin, of one that is equal and has to be better, and of one that is equal
+    and may be worse by the margin, which is power."""
+    rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc)])
+    codes = np.repeat(np.arange(sizes.size), sizes)
+    groups = codes.tolist()
+    worse = better = power = 0
+    for right in correct(rng, sizes, TRUTH, icc, runs, 2):
+        for now, skin in right.astype(np.float64):
+            less = skin * (rng.random(skin.size) >= MARGIN / TRUTH)
+            worse += _shown(now, less, codes, groups, MARGIN)
+            better += _shown(now, skin, codes, groups, 0.0)
+            power += _shown(now, skin, codes, groups, MARGIN)
+    return worse / runs, better / runs, power / runs
+
+
+def _shown(now: Floats, skin: Floats, codes: Ints, groups: list[int], margin: float) -> bool:
+    """As `drop_between` has it."""
+    effect = max(1.0, *(statistics.design_effect(one, codes) for one in (now, skin)))
+    return mean_drop(now, skin, groups, LEVEL, units=max(now.size / effect, 1.0)).within(margin) is True
+
+
+def paired_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for kind, sizes in LAYOUTS:
+        found = [paired(kind, sizes, icc, runs, seed) for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]]
+        wrong = sum(max(worse, better) > MOST_FALSE for worse, better, _ in found)
+        said = " | ".join(" / ".join(f"{one:.3f}" for one in cell) for cell in found)
+        yield f"| {sizes.sum()}, {sizes.size} | {kind} | {said} |{'  MISSED' if wrong else ''}", wrong
+
+
+def costs(rng: np.random.Generator, n: int, rare: float) -> Floats:
+    """Of rows: $5 with probability `rare`, $0.40 with a tenth, else nothing; as scores with $5 the worst."""
+    u = rng.random(n)
+    return 1 - np.where(u < rare, 5.0, np.where(u < rare + 0.1, 0.4, 0.0)) / 5.0
+
+
+def cost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for n in (200, 600, 2000):
+        for rare in (0.01, 0.03, 0.1):
+            rng = np.random.default_rng([seed, n, round(1000 * rare)])
+            truth = 1 - (5.0 * rare + 0.04) / 5.0
+            passed = covered = 0
+            for _ in range(runs):
+                rows = np.stack([costs(rng, n, rare), np.ones(n)], axis=1)
+                judged = statistics.bca_of_sums(rows, statistics.mean_of_sums, range(n), LEVEL, resamples=1500)
+                shown = statistics.bca_of_sums(rows, statistics.mean_of_sums, range(n), CONFIDENCE, resamples=1500)
+                passed += judged.lower > truth
+                covered += shown.interval[0] <= truth <= shown.interval[1]
+            wrong = int(passed > MOST_FALSE * runs or covered < 0.93 * runs)
+            seen = f"{passed / runs:.3f} | {covered / runs:.3f}"
+            yield f"| {n} | {rare:g} ({n * rare:g} rows) | {seen} |{'  MISSED' if wrong else ''}", wrong
+
+
+WEIGHTS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
+    "copies, squared Poisson": lambda rng, n: np.float64(1) + rng.poisson(0.5, n) ** 2,
+    "a quarter is two thirds": lambda rng, n: np.where(np.arange(n) % 4 == 0, 6.0, 1.0),
+    "Pareto (1.5), cut at 20": lambda rng, n: np.minimum(rng.pareto(1.5, n) + 1.0, np.float64(20)),
+}
+
+
+def weighted_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for name, draw in WEIGHTS.items():
+        for kind, sizes in (*LAYOUTS[:1], *LAYOUTS[2:4]):
+            cells: list[str] = []
+            wrong = 0
+            for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]:
+                rng = np.random.default_rng([seed, sizes.size, round(100 * icc)])
+                codes = np.repeat(np.arange(sizes.size), sizes)
+                passed = covered = refused = 0
+                for right in correct(rng, sizes, 0.9, icc, runs, 1):
+                    for one in right[:, 0].astype(np.float64):
+                        weights = draw(rng, one.size)
+                        low, high = statistics.effective_n_interval(
+                            one, codes, CONFIDENCE, minimum_groups=2, weights=weights
+                        )
+                        covered += low <= 0.9 <= high
+                        try:
+                            passed += statistics.effective_n_bound(one, codes, LEVEL, weights=weights).value > 0.9
+                        except InsufficientGroups:
+                            refused += 1
+                missed = passed > MOST_FALSE * runs or covered < 0.93 * runs
+                wrong += missed
+                said = f" ({refused / runs:.0%} INSUFFICIENT_DATA)" if refused else ""
+                cells.append(f"{passed / runs:.3f} {covered / runs:.3f}{said}{'  MISSED' if missed else ''}")
+            yield f"| {name} | {sizes.sum()}, {sizes.size} {kind} | {' | '.join(cells)} |", wrong
+
+
+def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    """Slices of a third of the rows each; two nominees."""
+    for at_bar in (1, 2, 3):
+        rng = np.random.default_rng([seed, at_bar])
+        passed = 0
+        for _ in range(runs):
+            rates = np.where(np.arange(3) < at_bar, 0.8, 0.95)
+            right = rng.random((2, 3, 200)) < rates[None, :, None]
+            levels = {left: 1 - (1 - LEVEL) / left for left in (1, 2)}
+            bounds = {
+                left: [[statistics.binomial_lower(int(s.sum()), 200, at) for s in nominee] for nominee in right]
+                for left, at in levels.items()
+            }
+            passed += any(min(nominee) > 0.8 for nominee in bounds[2])
+        yield f"| {at_bar} | {passed / runs:.3f} |", int(passed > MOST_FALSE * runs)
+
+
+def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for n in (200, 600):
+        for over in (0.0, 0.05, 0.15):
+            rng = np.random.default_rng([seed, n, round(100 * over)])
+            truth = over * (1 - ((0.8 - 0.5) / 0.499) ** 3)
+            above = below = 0
+            width = 0.0
+            for _ in range(runs):
+                told = 0.5 + 0.499 * rng.beta(3, 1, n)
+                right = rng.random(n) < told - np.where(told > 0.8, over, 0.0)
+                bins = np.ceil(told * 10).astype(np.int64) - 1
+                found = calibration_bounds(told - right, bins, range(n), CONFIDENCE)
+                above, below = above + (found.lower > truth), below + (found.upper < truth)
+                width += (found.upper - truth) / runs
+            wrong = int(max(above, below) > MOST_FALSE * runs + 2 * (MOST_FALSE * (1 - MOST_FALSE) * runs) ** 0.5)
+            yield f"| {n} | {truth:.3f} | {below / runs:.3f} | {above / runs:.3f} | {width:.3f} |", wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=2000, help="of each cell")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = start(parser).options
+    runs, seed = asked.runs, asked.seed
+    missed = table(
+        f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
+        "to be better / of an equal one that may be worse by it (power)",
+        header("n, groups | sizes", CORRELATIONS),
+        paired_lines(runs, seed),
+    )
+    missed += table(
+        "Expected costs at the bar, a mistake of $5 being rare: PASS, and coverage of the shown 95% interval",
+        "| rows | of them dear | PASS | coverage |",
+        cost_lines(max(runs // 4, 100), seed),
+    )
+    missed += table(
+        "Weighted rows at the bar of 0.9: PASS, and coverage of the shown 95% interval",
+        header("weights | n, groups", CORRELATIONS),
+        weighted_lines(runs, seed),
+    )
+    missed += table(
+        "Three requirements and two nominees: PASS, by how many requirements are at their bar",
+        "| at the bar | PASS |",
+        required_lines(runs, seed),
+    )
+    missed += table(
+        "Calibration error, bounds at 95%: truth above the upper, truth below the lower, mean distance of the upper",
+        "| rows | truth | above | below | distance |",
+        calibration_lines(max(runs // 8, 100), seed),
+    )
+    print(f"\nPASS at most {MOST_FALSE:g}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
+    sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What stands in a report beside the candidates: the target, and the system that runs today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
+from bedplate.adaptation.verdict.hurdles import Hurdles
+from bedplate.evaluation.task import Task
+from bedplate.report import schema
+from bedplate.report.schema_part import Split
+
+
+def target_of(task: Task, target: TargetSpec, bar: float) -> schema.Target:
+    """The report's target; what the task does not ask for is left out. bar: a score."""
+    said: dict[str, Any] = {
+        "against": target.against,
+        "margin": target.margin,
+        "better_by": target.better_by,
+        "worst_usd": task.scale.worst_usd,
+    }
+    more = {name: value for name, value in said.items() if value is not None}
+    if task.scale.lower_is_better:
+        more["lower_is_better"] = True
+    return schema.Target(metric=task.metric_name, value=task.scale.value(bar), confidence=target.confidence, **more)
+
+
+def current_rows(task: Task, hurdles: Hurdles) -> Iterator[schema.Row]:
+    """The system that runs today, on valid and, once it was opened, on test."""
+    spec = task.data.current
+    if spec is None:
+        return
+    splits: tuple[Split, ...] = ("valid", "test")
+    for split in splits:
+        if split not in hurdles.current:
+            continue
+        found = hurdles.priced_current(split)
+        missing = found.evaluation.unparsed
+        unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
+        if task.scale.lower_is_better and spec.usd_per_1k_calls is None:
+            unusable += "; what a call of it costs is not known, and not in its expected cost"
+        yield schema.Row(
+            rung=CURRENT,
+            base=None,
+            status="done",
+            reason=f"the system that runs today, never nominated: its answers in the column {spec.column!r}{unusable}",
+            split=split,
+            estimate=found.estimate,
+            interval=found.interval,
+            n=found.n,
+            groups=found.groups,
+            coverage=found.evaluation.coverage,
+            answered=found.evaluation.answered,
+            seeds=(),
+            usd_per_1k_calls=spec.usd_per_1k_calls,
+            p50_ms=spec.p50_ms,
+            p95_ms=spec.p95_ms,
+            train_seconds=None,
+            skin=None,
+        )

@@ -1,0 +1,233 @@
+"""What a target asks for beside its bar, of one nominee: other metrics, slices, coverage, calibration, and what it is
+compared with.
+
+All have to hold, so each is tested at the nominee's own level without correction: that any of several false claims is
+made is no likelier than that one of them is (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
+level is Holm's, which the bar shares. That a requirement is *broken* is one claim of several, so that the requirements
+and the bar share the error (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
+from bedplate.adaptation.verdict.measured import NOTHING, POWER, Against, Calibrated, Measured, Price, Priced
+from bedplate.core.statistics import InsufficientGroups, needed_n
+from bedplate.core.statistics.proportions import Side
+from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.evaluated import Evaluation
+from bedplate.evaluation.restricted import by_metric, coverage_of, rows_of, sure
+from bedplate.evaluation.slices import values_of
+from bedplate.evaluation.task import LABEL
+from bedplate.report.schema_bar import Requirement
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One requirement and what the rows say of it. measured: None where there is nothing to measure, for the reason
+    `nothing`. bar: a score, of which more is better (of a calibration error 1 minus it). apart: whether it is a
+    difference. rows: of the whole split; among: how many claims share the error of one that it is broken."""
+
+    words: str
+    metric: str
+    slice: str | None
+    bar: float
+    measured: Measured | None
+    rows: int
+    among: int = 1
+    scale: Scale = PLAIN
+    error: bool = False
+    apart: bool = False
+    nothing: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the estimate is on the right side of the bar."""
+        return self.measured is not None and self.measured.estimate > self.bar
+
+    def holds(self, confidence: float) -> bool:
+        """Whether that is shown at this confidence."""
+        try:
+            return self.measured is not None and self.measured.bound(confidence) > self.bar
+        except InsufficientGroups:
+            return False
+
+    def at(self, confidence: float) -> Requirement:
+        """What the report says of it at this confidence."""
+        if self.measured is None:
+            return self._said(None, None, None, confidence, None, f"{self.words}: {self.nothing}")
+        measured = self.measured
+        try:
+            lower, upper = measured.bound(confidence), measured.bound(confidence, "upper")
+            broken = measured.bound(1 - (1 - confidence) / self.among, "upper") < self.bar
+        except InsufficientGroups as error:
+            reason = f"{self.words}: {self._number(measured.estimate)} on {self._where()}; {error.message}"
+            needed = None
+            if error.worth is None:  # rows of as many groups as are wanted, if they come as they did
+                needed = math.ceil(self.rows * error.needed / max(error.groups, 1))
+                reason += f" (about {needed:,} test rows in all)"
+            return self._said(None, None, None, confidence, needed, reason)
+        holds = True if lower > self.bar else False if broken else None
+        needed = None
+        if holds is None:
+            needed = measured.needed(self.bar, confidence)
+            needed = None if needed is None else math.ceil(needed * self.rows / measured.n)
+        found = f"{self.words}: {self._number(measured.estimate)} on {self._where()}"
+        if holds:
+            said = f"{self._word('lower')} {self._number(lower)} with {confidence:.1%} confidence"
+        elif holds is False:
+            said = f"{self._word('upper')} {self._number(upper)} with {confidence:.1%} confidence"
+        else:
+            ends = sorted((lower, upper), key=self._value)
+            said = f"from {self._number(ends[0])} to {self._number(ends[1])}, so that these rows do not decide"
+            said += "" if needed is None else f" (about {needed:,} test rows in all would)"
+        return self._said(holds, lower, upper, confidence, needed, f"{found}, {said}")
+
+    def _said(
+        self,
+        holds: bool | None,
+        lower: float | None,
+        upper: float | None,
+        confidence: float,
+        needed: int | None,
+        reason: str,
+    ) -> Requirement:
+        flipped = self._flipped
+        ends = (upper, lower) if flipped else (lower, upper)
+        low, high = (None if end is None else self._value(end) for end in ends)
+        measured = self.measured
+        return Requirement(
+            requirement=self.words,
+            metric=self.metric,
+            slice=self.slice,
+            holds=holds,
+            value=None if measured is None else self._value(measured.estimate),
+            lower=low,
+            upper=high,
+            bar=self._value(self.bar),
+            direction="at_most" if flipped else "at_least",
+            confidence=confidence,
+            n=0 if measured is None else measured.n,
+            groups=0 if measured is None else measured.groups,
+            needed_n=needed,
+            reason=reason,
+        )
+
+    @property
+    def _flipped(self) -> bool:
+        return self.error or self.scale.lower_is_better
+
+    def _value(self, score: float) -> float:
+        if self.error:
+            return 1 - score
+        return self.scale.difference(score) if self.apart else self.scale.value(score)
+
+    def _number(self, score: float) -> str:
+        value = self._value(score)
+        if self.scale.lower_is_better:
+            return f"{'-' if value < 0 else '+' if self.apart else ''}${abs(value):.4f}"
+        return f"{value:+.3f}" if self.apart else f"{value:.3f}"
+
+    def _word(self, side: str) -> str:
+        return "at least" if (side == "lower") != self._flipped else "at most"
+
+    def _where(self) -> str:
+        assert self.measured is not None
+        n, groups = self.measured.n, self.measured.groups
+        return f"{n} rows" + (f" in {groups} groups" if groups < n else "")
+
+
+def requirements_of(
+    target: TargetSpec, evaluation: Evaluation, price: Price = NOTHING, other: Priced | None = None
+) -> list[Shown]:
+    """All that a target asks of a candidate beside its bar. other: what the target is against, on the same rows."""
+    asked = [] if other is None else [_against(target, Priced(evaluation, price), other)]
+    for spec in target.all_of:
+        asked += _asked(spec, evaluation, price)
+    claims = len(asked) + (target.value is not None)
+    return [replace(one, among=max(1, claims)) for one in asked]
+
+
+def _against(target: TargetSpec, own: Priced, other: Priced) -> Shown:
+    scale, name = own.evaluation.scale, target.against or ""
+    allowed = target.allowed / (scale.worst_usd or 1.0)
+    money = "$" if scale.lower_is_better else ""
+    if target.margin is not None:
+        words = f"worse than {name} by less than {money}{target.margin:g}"
+    elif target.better_by:
+        words = f"better than {name} by more than {money}{target.better_by:g}"
+    else:
+        words = f"better than {name}"
+    measured = Against(own, other)
+    metric = own.evaluation.metric
+    return Shown(words, metric, None, -allowed, measured, own.n, scale=scale, apart=True)
+
+
+def _asked(spec: RequirementSpec, evaluation: Evaluation, price: Price) -> Iterator[Shown]:
+    column = spec.column
+    if column is None:
+        yield _one(spec, evaluation, price, None)
+        return
+    if spec.where is not None:
+        values: Sequence[str] = [spec.where[column]]
+    else:
+        values = evaluation.labels if column == LABEL else values_of(evaluation, column)
+    for value in values:
+        yield _one(spec, evaluation, price, (column, value))
+
+
+def _one(spec: RequirementSpec, evaluation: Evaluation, price: Price, part: tuple[str, str] | None) -> Shown:
+    """The requirement on all rows, or on those of one slice."""
+    rows = evaluation.rows if part is None else rows_of(evaluation, *part)
+    named = None if part is None else f"{part[0]}: {part[1] or '(none)'}"
+    own = spec.metric in (None, evaluation.metric)
+    scale = evaluation.scale if own else PLAIN
+    given = spec.at_most if spec.at_least is None else spec.at_least
+    assert given is not None
+    metric = (spec.metric or evaluation.metric).replace("_", " ")
+    side = "at least" if spec.at_least is not None else "at most"
+    error = spec.at_most is not None and not scale.lower_is_better
+    bar = scale.score(given) if not error else 1 - given
+    money = "$" if scale.lower_is_better else ""
+    words = f"{metric}{'' if named is None else f' where {named}'} {side} {money}{given:g}"
+    measured: Measured | None = None
+    nothing = f"there is no test row of {named}, so that nothing is known of it; label such rows"
+    if rows and spec.metric == CALIBRATION:
+        measured = Calibrated(rows) if sure(rows) else None
+        nothing = "its answers carry no probabilities"
+    elif rows and spec.metric == COVERAGE:
+        measured = Priced(coverage_of(evaluation, rows))
+    elif rows:
+        measured = Priced(by_metric(evaluation, rows, spec.metric), price if own else NOTHING)
+    if error and isinstance(measured, Priced):
+        measured = _Flipped(measured)
+    return Shown(words, metric, named, bar, measured, evaluation.n, scale=scale, error=error, nothing=nothing)
+
+
+@dataclass(frozen=True)
+class _Flipped:
+    """One minus a metric, of which less is wanted."""
+
+    of: Priced
+
+    @property
+    def estimate(self) -> float:
+        return 1 - self.of.estimate
+
+    @property
+    def n(self) -> int:
+        return self.of.n
+
+    @property
+    def groups(self) -> int:
+        return self.of.groups
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        return 1 - self.of.bound(confidence, "upper" if side == "lower" else "lower")
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        effect = max(self.of.design_effect, 1.0)
+        return needed_n(self.estimate, bar, confidence, POWER, effect, self.of.row_variance)

@@ -1,0 +1,88 @@
+"""Costs as a metric: what each answer costs where another was right, in US dollars, or a Python function that says it.
+
+metric: {costs: {spam: {ham: 0.40}, ham: {spam: 5.00}}}      # right answer → given answer → dollars
+metric: {cost: dear.py:usd, worst_usd: 20}                   # usd(target, prediction) → dollars, from 0 to 20
+
+A row scores 1 - cost / worst, so that it lies in 0 to 1 and more is better, as of every other metric; the expected cost
+is what is said (`costs.scale`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import sha256_json
+from bedplate.evaluation.metrics import AnsweredRow, Scoring
+
+if TYPE_CHECKING:
+    from bedplate.evaluation.metrics_python import PythonMetric
+
+
+@dataclass(frozen=True)
+class CostMetric:
+    """Of a matrix `costs`, right label → answer → dollars, where the right answer costs nothing unless it is said; or
+    of a `function`. worst_usd: no answer costs more. An answer that cannot be used costs as much as the worst for its
+    row (the matrix) or as the worst of all (the function)."""
+
+    name: str
+    worst_usd: float
+    costs: Mapping[str, Mapping[str, float]] | None = None
+    function: PythonMetric | None = None
+    scoring: Scoring = "real"
+
+    def ready(self) -> None:
+        """It was ready when it was read."""
+
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]:
+        """DataError naming the row for which the function fails, or gives no number from 0 to `worst_usd`."""
+        return [1 - self.cost(row) / self.worst_usd for row in rows]
+
+    def cost(self, row: AnsweredRow) -> float:
+        """US dollars."""
+        if self.costs is not None:
+            costs = self.costs[row.target]
+            worst = max(costs.values())
+            return worst if row.prediction is None else costs.get(row.prediction, 0.0)
+        if row.prediction is None:
+            return self.worst_usd
+        assert self.function is not None
+        found = self.function.value(row)
+        if not (math.isfinite(found) and 0 <= found <= self.worst_usd):
+            raise DataError(
+                f"the cost {self.name} is {found!r} for row {row.id}; it must lie in 0 to worst_usd, "
+                f"${self.worst_usd:g}"
+            )
+        return found
+
+
+def matrix_metric(costs: Mapping[str, Mapping[str, float]]) -> CostMetric:
+    """The metric of a matrix that fits its task (`check_costs`)."""
+    worst = max(cost for line in costs.values() for cost in line.values())
+    digest = sha256_json({right: dict(sorted(line.items())) for right, line in sorted(costs.items())})
+    return CostMetric(f"usd_per_call ({digest[:8]})", worst, costs)
+
+
+def function_metric(function: PythonMetric, worst_usd: float) -> CostMetric:
+    """The metric of a Python function."""
+    return CostMetric(f"usd_per_call: {function.name}, at most {worst_usd:g}", worst_usd, function=function)
+
+
+def check_costs(costs: Mapping[str, Mapping[str, float]], labels: Sequence[str], abstain: str | None) -> None:
+    """Raises ValueError unless each wrong answer, and abstaining where the task has it, has a cost for every label."""
+    answers = (*labels, *([abstain] if abstain is not None else []))
+    unknown = [one for one in costs if one not in labels]
+    unknown += [one for line in costs.values() for one in line if one not in answers]
+    if unknown:
+        raise ValueError(f"costs: {unknown[0]!r} is no answer of this task; there are {', '.join(answers)}")
+    for right in labels:
+        for given in answers:
+            if given != right and given not in costs.get(right, {}):
+                raise ValueError(
+                    f"costs: say what it costs to answer {given!r} where {right!r} is right: {right}: {{{given}: …}}"
+                )
+    if not any(cost > 0 for line in costs.values() for cost in line.values()):
+        raise ValueError("costs: every answer costs nothing, so there is nothing to choose by")

@@ -1,0 +1,248 @@
+"""What a task's predictions say together: estimate, interval and bound with groups and weights respected, every row
+kept beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core import shown, statistics
+from bedplate.core.statistics import InsufficientGroups
+from bedplate.core.statistics.bootstrap import influence
+from bedplate.core.statistics.proportions import Side
+from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
+from bedplate.evaluation.metrics import METRICS, Scoring
+from bedplate.evaluation.task_row import RowResult
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(shown.Brief):
+    """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
+
+    `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
+    for orientation only. `unparsed` rows had no usable prediction and count as wrong. `output` is the kind of output,
+    and `scoring` what the metric declares its number to be made of, which decides how it is bounded. `worst_usd`: what
+    a score of 0 costs, where scores stand for costs.
+    """
+
+    task: str
+    task_hash: str
+    split: str
+    split_hash: str
+    metric: str
+    labels: tuple[str, ...]
+    estimate: float
+    interval: tuple[float, float]
+    confidence: float
+    lower_bound: float | None
+    reason: str | None
+    n: int
+    groups: int
+    icc: float | None
+    design_effect: float
+    unparsed: int
+    seed: int
+    rows: tuple[RowResult, ...]
+    output: str
+    scoring: Scoring
+    worst_usd: float | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """How its numbers are said."""
+        return Scale(self.worst_usd)
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups, and
+        of a mean over labels RareLabel."""
+        if self.scoring in ("binary", "answered"):
+            scores, groups, weights = self.judged
+            if not groups:  # nothing was answered: anything may be true
+                return float(side == "upper")
+            return statistics.effective_n_bound(scores, groups, confidence, side, weights=weights).value
+        if self._label_groups is not None:
+            check_labels(self.labels, self._label_groups)
+        boot = self.bootstrap(confidence)
+        return boot.lower if side == "lower" else boot.upper
+
+    def bootstrap(self, confidence: float, minimum_groups: int = statistics.MINIMUM_GROUPS) -> statistics.Bootstrap:
+        """Bounds of a metric that is no proportion. Raises InsufficientGroups."""
+        seen = self._label_groups
+
+        def ends(a: float) -> tuple[float, float]:
+            assert seen is not None
+            counts = self.parts.sum(0).reshape(3, len(self.labels))
+            return unseen_macro_f1(counts, seen, a)
+
+        return statistics.bca_of_sums(
+            self.parts,
+            self.of_sums,
+            self._groups,
+            confidence,
+            seed=self.seed,
+            unseen=True if seen is None else ends,
+            minimum_groups=minimum_groups,
+            weights=self.weights,
+        )
+
+    @property
+    def judged(self) -> tuple[NDArray[np.float64], list[str], NDArray[np.float64] | None]:
+        """Scores, groups and weights of the rows that the metric is a mean of: all, or those that were answered."""
+        if self.scoring != "answered":
+            return self._scores, self._groups, self.weights
+        kept = np.flatnonzero(self.abstained == 0)
+        weights = None if self.weights is None else self.weights[kept]
+        return self._scores[kept], [self._groups[row] for row in kept.tolist()], weights
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64] | None:
+        """How much of the traffic each row stands for [n]; None where all weigh alike."""
+        found = np.array([row.weight for row in self.rows])
+        return found if found.size and float(np.ptp(found)) > 0 else None
+
+    def statistic(self, rows: NDArray[np.int64]) -> float:
+        """The metric over some of the rows, given by number (repeats allowed)."""
+        return float(self.of_sums(self.parts[rows].sum(0)))
+
+    @property
+    def row_variance(self) -> float | None:
+        """Of what one row adds to the metric, to first order (the delta method): the metric of n independent rows has
+        this variance over n. None for a share, whose variance its value says."""
+        if self.scoring in ("binary", "answered"):
+            return None
+        if self.n < 2:
+            return 0.0
+        return float(np.var(influence(self.parts, self.of_sums), ddof=1))
+
+    @cached_property
+    def parts(self) -> NDArray[np.float64]:
+        """What each row adds to the sums that the metric is made of [n, d], its weight in it."""
+        found = self._unweighted
+        return found if self.weights is None else found * self.weights[:, None]
+
+    @property
+    def _unweighted(self) -> NDArray[np.float64]:
+        if self.scoring == "answered":
+            return np.stack([self._scores, 1.0 - self.abstained], axis=1)
+        if self.scoring != "counts":
+            return np.stack([self._scores, np.ones(self.n)], axis=1)
+        wanted, given = self._marks([r.target for r in self.rows]), self._marks([r.prediction for r in self.rows])
+        return np.concatenate([wanted * given, wanted, given], axis=1)
+
+    def of_sums(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The metric from sums of `parts` [..., d] → [...]."""
+        if self.scoring == "answered":  # nothing answered is nothing right
+            return sums[..., 0] / np.maximum(sums[..., 1], 1.0)
+        if self.scoring != "counts":
+            return statistics.mean_of_sums(sums)
+        whole = METRICS[self.metric].statistic
+        assert whole is not None
+        return whole(sums.reshape(*sums.shape[:-1], 3, len(self.labels)))
+
+    def labels_of(self, answer: str | None) -> tuple[str, ...]:
+        """The labels in a row's target or prediction: one, some or none of `labels`."""
+        if answer is None or not self.labels:
+            return ()
+        if self.output == "labels":
+            return tuple(json.loads(answer))
+        return (answer,) if answer in self.labels else ()
+
+    @property
+    def coverage(self) -> float:
+        """The share of rows that were answered: on which the skin did not abstain."""
+        return 1.0 - float(np.average(self.abstained, weights=self.weights))
+
+    @property
+    def answered(self) -> float | None:
+        """Mean row score among the answered rows; None where there is none."""
+        kept = np.flatnonzero(self.abstained == 0)
+        weights = None if self.weights is None else self.weights[kept]
+        return float(np.average(self._scores[kept], weights=weights)) if len(kept) else None
+
+    def __repr__(self) -> str:
+        low, high = sorted(self.interval, key=self.scale.value)
+        groups = f" in {self.groups:,} groups" if self.groups < self.n else ""
+        said = self.scale.said
+        found = f"{self.metric} {said(self.estimate)} ({said(low)} to {said(high)})"
+        return shown.line("evaluation", self.task, found, f"{self.n:,} rows of {self.split}{groups}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for report.json; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` wrote, also after a trip through a JSON file."""
+        plain: dict[str, Any] = dict(values)
+        plain["interval"] = tuple(values["interval"])
+        plain["labels"] = tuple(values["labels"])
+        plain["rows"] = tuple(RowResult(**row) for row in values["rows"])
+        if "scoring" not in plain:  # from before there were several labels and scores between 0 and 1
+            plain["output"] = "label" if plain["labels"] else "text"
+            plain["scoring"] = METRICS[plain["metric"]].scoring
+        return cls(**plain)
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
+        return np.array([row.score for row in self.rows])
+
+    @cached_property
+    def abstained(self) -> NDArray[np.float64]:
+        """1 where the skin gave no label on purpose, which is the only answer that is kept and is no label."""
+        if self.output != "label":
+            return np.zeros(self.n)
+        return np.array([float(row.prediction is not None and row.prediction not in self.labels) for row in self.rows])
+
+    @cached_property
+    def _label_groups(self) -> NDArray[np.int64] | None:
+        """In how many groups each label is a target [L]; None where labels do not weigh alike."""
+        if self.scoring != "counts" or not METRICS[self.metric].per_label:
+            return None
+        return label_groups(self._marks([row.target for row in self.rows]), self._groups)
+
+    @cached_property
+    def _groups(self) -> list[str]:
+        return [row.group for row in self.rows]
+
+    def _marks(self, answers: Sequence[str | None]) -> NDArray[np.float64]:
+        """Labels of answers as 0/1 [n, L]."""
+        number = {label: code for code, label in enumerate(self.labels)}
+        marks = np.zeros((len(answers), len(self.labels)))
+        for row, answer in enumerate(answers):
+            marks[row, [number[label] for label in self.labels_of(answer)]] = 1.0
+        return marks
+
+
+def with_bounds(draft: Evaluation) -> Evaluation:
+    """The evaluation of the draft's rows by its metric: estimate, interval and bound."""
+    whole = replace(draft, estimate=draft.statistic(np.arange(draft.n)), interval=_interval(draft))
+    scores, groups, weights = draft.judged
+    if groups:
+        icc = statistics.intraclass_correlation(scores, groups)
+        # of `n` rows only the judged ones count: a row that is not answered is worth nothing
+        effect = statistics.design_effect(scores, groups, weights) * draft.n / len(groups)
+        whole = replace(whole, icc=None if math.isnan(icc) else icc, design_effect=effect)
+    try:
+        return replace(whole, lower_bound=whole.bound(whole.confidence))
+    except InsufficientGroups as error:
+        return replace(whole, reason=error.message)
+
+
+def _interval(draft: Evaluation) -> tuple[float, float]:
+    try:
+        if draft.scoring not in ("binary", "answered"):
+            return draft.bootstrap(draft.confidence, 2).interval
+        scores, groups, weights = draft.judged
+        if groups:
+            return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2, weights=weights)
+    except InsufficientGroups:  # one group says nothing about others
+        pass
+    return 0.0, 1.0

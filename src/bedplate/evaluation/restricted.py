@@ -1,0 +1,89 @@
+"""An evaluation looked at by another metric, or on the rows of one slice only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.statistics.calibration import CalibrationBounds, calibration_bounds
+from bedplate.evaluation.evaluated import Evaluation, with_bounds
+from bedplate.evaluation.metrics import METRICS
+from bedplate.evaluation.slices import bins_of, confidence_of
+from bedplate.evaluation.task import LABEL
+from bedplate.evaluation.task_row import RowResult
+
+BINS = 10
+
+
+def rows_of(evaluation: Evaluation, column: str, value: str) -> tuple[RowResult, ...]:
+    """The rows of one slice: those whose right answer is (or has among it) a label, or whose column has a value."""
+    if column == LABEL:
+        return tuple(row for row in evaluation.rows if value in evaluation.labels_of(row.target))
+    return tuple(row for row in evaluation.rows if (row.slices or {}).get(column) == value)
+
+
+def by_metric(evaluation: Evaluation, rows: Sequence[RowResult], metric: str | None) -> Evaluation:
+    """The evaluation of these rows (one at least) by a metric of the table. None: its own; on a slice of a metric of
+    all rows at once, the mean of row scores."""
+    scoring, name = evaluation.scoring, evaluation.metric
+    if metric is not None and metric != evaluation.metric:
+        scorer = METRICS[metric]
+        rows = [replace(row, score=scorer.row(row.target, row.prediction)) for row in rows]
+        scoring, name = scorer.scoring, metric
+    elif scoring == "counts" and len(rows) < evaluation.n:
+        scoring, name = "binary", "row score"
+    return _of(evaluation, rows, name, scoring)
+
+
+def coverage_of(evaluation: Evaluation, rows: Sequence[RowResult]) -> Evaluation:
+    """The share of these rows that is answered, as an evaluation."""
+    gone = {row.id for row, out in zip(evaluation.rows, evaluation.abstained.tolist(), strict=True) if out}
+    marked = [replace(row, score=float(row.id not in gone)) for row in rows]
+    return _of(evaluation, marked, "coverage", "binary")
+
+
+def _of(evaluation: Evaluation, rows: Sequence[RowResult], metric: str, scoring: str) -> Evaluation:
+    draft = replace(
+        evaluation,
+        rows=tuple(rows),
+        metric=metric,
+        scoring=scoring,  # pyright: ignore[reportArgumentType]
+        n=len(rows),
+        groups=len({row.group for row in rows}),
+        unparsed=sum(row.prediction is None for row in rows),
+        icc=None,
+        design_effect=1.0,
+        lower_bound=None,
+        reason=None,
+        worst_usd=evaluation.worst_usd if metric == evaluation.metric else None,
+    )
+    return with_bounds(draft)
+
+
+def calibration_of(rows: Sequence[RowResult], confidence: float) -> CalibrationBounds:
+    """The calibration error of answers that carry probabilities (`sure`), with bounds. Raises InsufficientGroups."""
+    told, gaps, weights = _told(rows)
+    groups = [row.group for row in rows]
+    return calibration_bounds(gaps, bins_of(told, BINS), groups, confidence, weights=weights)
+
+
+def calibration_error(rows: Sequence[RowResult]) -> float:
+    """The same without bounds."""
+    told, gaps, weights = _told(rows)
+    sums = np.bincount(bins_of(told, BINS), weights=gaps * weights)
+    return float(np.abs(sums).sum() / weights.sum())
+
+
+def _told(rows: Sequence[RowResult]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The probabilities of the answers, how much they are too high, and the rows' weights, [n] each."""
+    told = np.array([confidence_of(row.scores or {}, row.prediction or "") for row in rows])
+    right = np.array([float(row.target == row.prediction) for row in rows])
+    return told, told - right, np.array([row.weight for row in rows])
+
+
+def sure(rows: Sequence[RowResult]) -> list[RowResult]:
+    """The rows whose answers carry probabilities."""
+    return [row for row in rows if row.scores and row.prediction in row.scores]

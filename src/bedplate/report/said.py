@@ -1,0 +1,28 @@
+"""How a ladder's report says its numbers: scores, or US dollars of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def costs(report: Mapping[str, Any]) -> bool:
+    """Whether estimates are dollars, of which less is better."""
+    return bool(report["target"].get("lower_is_better"))
+
+
+def said(report: Mapping[str, Any], value: float) -> str:
+    """An estimate, or an end of its interval."""
+    return f"${value:.4f}" if costs(report) else f"{value:.3f}"
+
+
+def shown_bar(report: Mapping[str, Any]) -> str:
+    """The target's value, and what it is taken from."""
+    target = report["target"]
+    bar = f"${target['value']:.4g}" if costs(report) else f"{target['value']:.4g}"
+    if target.get("against") is None:
+        return bar
+    margin, more = target.get("margin"), target.get("better_by")
+    asked = f"worse by less than {margin:g} than" if margin is not None else f"better by {more:g} than"
+    asked = asked if more != 0 else "better than"
+    return f"{bar} ({asked} {target['against']})"

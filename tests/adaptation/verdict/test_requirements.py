@@ -1,0 +1,240 @@
+"""Several requirements at once: what is shown of each, what the verdict makes of them, and how often it errs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+
+from bedplate.adaptation.context.outcome import Latency, Result
+from bedplate.adaptation.task.target_spec import TargetSpec, check_target
+from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.bar import Bar
+from bedplate.adaptation.verdict.measured import Price, Priced
+from bedplate.adaptation.verdict.requirements import Shown, requirements_of
+from bedplate.core.errors import ConfigError
+from bedplate.core.statistics import binomial_lower, binomial_upper
+from bedplate.evaluation.evaluated import Evaluation
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.evaluation.task import Task
+from bedplate.inference.predict.predictor import Prediction
+
+COSTS = {"costs": {"a": {"b": 1.0}, "b": {"a": 4.0}}}
+
+
+def task(metric: Any = "accuracy", **data: Any) -> Task:
+    return Task.model_validate(
+        {
+            "task": "t",
+            "inputs": {"x": {"column": "x"}},
+            "output": {"kind": "label", "labels": ["a", "b"]},
+            "data": {"source": "s", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}, **data},
+            "metric": metric,
+        }
+    )
+
+
+def evaluated(
+    right: Sequence[bool], of: Task | None = None, sure: float | None = None, german: int = 10, split: str = "test"
+) -> Evaluation:
+    """Rows of label a and b in turn, every tenth in German (or as often as it is said)."""
+    examples = [
+        Example(
+            str(i), {"x": str(i)}, "ab"[i % 2], str(i), f"{i:064d}", slices={"language": "en" if i % german else "de"}
+        )
+        for i in range(len(right))
+    ]
+    answers: list[Any] = ["ab"[(i + (not one)) % 2] for i, one in enumerate(right)]
+    if sure is not None:
+        other = float(np.log1p(-sure))
+        answers = [
+            Prediction(one, one, {one: float(np.log(sure)), "b" if one == "a" else "a": other}) for one in answers
+        ]
+    return evaluate_predictions(of or task(), examples, answers, split=split)
+
+
+def wrong_every(k: int, n: int = 400) -> list[bool]:
+    return [i % k != 1 for i in range(n)]
+
+
+def only(target: dict[str, Any], evaluation: Evaluation, **more: Any) -> Shown:
+    (found,) = requirements_of(TargetSpec.model_validate(target), evaluation, **more)
+    return found
+
+
+def test_a_slice_has_a_bar_of_its_own_with_the_rows_that_would_decide() -> None:
+    evaluation = evaluated([i % 40 != 0 for i in range(400)])  # 10 of the 40 German rows are wrong
+    asked = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.7}]}
+    found = only(asked, evaluation).at(0.95)
+    assert (found.value, found.n, found.slice) == (0.75, 40, "language: de")
+    assert found.lower == pytest.approx(binomial_lower(30, 40, 0.95))
+    assert found.upper == pytest.approx(binomial_upper(30, 40, 0.95))
+    assert found.holds is None
+    assert found.needed_n is not None
+    assert found.needed_n > 10 * 400 * 0.5  # a tenth of the test rows are German
+    assert f"about {found.needed_n:,} test rows in all would" in found.reason
+    held = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.5}]}, evaluation).at(0.95)
+    assert (held.holds, held.needed_n) == (True, None)
+    broken = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.95}]}, evaluation).at(0.95)
+    assert broken.holds is False
+    missing = only({"value": 0.8, "all_of": [{"where": {"language": "fr"}, "at_least": 0.5}]}, evaluation).at(0.95)
+    assert (missing.holds, missing.value) == (None, None)
+    assert "there is no test row of language: fr" in missing.reason
+
+
+def test_every_label_and_every_value_of_a_column_is_one_requirement() -> None:
+    evaluation = evaluated(wrong_every(8))  # every fourth row of label b is wrong
+    target = TargetSpec.model_validate({"value": 0.8, "all_of": [{"every": "label", "at_least": 0.6}]})
+    a, b = (one.at(0.95) for one in requirements_of(target, evaluation))
+    assert (a.slice, a.value, b.slice, b.value) == ("label: a", 1.0, "label: b", 0.75)
+    target = TargetSpec.model_validate({"value": 0.8, "all_of": [{"every": "language", "at_least": 0.6}]})
+    assert [one.slice for one in requirements_of(target, evaluation)] == ["language: de", "language: en"]
+
+
+def test_another_metric_and_the_calibration_error_are_bounded_on_the_same_rows() -> None:
+    evaluation = evaluated(wrong_every(8), sure=0.9)
+    found = only({"value": 0.8, "all_of": [{"metric": "macro_f1", "at_least": 0.8}]}, evaluation).at(0.95)
+    assert found.value == pytest.approx((2 * 200 / (400 + 50) + 2 * 150 / (300 + 50)) / 2)
+    asked = {"value": 0.8, "all_of": [{"metric": "calibration_error", "at_most": 0.1}]}
+    error = only(asked, evaluation).at(0.95)
+    assert (error.direction, error.value) == ("at_most", pytest.approx(0.9 - 0.875))
+    assert error.holds is True
+    assert error.lower is not None
+    assert error.upper is not None
+    assert error.lower < 0.025 < error.upper < 0.1
+    assert "at most" in error.reason
+    silent = only(asked, evaluated(wrong_every(8))).at(0.95)
+    assert (silent.holds, silent.value) == (None, None)
+    assert "carry no probabilities" in silent.reason
+
+
+def test_a_skin_is_held_against_what_runs_today() -> None:
+    now, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
+    other = Priced(now)
+    close = only({"against": "current", "margin": 0.05}, new, other=other).at(0.95)
+    assert close.value == pytest.approx(new.estimate - now.estimate)
+    assert close.lower is not None
+    gap = np.array([a.score - b.score for a, b in zip(new.rows, now.rows, strict=True)])
+    by_t = gap.mean() - stats.t.ppf(0.95, 399) * gap.std(ddof=1) / 20
+    assert close.lower == pytest.approx(by_t, abs=0.002)  # further out by the side that the changes lean to
+    assert close.holds is None
+    assert close.needed_n is not None
+    better = only({"against": "current", "better_by": 0}, evaluated([True] * 400), other=other).at(0.95)
+    assert (better.holds, better.requirement) == (True, "better than current")
+    worse = only({"against": "current", "margin": 0.02}, evaluated(wrong_every(3)), other=other).at(0.95)
+    assert worse.holds is False
+
+
+def test_without_a_value_the_bar_is_what_runs_today_less_the_margin() -> None:
+    target = TargetSpec.model_validate({"against": "current", "margin": 0.05})
+    now, new = evaluated(wrong_every(8)), evaluated(wrong_every(20))
+    bar = Bar(target, task().scale, {"test": Priced(now)})
+    assert bar.score("test") == pytest.approx(now.estimate - 0.05)
+    judged = bar.judged(new)
+    (shown,) = bar.requirements(new)
+    assert judged.bound(0.97) - now.estimate == pytest.approx(shown.at(0.97).lower)
+    found = gate.confirm([("x", judged)], {"x": judged}, target=bar.score("test"), alpha=0.05)
+    assert found[0].passed == shown.holds(found[0].lower_confidence)
+
+
+def test_the_price_of_a_call_is_in_what_is_compared() -> None:
+    costs = task(COSTS)
+    new, now = evaluated(wrong_every(8), costs), evaluated(wrong_every(8), costs)
+    assert new.scale.value(new.estimate) == pytest.approx(50 * 4.0 / 400)
+    bar = Bar(TargetSpec.model_validate({"value": 0.8}), costs.scale)
+    calls = Latency(2.0, 2.0, 2.0, 4, (1.0, 2.0, 2.0, 3.0))
+    price = bar.price(Result("x", new, calls, 0.0, ""), calls, 36.0)  # a cent a second
+    assert bar.scale.value(Priced(new, price).estimate) == pytest.approx(0.5 + 0.02)
+    assert bar.scale.value(Priced(new, price).bound(0.95)) > bar.scale.value(new.bound(0.95)) + 0.02
+    asked = {"against": "current", "better_by": 0}
+    dearer = only(asked, new, price=price, other=Priced(now, Price.known(0.01 / 4))).at(0.95)
+    assert dearer.value == pytest.approx(0.01)  # in dollars of a call: the skin costs a cent more
+    assert dearer.direction == "at_most"
+    cheap = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_most": 0.8}]}, new, price=price).at(0.95)
+    assert cheap.value == pytest.approx(new.scale.value(float(np.mean([r.score for r in new.rows[::10]]))) + 0.02)
+
+
+def verdict(shown: dict[str, list[Shown]], tested: dict[str, Evaluation], bar: float = 0.8) -> gate.GateDecision:
+    names = tuple(tested)
+    holds = {n: lambda level, n=n: all(one.holds(level) for one in shown[n]) for n in names}
+    found = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, holds=holds)
+    made = {c.rung: [one.at(c.lower_confidence) for one in shown[c.rung]] for c in found}
+    nomination = gate.Nomination(names, names[0], None, {})
+    return gate.decide(nomination, found, metric="accuracy", target=bar, n=400, groups=400, requirements=made)
+
+
+def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
+    evaluation = evaluated([i % 40 != 0 for i in range(400)])
+
+    def decided(at_least: float) -> gate.GateDecision:
+        asked = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": at_least}]}
+        return verdict({"x": [only(asked, evaluation)]}, {"x": evaluation})
+
+    passed, undecided, failed = decided(0.5), decided(0.7), decided(0.95)
+    assert (passed.status, passed.rung) == ("PASS", "x")
+    assert "What else is required holds: accuracy where language: de at least 0.5" in passed.reason
+    assert undecided.status == "INSUFFICIENT_DATA"
+    assert "accuracy where language: de at least 0.7: 0.750 on 40 rows" in undecided.reason
+    assert "test rows in all would" in undecided.reason
+    assert failed.status == "FAIL"
+    assert "held back by its requirement: accuracy where language: de at least 0.95" in failed.reason
+
+
+def test_a_pass_of_what_breaks_one_of_three_requirements_stays_within_the_level() -> None:
+    """Two nominees clear the bar; of each, one slice is at its bar, and the others have room."""
+    rng = np.random.default_rng(0)
+    asked = TargetSpec.model_validate(
+        {"value": 0.6, "all_of": [{"every": "language", "at_least": 0.7}, {"where": {"label": "a"}, "at_least": 0.6}]}
+    )
+    passed = 0
+    for _ in range(50):
+        tested = {}
+        for name in "xy":
+            rate = np.where(np.arange(300) % 3 == 0, 0.7, 0.9)
+            tested[name] = evaluated((rng.random(300) < rate).tolist(), german=3)
+        passed += verdict({n: requirements_of(asked, one) for n, one in tested.items()}, tested, 0.6).status == "PASS"
+    assert passed / 50 <= 0.05 + 3 * (0.05 * 0.95 / 50) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"confidence": 0.9}, "give a `value`"),
+        ({"value": 0.8, "against": "current"}, "`against` goes with"),
+        ({"against": "current", "margin": 0.1, "better_by": 0}, "either `margin` or"),
+        ({"against": "current", "margin": 0}, "write `better_by: 0`"),
+        ({"value": 0.8, "all_of": [{"metric": "accurcy", "at_least": 0.8}]}, "no metric 'accurcy'.*accuracy"),
+        ({"value": 0.8, "all_of": [{"at_least": 0.8}]}, "say of what"),
+        ({"value": 0.8, "all_of": [{"every": "label"}]}, "either `at_least` or `at_most`"),
+        ({"value": 0.8, "all_of": [{"metric": "calibration_error", "at_least": 0.1}]}, "give `at_most`"),
+        ({"value": 0.8, "all_of": [{"where": {"a": "b"}, "every": "c", "at_least": 0.1}]}, "either `where`"),
+    ],
+)
+def test_targets_that_say_too_little_are_refused(target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TargetSpec.model_validate(target)
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "message"),
+    [
+        ("accuracy", {"value": 1.5}, "adapt.target.value: 1.5 cannot be cleared"),
+        ("accuracy", {"against": "current", "margin": 0.02}, "name their column under `data.current`"),
+        ("accuracy", {"against": "own_promt", "margin": 0.02}, "neither 'current' nor a rung"),
+        ("accuracy", {"value": 0.8, "all_of": [{"every": "country", "at_least": 0.5}]}, r"data.slices: \[country\]"),
+        ("accuracy", {"value": 0.8, "all_of": [{"where": {"label": "c"}, "at_least": 0.5}]}, "'c' is no label"),
+        ("accuracy", {"value": 0.8, "all_of": [{"metric": "coverage", "at_least": 0.5}]}, "without `output.abstain`"),
+        ("accuracy", {"value": 0.8, "all_of": [{"metric": "rouge_l", "at_least": 0.5}]}, "does not fit"),
+        ("accuracy", {"value": 0.8, "all_of": [{"every": "label", "at_least": 1.5}]}, "lies outside 0 to 1"),
+        (COSTS, {"value": 9.0}, "never costs more than"),
+        (COSTS, {"value": 0.5, "all_of": [{"every": "label", "at_least": 0.5}]}, "costs are bounded from above"),
+    ],
+)
+def test_targets_that_do_not_fit_the_task_are_refused(metric: Any, target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_target(TargetSpec.model_validate(target), task(metric), ["zero_shot", "own_prompt"])
