@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bedplate.cli import paths
 from bedplate.cli.options import (
     Formulas,
     Hardware,
@@ -81,10 +80,7 @@ def serve(
         str | None, typer.Option(help="This machine: the measured base to extrapolate from.", show_default=False)
     ] = None,
     machine: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measurements (`bedplate plan calibrate`). Default: this machine's.", callback=paths.existing
-        ),
+        Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,
     hardware: Hardware = None,
     page: PageFile = None,
