@@ -219,7 +219,7 @@ def test_what_is_wrong_is_said_at_once(
 
 
 UNCHECKED = {("evaluate", "rows"), ("keys", "file"), ("plan", "machine")}
-"""Checked in the command itself: what is asked for besides decides what they have to be, or which command makes them."""
+"""Checked in the command itself: what is asked for besides decides what they have to be, or what makes one is said."""
 
 
 def commands(
