@@ -94,6 +94,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("plan", "amortise", "none.yaml"), "none.yaml does not exist"),
     (("plan", "decide", "none.yaml"), "none.yaml"),
+    (("plan", "decide", "report.json"), "report.json is a ladder's report; an option of a decision file names it"),
     (("plan", "decide", "none.yaml", "--prices", "no.yaml"), "no.yaml does not exist"),
     (("plan", "scaling", "none"), "none does not exist"),
     (("plan", "train", "lama-3.1-8b", "--tokens", "1T"), "llama-3.1-8b"),
@@ -193,6 +194,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (place / "typo.yaml").write_text(f"{RECIPE}corpsu: x\n")
     (place / "text.txt").write_text("a text\n")
     (place / "skins.yaml").write_text("bases: [{source: smollm2-135m}]\nskins: [{source: none}]\n")
+    (place / "report.json").write_text('{"schema_version": 1}')
     for old in ("old.gguf", "old.jsonl"):
         (place / old).write_text("mine")
     (place / "skin").mkdir()
