@@ -123,7 +123,7 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     assert code == 0
     assert "Climb again: accuracy is 0.000 on the new rows where the skin's report says 0.500" in printed
     assert "below the bar and the report beyond chance; new rows differ from old ones in inputs and length" in printed
-    assert "words that came:" in printed
+    assert "words that are more frequent now:" in printed
 
 
 def test_rows_without_labels_are_compared_by_input_alone(

@@ -211,7 +211,7 @@ def _show_drift(found: Drift) -> None:
     for one in found.shifts:
         if one.differs and any(one.words):
             came, went = (", ".join(words) or "none" for words in one.words)
-            print(f"words that came: {came}; that went: {went}")
+            print(f"words that are more frequent now: {came}; less frequent: {went}")
     if found.quality is not None:
         print(_quality(found.quality))
     for note in found.notes:

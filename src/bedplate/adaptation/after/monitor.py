@@ -208,7 +208,8 @@ def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -
     """Leading components of the texts' vectors by the skin's base, or by their words where no base is here."""
     engine = _engine(predictor)
     if engine is None:
-        notes.append("no base of the skin is on this machine: inputs are compared by their words")
+        why = "no base of the skin is on this machine" if predictor.skin.bases else "the skin has no base"
+        notes.append(f"{why}: inputs are compared by their words")
         return whitened(_word_vectors(texts), COMPONENTS)
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys(texts))
