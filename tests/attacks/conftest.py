@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+import uvicorn
 from tests.serving.conftest import Files, Server, files, running
 
 from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.server.connections import TimedConnection
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import LimitsConfig
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
@@ -44,6 +47,24 @@ def attacked(files: Files, directory: Path, **limits: int) -> Iterator[Server]:
 def target(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with attacked(files, tmp_path_factory.mktemp("attacked"), max_waiting=32) as server:
         yield server
+
+
+@contextlib.contextmanager
+def listening(app: Any, buffer: int | None = None) -> Generator[int]:
+    """An ASGI application behind connections as the server has them, in a thread; its port. buffer: bytes of its
+    sockets' send buffers."""
+    settings: Any = {"http": TimedConnection, "log_config": None, "lifespan": "off", "interface": "asgi3"}
+    server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", **settings))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
 
 
 def head(tenant: str) -> dict[str, str]:

@@ -16,7 +16,8 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
 from bedplate.skins.files import write_skin
 
-from .siege import SETTINGS, Report, Siege, Tenant, honest
+from .neighbours import Tenant, honest
+from .siege import SETTINGS, Report, Siege
 
 TENANTS = tuple(f"tenant-{number}" for number in range(7))
 CLIENTS = 8

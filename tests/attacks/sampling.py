@@ -26,6 +26,10 @@ CONVERSATIONS: tuple[Json, ...] = (
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ],
 )
+LARGE: tuple[Json, ...] = (
+    [{"role": "user", "content": []}] * 3000,
+    [{"role": "user", "content": "".join(map(chr, range(0xE000, 0xF900)))}],
+)
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}}}
 
 DEEP = "@deep@"
@@ -41,6 +45,7 @@ REGEXES = (
     "[\\",
     "(?P<n>a)(?P=n)",
     "[^\\x00-\\uffff]",
+    "[" * 18_000,
     "",
 )
 GRAMMARS = (
@@ -48,6 +53,8 @@ GRAMMARS = (
     'start: "a" start | "b"',
     "start: start",
     '"' + '\\"' * 2000,
+    "\n" * 32_000,
+    '"' + '\\"' * 16_000,
     'start: "a"{1,99999}',
     "start: x\nx: y\ny: x",
     "%import common.WORD\nstart: WORD+",
@@ -195,8 +202,11 @@ class Sampler:
 
 
 _HINTS: dict[str, Sequence[Json]] = {
-    "messages": CONVERSATIONS,
-    "prompt": (*TEXTS, ["a", "b"], [5, 6, 7], [[5], [6]]),
+    "messages": (*CONVERSATIONS * 5, *LARGE),
+    "prompt": (*TEXTS * 2, ["a", "b"], [5, 6, 7], [[5], [6]], "so good " * 20_000, ["so good " * 50] * 60),
+    "prompt_logprobs": (0, 1, 20),
+    "top_logprobs": (0, 1, 20),
+    "temperature": (0, 0.7, 1, 1e-40),
     "input": (*TEXTS, [{"role": "user", "content": "hi"}], ["a", "b"]),
     "documents": (["a", "b"], [{"text": "a"}]),
     "query": TEXTS,

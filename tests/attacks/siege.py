@@ -1,5 +1,4 @@
-"""A running server under hostile requests of every kind to every route, from a process of their own, and what its other
-tenants see meanwhile."""
+"""A running server under hostile requests of every kind to every route, from a process of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -119,7 +117,9 @@ class Besieger:
         operation, shot = self.shot(number, draw)
         outcome = await fire(self._host, self._port, shot, draw)
         self.report.shots += 1
-        self.report.statuses.update(map(str, outcome.statuses or [shot.manner]))
+        asked = " in the time that it asked for" if SHORT in shot.headers else ""
+        said = [f"{status}{asked if status == 504 else ''}" for status in outcome.statuses]
+        self.report.statuses.update(said or [shot.manner])
         if outcome.statuses:
             self.report.routes[f"{operation.method} {operation.path}"] += 1
         mistake = self._mistake(shot, outcome)
@@ -263,6 +263,8 @@ class Besieger:
 
 
 BODY_BYTES = 256 * 1024
+SHORT = ("x-request-timeout-seconds", "0.05")
+"""Who asks for so little time may well be told that it was over."""
 SETTINGS: dict[str, Any] = {
     "limits": {
         "body_bytes": BODY_BYTES,
@@ -271,6 +273,7 @@ SETTINGS: dict[str, Any] = {
         "adapters": 4,
         "prompt_skins": 4,
         "prefix_bytes": 4 * 2**20,
+        "cache_bytes": 8 * 2**20,
         "timeout_seconds": 20,
     },
     "responses": {"bytes_per_tenant": 2**20, "bytes_in_all": 2**22},
@@ -278,7 +281,7 @@ SETTINGS: dict[str, Any] = {
 }
 """Of the servers that are besieged: small bounds are reached soon."""
 _ODD_HEADERS = (
-    ("x-request-timeout-seconds", "0.05"),
+    SHORT,
     ("x-request-timeout-seconds", "NaN"),
     ("x-request-timeout-seconds", "9" * 400),
     ("x-request-id", "\u00fc" * 50),
@@ -347,63 +350,3 @@ class Siege:
         read: dict[str, Any] = json.loads(self._out.read_text())
         counters = {name: Counter(cast("dict[str, int]", read.pop(name))) for name in ("statuses", "routes")}
         return Report(**read, **counters)
-
-
-@dataclass
-class Tenant:
-    """What one honest tenant saw: seconds of each answered call, and how often which status came."""
-
-    name: str
-    seconds: list[float] = field(default_factory=list[float])
-    statuses: Counter[int] = field(default_factory=Counter[int])
-    ids: list[str] = field(default_factory=list[str])
-
-    def quantile(self, share: float) -> float:
-        ordered = sorted(self.seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-    async def call(self, client: httpx.AsyncClient, secret: str) -> None:
-        """One short chat. An id of its own is echoed, and stands in the log once."""
-        name = f"{self.name}-{len(self.ids)}"
-        self.ids.append(name)
-        body = {"model": "tiny", "messages": [{"role": "user", "content": f"hi {name}"}], "max_tokens": 4}
-        headers = {"authorization": f"Bearer {secret}", "x-request-id": name}
-        begin = time.monotonic()
-        reply = await client.post("/v1/chat/completions", json=body, headers=headers)
-        self.seconds.append(time.monotonic() - begin)
-        self.statuses[reply.status_code] += 1
-        if reply.status_code == 200:
-            assert reply.headers["x-request-id"] == name
-            assert len(reply.json()["choices"]) == 1
-
-
-async def honest(url: str, tenants: Mapping[str, str], *, clients: int, pause: float, going: Any) -> list[Tenant]:
-    """Tenants (name to secret) that ask while `going()` says so: `clients` of each, with a pause of about so long
-    between one's calls."""
-    found = [Tenant(name) for name in tenants]
-    # The server closes what is idle for five seconds: nothing is sent on a connection that it may be closing.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
-    async with httpx.AsyncClient(base_url=url, timeout=90, trust_env=False, limits=limits, verify=False) as client:
-
-        async def ask(tenant: Tenant, number: int) -> None:
-            draw = random.Random(f"{tenant.name}/{number}")
-            await asyncio.sleep(draw.random() * pause)
-            while going():
-                await tenant.call(client, tenants[tenant.name])
-                await asyncio.sleep(pause * (0.5 + draw.random()))
-
-        async with asyncio.TaskGroup() as group:
-            for tenant in found:
-                for number in range(clients):
-                    group.create_task(ask(tenant, number))
-    return found
-
-
-def late_beats(metrics: str) -> tuple[int, int]:
-    """How often the event loop was later than a quarter of a second, and how often that was looked at."""
-    name = "bedplate_event_loop_lag_seconds"
-    counts = dict(re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', metrics, re.MULTILINE))
-    if not counts:  # a server that does not measure it
-        return 0, 0
-    beats = int(float(counts["+Inf"]))
-    return beats - int(float(counts["0.25"])), beats

@@ -17,7 +17,10 @@ import pytest
 from tests.serving.conftest import Files
 from tests.serving.process import Process, serving
 
-from .siege import SETTINGS, Report, Siege, Tenant, honest, late_beats, operations
+from bedplate.serving.call.preparation import GIVE_BACK_SECONDS
+
+from .neighbours import Tenant, honest, late_beats
+from .siege import SETTINGS, Report, Siege, operations
 
 SEED = int(os.environ.get("BEDPLATE_FUZZ_SEED", "17"))
 GROWTH, NOISE_BYTES = 1.10, 24 * 2**20
@@ -120,6 +123,7 @@ def test_no_request_breaks_anything_for_long(files: Files, tmp_path: Path) -> No
         for number in range(rounds):
             report, tenant = besieged(live, tmp_path, SEED + number, shots=10**6, seconds=seconds / rounds)
             assert live.idle(60)
+            time.sleep(2 * GIVE_BACK_SECONDS)
             sizes.append(live.rss())
             whole.shots += report.shots
             whole.statuses += report.statuses
@@ -128,8 +132,11 @@ def test_no_request_breaks_anything_for_long(files: Files, tmp_path: Path) -> No
             tenants.append(tenant)
         late, beats = late_beats(live.request("GET", "/metrics", "admin").text)
         p99 = [round(tenant.quantile(0.99), 3) for tenant in tenants]
-        print(whole.shots, dict(whole.statuses), f"p99 quiet {quiet.quantile(0.99):.3f} besieged {p99}")
-        print("MiB after each round", [size >> 20 for size in sizes], f"loop late {late} of {beats}")
+        print(f"{whole.shots:,} requests: {dict(sorted(whole.statuses.items()))}; p99 of another tenant", end=" ")
+        print(
+            f"{quiet.quantile(0.99):.3f} s quiet, after each round {p99}; MiB {[size >> 20 for size in sizes]}", end=" "
+        )
+        print(f"({(GROWTH * sizes[1] + NOISE_BYTES) / 2**20:.0f} allowed); loop late {late} of {beats}")
         assert not live.faults, "\n".join(live.faults[:5])[:20_000]
         assert not whole.wrong, "\n".join(whole.wrong[:5])
         assert all(set(tenant.statuses) == {200} for tenant in tenants)

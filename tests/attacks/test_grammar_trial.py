@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -131,6 +133,36 @@ def test_the_process_is_given_nothing_of_its_parents_secrets(monkeypatch):
     assert grammar_trial.CPU_SECONDS > TRIAL_SECONDS
 
 
+def test_a_tenant_with_many_grammars_is_before_another_with_one_of_them_at_most(monkeypatch):
+    begun, go, asked = threading.Event(), threading.Event(), list[str]()
+
+    def ask(_: GrammarTrial, message: tuple[str, ...]) -> dict[str, None]:
+        asked.append(message[-1])
+        begun.set()
+        assert go.wait(20)
+        return {"error": None}
+
+    monkeypatch.setattr(GrammarTrial, "_number", lambda *_: 0)
+    monkeypatch.setattr(GrammarTrial, "_ask", ask)
+    with GrammarTrial() as trial:
+
+        def check(tenant: str, source: str) -> threading.Thread:
+            thread = threading.Thread(target=trial.check, args=(VOCABULARY, Grammar("regex", source), tenant))
+            thread.start()
+            return thread
+
+        threads = [check("them", f"theirs {number}") for number in range(8)]
+        assert begun.wait(20)
+        threads.append(check("us", "ours"))
+        time.sleep(0.2)  # all of them have come to their places
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert len(asked) == 9
+    assert asked.index("ours") <= 2
+    assert not trial._turns
+
+
 def test_a_live_server_tries_grammars_there(target):
     trials = {engine._grammars.trial for engine in target.state.registry.engines}
     [trial] = trials
@@ -146,7 +178,7 @@ def test_a_skins_own_grammar_is_not_compiled_again_on_the_loop_after_many_others
     for i in range(CACHED + 1):
         engine.compile(Grammar("regex", f"a{i}"))
     tried: list[Grammar] = []
-    monkeypatch.setattr(GrammarTrial, "check", lambda self, vocabulary, grammar: tried.append(grammar) or True)
+    monkeypatch.setattr(GrammarTrial, "check", lambda self, vocabulary, grammar, *_: tried.append(grammar) or True)
     reply = target.post(CHAT, json={"model": "several", "messages": HI}, headers=head("us"))
     assert reply.status_code == 200, json.dumps(reply.json())
     assert not tried

@@ -155,7 +155,8 @@ Amounts are written 50k, 2M or 15.6T and times 500ms, 90s, 10m or 1.5h, in optio
 file (`adapt`, `evaluate`, `pretrain`, `data build`, `plan decide` …) is a value in the place of the file's own.
 
 Environment: BEDPLATE_HOME (cache and catalogue, default ~/.cache/bedplate), BEDPLATE_TRACEBACK=1 (tracebacks),
-HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the package index."""
+BEDPLATE_DATA_LEDGER=off (no test ledger beside data), HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the
+package index."""
 
 
 def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> int:

@@ -22,22 +22,22 @@ def load_json(
     *,
     depth: int | None = None,
     finite: bool = False,
-    repeated: str = "a key appears twice in one object: {!r}",
+    repeated: str | None = "a key appears twice in one object: {!r}",
 ) -> Any:
     """The value of JSON text. depth: how many levels it may have; finite: whether a number that no float holds is
-    refused; repeated: what is said of a key that is given twice. Raises JsonRuleError, UnicodeDecodeError,
-    JSONDecodeError, or another ValueError where an integer has thousands of digits."""
+    refused; repeated: what is said of a key that is given twice, None: its last value counts. Raises JsonRuleError,
+    UnicodeDecodeError, JSONDecodeError, or another ValueError where an integer has thousands of digits."""
     number = _finite if finite else None
     try:
         value = json.loads(
             content if isinstance(content, str) else content.decode("utf-8"),
-            object_pairs_hook=partial(_once, repeated),
+            object_pairs_hook=None if repeated is None else partial(_once, repeated),
             parse_constant=_no_constant,
             parse_float=number,
         )
     except RecursionError:
         raise JsonRuleError("nested too deeply" if depth is None else f"nested deeper than {depth} levels") from None
-    if depth is not None and _deeper(value, depth):
+    if depth is not None and deeper(value, depth):
         raise JsonRuleError(f"nested deeper than {depth} levels")
     return value
 
@@ -75,7 +75,8 @@ def _finite(text: str) -> float:
     return number
 
 
-def _deeper(value: Any, depth: int) -> bool:
+def deeper(value: Any, depth: int) -> bool:
+    """Whether a value has more levels of objects and lists than so many."""
     level = [value]
     for _ in range(depth + 1):
         level = [

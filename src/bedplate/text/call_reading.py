@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from bedplate.core.json import load_json
 from bedplate.text.call_formats import HERMES, CallFormat, Framed, find_frame
+from bedplate.text.json_schema import DEPTH
 from bedplate.text.tool_calls import Tool
 
 FRAME_CHARACTERS = 512
@@ -315,8 +317,8 @@ def _value(text: str, schema: Any) -> str:
     """A tagged value as JSON: text where the parameter is one, and where it is no JSON."""
     if not is_text(schema):
         try:
-            return json.dumps(json.loads(text), ensure_ascii=False)
-        except (ValueError, RecursionError):
+            return json.dumps(load_json(text, depth=DEPTH, finite=True, repeated=None), ensure_ascii=False)
+        except ValueError:
             pass
     return json.dumps(text, ensure_ascii=False)
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bedplate.core.errors import RequestError
+from bedplate.core.json import JsonRuleError, load_json
 from bedplate.text.call_formats import CallFormat
 from bedplate.text.chat_template import Message
+from bedplate.text.json_schema import DEPTH
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 RESULT, RESULT_END = "<tool_response>", "</tool_response>"
@@ -114,10 +116,12 @@ def _call(call: Mapping[str, Any], written: CallFormat) -> dict[str, Any]:
 def _arguments(call: Mapping[str, Any]) -> Any:
     text = call["function"]["arguments"]
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return load_json(text, depth=DEPTH, finite=True, repeated=None)
+    except ValueError as error:
+        why = f": {error}" if isinstance(error, JsonRuleError) else ""
         raise RequestError(
-            f"the arguments of the call to {call['function']['name']!r} are not JSON", param="messages"
+            f"the arguments of the call to {call['function']['name']!r} are not JSON that can be read{why}",
+            param="messages",
         ) from None
 
 

@@ -259,22 +259,25 @@ def test_refused(server, fields, param, stream):
 
 
 def test_what_is_kept_is_bounded():
-    from bedplate.serving.durable.responses_store import ResponseStore
+    from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
     from bedplate.serving.settings.config import ResponsesConfig
+
+    def put(tenant: str, name: str, **fields: str) -> None:
+        store.put(tenant, KeptResponse.of({"id": name, **fields}, []))
 
     store = ResponseStore(ResponsesConfig(bytes_per_tenant=1000, bytes_in_all=1500))
     for number in range(20):
-        store.put("a", {"id": f"r{number}", "text": "x" * 300}, [])
+        put("a", f"r{number}", text="x" * 300)
     kept = [number for number in range(20) if store.get("a", f"r{number}")]
     assert kept == [18 - 1, 18, 19]
     assert store.get("b", "r19") is None
     assert not store.remove("b", "r19")
     for number in range(3):
-        store.put("b", {"id": f"r{number}", "text": "x" * 300}, [])
+        put("b", f"r{number}", text="x" * 300)
     assert sum(store.get(tenant, f"r{number}") is not None for tenant in "ab" for number in range(20)) <= 4
     assert store.get("b", "r2") is not None
-    store.put("a", {"id": "large", "text": "x" * 2000}, [])  # larger than the bound: not kept, and nothing breaks
+    put("a", "large", text="x" * 2000)  # larger than the bound: not kept, and nothing breaks
     assert store.get("a", "large") is None
-    store.put("c", {"id": "one"}, [])
+    put("c", "one")
     assert store.remove("c", "one")
     assert store.get("c", "one") is None

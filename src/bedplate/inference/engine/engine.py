@@ -148,11 +148,10 @@ class Engine(Closing):
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
 
-    def compile(self, grammar: Grammar) -> Grammar:
-        """The grammar, ready for as long as what is given back lives: submitting a request with it takes no time,
-        however many others are compiled meanwhile. RequestError for one that cannot be used. Callable from any
-        thread."""
-        return self._grammars.ready(grammar)
+    def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
+        """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
+        many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
+        return self._grammars.ready(grammar, tenant)
 
     def try_grammars_in(self, trial: Trial) -> None:
         """From now on new grammars are compiled there first, and here only when that went well."""

@@ -34,8 +34,8 @@ ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 class Trial(Protocol):
     """Somewhere else, where a grammar is compiled first: one that takes too much of anything takes it there."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> bool:
-        """RequestError where it could not be compiled. False where nothing could be tried."""
+    def check(self, vocabulary: Vocabulary, grammar: Grammar, tenant: str = "") -> bool:
+        """RequestError where it could not be compiled. False where nothing could be tried. tenant: who asks."""
         ...
 
 
@@ -62,9 +62,9 @@ class Grammars:
         made = self._made(grammar)
         return lambda: Matcher(made.matcher.deep_copy())
 
-    def ready(self, grammar: Grammar) -> Grammar:
+    def ready(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar with what was compiled of it, which it keeps. Raises as `compile` does."""
-        return replace(grammar, made=self._made(grammar))
+        return replace(grammar, made=self._made(grammar, tenant))
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the start of a text. Raises as `compile` does."""
@@ -79,7 +79,7 @@ class Grammars:
     def __len__(self) -> int:
         return len(self._known)
 
-    def _made(self, grammar: Grammar) -> _Made:
+    def _made(self, grammar: Grammar, tenant: str = "") -> _Made:
         key = hashlib.sha256(f"{grammar.kind}\n{grammar.source}".encode("utf-8", "surrogatepass")).digest()
         with self._lock:
             found = self._held.get(key)
@@ -88,7 +88,7 @@ class Grammars:
                     self._known.move_to_end(key)
                 return found
             vocabulary, opened = self._open()
-        tried = self.trial is not None and self.trial.check(vocabulary, grammar)
+        tried = self.trial is not None and self.trial.check(vocabulary, grammar, tenant)
         made = _Made(compiled(vocabulary, opened, grammar, timed=not tried))
         with self._lock:
             made = self._held.setdefault(key, made)  # another thread's, if it was first

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
@@ -47,11 +48,14 @@ class _Ended(Exception):
 
 
 class GrammarTrial(Closing):
-    """Safe to share between threads and engines; grammars wait for each other. command: what is run."""
+    """Safe to share between threads and engines. Grammars wait for each other, and a tenant's for its own first: no
+    more than one of each other tenant is before anybody's. command: what is run."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._lock = threading.Lock()
+        self._lock, self._naming = threading.Lock(), threading.Lock()
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        """By tenant, of those that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
         self._known: list[Vocabulary] = []
         """Those that the process has read, by their numbers."""
@@ -59,9 +63,9 @@ class GrammarTrial(Closing):
         self.killed = 0
         """How many grammars took too much."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar) -> bool:
+    def check(self, vocabulary: Vocabulary, grammar: Grammar, tenant: str = "") -> bool:
         """RequestError where the grammar cannot be used, or takes too much. False where the process did not start."""
-        with self._lock:
+        with self._turn(tenant), self._lock:
             try:
                 number = self._number(vocabulary)
             except (_Ended, OSError) as error:
@@ -79,6 +83,10 @@ class GrammarTrial(Closing):
         if answer is not None:
             raise refused(answer)
         return True
+
+    def _turn(self, tenant: str) -> threading.Lock:
+        with self._naming:
+            return self._turns.setdefault(tenant, threading.Lock())
 
     def _number(self, vocabulary: Vocabulary) -> int:
         if self._process is None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from bedplate.core.json import deeper
 from bedplate.inference.engine.requests import Usage
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
 from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.anthropic_fields import MessagesRequest
+from bedplate.serving.wire.strict_json import MAX_DEPTH
 
 Json = dict[str, Any]
 
@@ -69,11 +72,22 @@ def _block(block: TurnBlock) -> Json:
         return {"type": "text", "text": block.text}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": ""}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.text)}
+
+
+def _input(text: str) -> Any:
+    """A call's arguments. A number that no float holds is the text that was written: JSON readers have no other. Of
+    what was cut off by max_tokens, and of what is nested deeper than JSON is read here, there is no object."""
     try:
-        arguments = json.loads(block.text)
-    except ValueError:  # cut off by max_tokens: what was written of them is no object yet
-        arguments = {}
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments}
+        found = json.loads(text, parse_float=_number, parse_constant=str)
+        return {} if deeper(found, MAX_DEPTH) else found
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _number(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def usage_of(usage: Usage) -> Json:

@@ -9,6 +9,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.requests import Generate
 from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
 from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, UnderWay, answers, json_response, large_json_response
 from bedplate.serving.call.events import Event, EventStream
@@ -22,6 +24,9 @@ TOKEN_BYTES = 1000
 """About what one token's log-probabilities and its alternatives' take in a reply."""
 TEXT_BYTES = 8
 """About what one token's text takes."""
+MOST_PROMPT_LOGPROBS = 2_000_000
+"""Log-probabilities of prompts in one reply. Each takes some hundred bytes of memory until the reply is written, much
+more than a token takes in a request."""
 
 
 @router.get("/models")
@@ -60,6 +65,7 @@ async def completions(call: ApiCall) -> Response:
 
 async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> Response:
     """The reply to a chat or completion, whole or as a stream."""
+    _check_reported(plan)
     run = call.submit(plan, reply.source, reply.asked.limit_field)
     if reply.asked.stream:
         return EventStream(_events(call, reply, run))
@@ -79,6 +85,20 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
     answers = await call.written(read, size)
     call.account(reply.asked, found, answers)
     return await call.written(lambda: large_json_response(reply.whole(answers)), size)
+
+
+def _check_reported(plan: AnswerPlan) -> None:
+    """RequestError where more is to be said of the prompts than fits a reply."""
+    asked = 0
+    for one in plan.requests:
+        told = one.sampling.prompt_logprobs if isinstance(one, Generate) else None
+        asked += 0 if told is None else len(one.tokens) * (told + 1)
+    if asked > MOST_PROMPT_LOGPROBS:
+        raise RequestError(
+            f"{asked:,} log-probabilities of prompts are asked for; one reply has at most {MOST_PROMPT_LOGPROBS:,}: "
+            "send fewer prompts, or ask for fewer alternatives",
+            param="prompt_logprobs",
+        )
 
 
 async def _events(call: ApiCall, reply: ChoicesReply[Any], run: UnderWay) -> AsyncGenerator[Event]:

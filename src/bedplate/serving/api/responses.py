@@ -6,9 +6,9 @@ Reference: the OpenAI API's responses and their streaming events. Replies are ke
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -20,15 +20,16 @@ from bedplate.serving.api.input_items import input_items
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.truncation import fitting_plan
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
+from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, UnderWay, answers, json_response, large_json_response
 from bedplate.serving.call.events import Event, EventStream
-from bedplate.serving.durable.responses_store import ResponseStore
+from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
 
 router = APIRouter(prefix="/v1/responses")
+T = TypeVar("T")
 
 
 @router.post("")
@@ -36,7 +37,9 @@ router = APIRouter(prefix="/v1/responses")
 async def create_response(call: ApiCall) -> Response:
     asked = await call.read(ResponsesRequest)
     keeps = _keeps(call, asked)
-    chat, messages = asked.chat(_earlier(call, asked))
+    earlier = _earlier(call, asked)
+    call.size += 0 if earlier is None else earlier.size
+    chat, messages = await _beside(call, lambda: asked.chat(() if earlier is None else earlier.messages()))
     served = await call.choose(asked.model)
     left_out = 0
 
@@ -53,7 +56,9 @@ async def create_response(call: ApiCall) -> Response:
     if asked.stream:
         return EventStream(_events(call, chat, messages, reply, plan, run), done=False, error_name="error")
     turn = await take_turn(call, chat, plan, run)
-    return json_response(_kept(call, reply, messages, turn))
+    whole = reply.whole(turn)
+    await _keep(call, reply, [*messages, turn.message()], whole)
+    return json_response(whole)
 
 
 @router.get("/{name}")
@@ -62,10 +67,7 @@ async def get_response(call: ApiCall) -> Response:
     if call.request.query_params.get("stream") not in {None, "false"}:
         raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
     name = call.request.path_params["name"]
-    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
-    if kept is None:
-        raise _not_found(name)
-    return json_response(kept.response)
+    return Response(_found(call, name).response, media_type="application/json")
 
 
 @router.get("/{name}/input_items")
@@ -75,18 +77,21 @@ async def list_input_items(call: ApiCall) -> Response:
     order, name = page.given.get("order", "desc"), call.request.path_params["name"]
     if order not in ("asc", "desc"):
         raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
-    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
-    if kept is None:
-        raise _not_found(name)
-    items = input_items(name, kept.messages[:-1])
-    if order == "desc":
-        items.reverse()
-    if page.after is not None:
-        place = next((i for i, one in enumerate(items) if one["id"] == page.after), None)
-        if place is None:
-            raise RequestError(f"after is {page.after[:80]!r}, which is not an item of this list", param="after")
-        items = items[place + 1 :]
-    return json_response(page.reply(items))
+    kept = _found(call, name)
+    call.size = kept.size
+
+    def listed() -> Response:
+        items = input_items(name, kept.messages()[:-1])
+        if order == "desc":
+            items.reverse()
+        if page.after is not None:
+            place = next((i for i, one in enumerate(items) if one["id"] == page.after), None)
+            if place is None:
+                raise RequestError(f"after is {page.after[:80]!r}, which is not an item of this list", param="after")
+            items = items[place + 1 :]
+        return large_json_response(page.reply(items))
+
+    return await _beside(call, listed)
 
 
 @router.delete("/{name}")
@@ -96,6 +101,19 @@ async def delete_response(call: ApiCall) -> Response:
     if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
         raise _not_found(name)
     return json_response({"id": name, "object": "response", "deleted": True})
+
+
+def _found(call: ApiCall, name: str) -> KeptResponse:
+    """StatusError 404 also for another tenant's."""
+    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
+    if kept is None:
+        raise _not_found(name)
+    return kept
+
+
+async def _beside(call: ApiCall, work: Callable[[], T]) -> T:
+    """What `work` makes of the call's bytes: beside the event loop, unless they are few."""
+    return work() if call.size <= READ_AT_ONCE else await call.apart(lambda _: work())
 
 
 def _not_found(name: str) -> StatusError:
@@ -108,11 +126,11 @@ def _keeps(call: ApiCall, asked: ResponsesRequest) -> bool:
     return able and asked.store is not False
 
 
-def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:
-    """The conversation that the request goes on from."""
+def _earlier(call: ApiCall, asked: ResponsesRequest) -> KeptResponse | None:
+    """What the request goes on from."""
     name = asked.previous_response_id
     if name is None:
-        return ()
+        return None
     kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
     if kept is None:
         raise RequestError(
@@ -120,7 +138,7 @@ def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return kept.messages
+    return kept
 
 
 async def _events(
@@ -139,14 +157,21 @@ async def _events(
         async for part in arriving:
             for event in events.part(part):
                 yield event
-    _kept(call, reply, messages, turn)
+    await _keep(call, reply, [*messages, turn.message()], reply.whole(turn))
     for event in events.ending():
         yield event
 
 
-def _kept(call: ApiCall, reply: ResponseReply, messages: Sequence[ChatMessage], turn: AssistantTurn) -> dict[str, Any]:
-    """The whole reply, which is kept where it is to be."""
-    whole = reply.whole(turn)
-    if reply.keeps:
-        call.server.part(ResponseStore).put(call.caller.tenant, whole, [*messages, turn.message()])
-    return whole
+async def _keep(
+    call: ApiCall, reply: ResponseReply, conversation: Sequence[ChatMessage], whole: dict[str, Any]
+) -> None:
+    """Keeps the whole reply, where it is to be."""
+    if not reply.keeps:
+        return
+    tenant = call.caller.tenant
+    if call.size <= READ_AT_ONCE:
+        kept = KeptResponse.of(whole, conversation)
+    else:  # not `written`: of a stream somebody listens already whether its client leaves
+        turn = call.server.preparation.run
+        kept = await turn(tenant, call.size, lambda: KeptResponse.of(whole, conversation), refused=False)
+    call.server.part(ResponseStore).put(tenant, kept)

@@ -78,7 +78,7 @@ class ApiCall:
         """The body, once it has been read."""
         self.admission: AdmittedCall | None = None
         self._accounted = False
-        self._size = 0
+        self.size = 0  # bytes: the body's, and what a route reads with it
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
         self.held = self.server.preparation.held(caller.tenant)
@@ -101,8 +101,8 @@ class ApiCall:
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
         content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.held.take)
-        self._size = len(content)
-        if self._size <= READ_AT_ONCE:
+        self.size = len(content)
+        if self.size <= READ_AT_ONCE:
             return self._read(parse_object(content))
         return self._read(await self.apart(lambda _: parse_object(content)))
 
@@ -115,7 +115,7 @@ class ApiCall:
     async def read(self, model: type[M]) -> M:
         """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
         body = await self.body()
-        if self._size <= READ_AT_ONCE:
+        if self.size <= READ_AT_ONCE:
             return read_fields(model, body)
         return await self.apart(lambda _: read_fields(model, body))
 
@@ -181,7 +181,7 @@ class ApiCall:
         return await self._within_its_time(self._beside(lambda: work(self._terms)), "the prompt could not be made")
 
     async def _beside(self, work: Callable[[], T], *, refused: bool = True) -> T:
-        return await self.server.preparation.run(self.caller.tenant, self._size, work, refused=refused)
+        return await self.server.preparation.run(self.caller.tenant, self.size, work, refused=refused)
 
     def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
         """Queues a plan's first step, all or none. What runs for the call ends with it."""
@@ -292,6 +292,7 @@ class ApiCall:
             cost_usd=self.cost_usd,
             origin=self._origin,
             routed=self.lease.routed,
+            size=self.size,
         )
         for observer in self.server.observers:
             observer.finished(finished)

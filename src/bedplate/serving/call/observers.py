@@ -17,7 +17,7 @@ from bedplate.serving.wire.strict_fields import RequestFields
 class FinishedCall:
     """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
     origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
-    version, where its name was a route's."""
+    version, where its name was a route's; size: bytes of its body."""
 
     id: str
     endpoint: str
@@ -30,6 +30,7 @@ class FinishedCall:
     cost_usd: float | None
     origin: object = None
     routed: Routed | None = None
+    size: int = 0
 
 
 class Observer(Protocol):

@@ -80,7 +80,11 @@ class SpendLedger:
 
     def add(self, id_: str, tokens: int, usd: float) -> None:
         """Counts what a call cost."""
-        for period in _periods(self._clock()):
+        day, month = _periods(self._clock())
+        for period in (day, month):
+            if (id_, period) not in self._totals:  # one has begun for this key; nobody asks for those before it
+                for of in [of for of in self._totals if of[1] < (day if len(of[1]) == len(day) else month)]:
+                    del self._totals[of]
             before = self._totals.get((id_, period), Spent())
             self._totals[id_, period] = Spent(before.tokens + tokens, before.usd + usd)
             self._queue.put((id_, period, tokens, usd))
@@ -109,7 +113,8 @@ class SpendLedger:
                 raise QuotaError(message, (until - now).total_seconds())
 
     def _write(self) -> None:
-        waiting: list[tuple[str, str, int, float]] = []
+        waiting: dict[tuple[str, str], Spent] = {}
+        """Sums: while a disk is full, they stay as many as there are keys."""
         ending = False
         while not ending or waiting:
             if not ending:
@@ -119,11 +124,13 @@ class SpendLedger:
                     while True:
                         ending |= row is None
                         if row is not None:
-                            waiting.append(row)
+                            id_, period, tokens, usd = row
+                            before = waiting.get((id_, period), Spent())
+                            waiting[id_, period] = Spent(before.tokens + tokens, before.usd + usd)
                         row = self._queue.get_nowait()
             try:
                 with contextlib.closing(self._connect()) as connection, connection:
-                    connection.executemany(_ADD, waiting)
+                    connection.executemany(_ADD, [(*of, one.tokens, one.usd) for of, one in waiting.items()])
                 waiting.clear()
             except sqlite3.Error as error:
                 log.error("what API keys spent cannot be written to %s: %s", self._path, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import sqlite3
@@ -61,11 +62,14 @@ class _Active:
     """By row, how often what answers it has failed."""
     pause: float = 0.0
     not_before: float = 0.0
+    turn: int = 0
+    """The number of its last turn."""
 
 
 class BatchWorker:
-    """Rows of different batches take turns. At most `in_flight` calls at once, and none is begun while requests wait or
-    no row of the engine is free, so that a client's request finds at most `in_flight` rows before it."""
+    """Tenants take turns, and among the rows of one of them its batches. At most `in_flight` calls at once, and none is
+    begun while requests wait or no row of the engine is free, so that a client's request finds at most `in_flight` rows
+    before it."""
 
     def __init__(self, state: ServerState, store: BatchStore, app: ASGIApp) -> None:
         self._state, self._store, self._app = state, store, app
@@ -75,6 +79,7 @@ class BatchWorker:
         self._wake = asyncio.Event()
         self._gone = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
+        self._turns = itertools.count(1)
 
     def wake(self) -> None:
         """There is a new batch, or one was cancelled."""
@@ -181,7 +186,7 @@ class BatchWorker:
     # --- rows
 
     async def _work(self) -> None:
-        """Begins rows, a batch at a time in turn, until there is something to look at."""
+        """Begins rows, of one tenant after the other, until there is something to look at."""
         while not self._wake.is_set() and not self._state.stopping:
             now = time.monotonic()
             ready = [
@@ -190,9 +195,13 @@ class BatchWorker:
             if not ready:
                 await self._pause(min(_PULSE_SECONDS, *(one.pause for one in self._active.values() if one.pause), 1.0))
                 return
-            for active in ready:
+            next_of: dict[str, _Active] = {}
+            for one in sorted(ready, key=lambda one: one.turn):
+                next_of.setdefault(one.batch.tenant, one)
+            for active in next_of.values():
                 if not await self._room():
                     return
+                active.turn = next(self._turns)
                 number = active.waiting.popleft()
                 active.flying.add(number)
                 call = asyncio.create_task(self._answer(active, number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
+from bedplate.inference.engine.fairness import may_queue
 from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
 from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
@@ -29,10 +31,13 @@ T = TypeVar("T")
 
 MOST_OWNERS = 500_000
 """Replies, the latest ones, of which feedback is taken."""
+MOST_SAID = 16
+"""Times that something is said of one reply: each is a line on the disk, which is in no tenant's part of it."""
 SAID_CHARACTERS = 64 * 1024 * 1024
 """Of the corrections that are in memory, for the comparison of routes. All of them are in the files."""
-MAX_PENDING = 10_000
-"""Replies that wait to be written; more are counted and not kept."""
+MAX_PENDING, PENDING_BYTES = 10_000, 64 * 1024 * 1024
+"""Replies that wait to be written, and bytes of them and their requests; more are counted and not kept. Of the bytes a
+tenant has its part where others have some."""
 SWEEP_SECONDS = 3600.0
 
 
@@ -45,6 +50,9 @@ class Feedback:
         self._writer: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
         self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
+        self._bytes: Counter[str] = Counter()
+        """Of what waits or is being written, by tenant."""
+        self._counting = threading.Lock()
         self._owners: Latest[Owner] = Latest(MOST_OWNERS)
         self._since: Latest[Owner] | None = None
         """Replies since the reading of the files began that is under way."""
@@ -52,6 +60,8 @@ class Feedback:
         self._generation = ""
         self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is."""
+        self._said: Latest[int] = Latest(MOST_OWNERS)
+        """Reply id → how often something was said of it."""
         self.counts: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
@@ -86,7 +96,7 @@ class Feedback:
         rule = self._config.rule(call.served.name)
         if self._writer is None or rule is None or not call.answers or isinstance(call.origin, Unseen):
             return
-        if len(self._pending) >= MAX_PENDING:
+        if len(self._pending) >= MAX_PENDING or not self._takes(call):
             self.counts["dropped"] += 1
             return
         owner = Owner(call.caller.tenant, call.served.name)
@@ -97,11 +107,30 @@ class Feedback:
         if len(self._pending) == 1:
             self._writer.submit(self._write).add_done_callback(_log_failure)
 
+    def _takes(self, call: FinishedCall) -> bool:
+        """Counts what a call takes of memory until it is written, where there is room for it."""
+        tenant, size = call.caller.tenant, _bytes_of(call)
+        with self._counting:
+            crowded = self._bytes.total() > 0 and self._bytes.total() + size > PENDING_BYTES
+            if crowded and not may_queue(PENDING_BYTES, self._bytes, tenant, size):
+                return False
+            self._bytes[tenant] += size
+            return True
+
     def _write(self) -> None:
         """All that waits, in one go."""
         waiting: list[tuple[FinishedCall, KeepRule]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
+        try:
+            self._write_down(waiting)
+        finally:
+            with self._counting:
+                for call, _ in waiting:
+                    self._bytes[call.caller.tenant] -= _bytes_of(call)
+                self._bytes += Counter()  # in place: those that have nothing left are gone
+
+    def _write_down(self, waiting: Sequence[tuple[FinishedCall, KeepRule]]) -> None:
         by_model: dict[str, list[tuple[str, Row]]] = {}
         for call, rule in waiting:
             try:
@@ -165,13 +194,18 @@ class Feedback:
         return plain, owner.model
 
     async def give(self, id_: str, model: str, tenant: str, said: Row) -> None:
-        """Keeps what was said (rating, correction, comment, index); it is on the disk afterwards."""
+        """Keeps what was said (rating, correction, comment, index); it is on the disk afterwards. StatusError 409 where
+        enough was said of this reply."""
+        if self._said.get(id_, 0) >= MOST_SAID:
+            message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
+            raise StatusError(409, message, "too_much_feedback", "id")
         rule = self._config.rule(model)
         redactor = self.redactor(rule or KeepRule())
         try:
             cleaned = {name: _cleaned(said[name], redactor) for name in ("correction", "comment")}
         except RedactionTimeout:
             raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
+        self._said.note(id_, self._said.get(id_, 0) + 1)
         row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **said, **cleaned}
         await self.apart(lambda: self.store.append([(model, row)]))
         _note(self.targets, row)
@@ -182,6 +216,7 @@ class Feedback:
         gone = await self.apart(lambda: self.store.purge(ids={id_}))
         self._owners.forget(id_)
         self.targets.forget(id_)
+        self._said.forget(id_)
         return gone
 
     async def _read(self) -> None:
@@ -190,11 +225,12 @@ class Feedback:
             self._since = Latest(MOST_OWNERS)
             self._generation = self.store.generation
             # What waits to be written comes before this in the writer's thread.
-            owners, targets = await self.apart(lambda: _remembered(self.store))
+            owners, targets, said = await self.apart(lambda: _remembered(self.store))
             for id_, owner in self._since.items():
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
             self.targets.become(targets)
+            self._said.become(said)
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:
@@ -205,6 +241,11 @@ class Feedback:
             if await self.apart(lambda: self.store.sweep(days)):
                 await self._read()
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _bytes_of(call: FinishedCall) -> int:
+    """About as many as its request and its answers have."""
+    return call.size + sum(len(answer.text) for answer in call.answers)
 
 
 def sampled(id_: str, share: float) -> bool:
@@ -243,15 +284,18 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
     return value
 
 
-def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None]]:
-    """Whose the latest replies in the files are, and what they should have been."""
+def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[int]]:
+    """Whose the latest replies in the files are, what they should have been, and how often something was said of
+    them."""
     owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
+    said = Latest[int](MOST_OWNERS)
     for model, row in store.rows():
         if row["kind"] == "reply":
             owners.note(row["id"], Owner(row["tenant"], model))
         else:
             _note(targets, row)
-    return owners, targets
+            said.note(row["id"], said.get(row["id"], 0) + 1)
+    return owners, targets, said
 
 
 def _note(targets: Latest[str | None], row: Row) -> None:

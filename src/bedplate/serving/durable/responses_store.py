@@ -1,26 +1,42 @@
 """Replies of /v1/responses that are kept for a while, so that a later request can go on from them.
 
-In memory, per tenant, and bounded: the oldest go first, and all of them when the server stops.
+In memory, per tenant, and bounded: the oldest go first, and all of them when the server stops. They are kept as the
+JSON that they are counted by: as objects, lists of a few characters each would take twenty times as much.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bedplate.serving.settings.config import ResponsesConfig
+from bedplate.serving.wire.strict_json import dump_json
 
 
 @dataclass(frozen=True)
 class KeptResponse:
-    """A reply, and the conversation that it ends, without instructions."""
+    """A reply as JSON, and as JSON too the conversation that it ends, without instructions."""
 
-    response: dict[str, Any]
-    messages: Sequence[dict[str, Any]]
-    size: int
+    id: str
+    response: bytes
+    conversation: bytes
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> KeptResponse:
+        """Takes a while for long ones, so it is not for an event loop then."""
+        return cls(response["id"], dump_json(response), dump_json(messages))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.response) + len(self.conversation)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation, read again."""
+        return json.loads(self.conversation)
 
 
 class ResponseStore:
@@ -28,32 +44,38 @@ class ResponseStore:
 
     def __init__(self, config: ResponsesConfig) -> None:
         self.config = config
-        self._kept: OrderedDict[tuple[str, str], KeptResponse] = OrderedDict()
+        self._kept: dict[str, OrderedDict[str, KeptResponse]] = {}
+        """By tenant, and then by id."""
+        self._order: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._sizes: dict[str, int] = {}
+        self._size = 0
 
-    def put(self, tenant: str, response: dict[str, Any], messages: Sequence[dict[str, Any]]) -> None:
+    def put(self, tenant: str, kept: KeptResponse) -> None:
         """Keeps a reply; what is too old or too large for the bounds goes."""
-        size = len(json.dumps([response, *messages]))
-        self._kept[tenant, response["id"]] = KeptResponse(response, messages, size)
-        self._sizes[tenant] = self._sizes.get(tenant, 0) + size
+        self._kept.setdefault(tenant, OrderedDict())[kept.id] = kept
+        self._order[tenant, kept.id] = None
+        self._sizes[tenant] = self._sizes.get(tenant, 0) + kept.size
+        self._size += kept.size
         while self._sizes.get(tenant, 0) > self.config.bytes_per_tenant:
-            self._drop(next(key for key in self._kept if key[0] == tenant))
-        while sum(self._sizes.values()) > self.config.bytes_in_all:
-            self._drop(next(iter(self._kept)))
+            self._drop(tenant, next(iter(self._kept[tenant])))
+        while self._size > self.config.bytes_in_all:
+            self._drop(*next(iter(self._order)))
 
     def get(self, tenant: str, name: str) -> KeptResponse | None:
         """The tenant's own only."""
-        return self._kept.get((tenant, name))
+        return self._kept.get(tenant, {}).get(name)
 
     def remove(self, tenant: str, name: str) -> bool:
         """Whether it was there."""
-        if (tenant, name) not in self._kept:
+        if (tenant, name) not in self._order:
             return False
-        self._drop((tenant, name))
+        self._drop(tenant, name)
         return True
 
-    def _drop(self, key: tuple[str, str]) -> None:
-        tenant = key[0]
-        self._sizes[tenant] -= self._kept.pop(key).size
-        if self._sizes[tenant] == 0:
-            del self._sizes[tenant]
+    def _drop(self, tenant: str, name: str) -> None:
+        size = self._kept[tenant].pop(name).size
+        del self._order[tenant, name]
+        self._sizes[tenant] -= size
+        self._size -= size
+        if not self._kept[tenant]:
+            del self._kept[tenant], self._sizes[tenant]

@@ -163,6 +163,7 @@ def _engine(
         max_rows=config.limits.max_rows,
         max_waiting=config.limits.max_waiting,
         adapters=slots,
+        cache_bytes=config.limits.cache_bytes,
         speculate=one.config.speculate,
         compute=compute,
     )

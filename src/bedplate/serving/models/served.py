@@ -162,8 +162,9 @@ class ServedBase:
                 raise RequestError(message, param="tools", code="unsupported_parameter")
             form = replace(form, thinking=None, opened=False)
         if asked.usable_tools:
-            compiled(self.engine, asked.content_grammar)  # so that what is wrong in it is named by its own field
-        grammar = compiled(self.engine, asked.grammar_in(form))
+            # So that what is wrong in it is named by its own field.
+            compiled(self.engine, asked.content_grammar, terms.tenant)
+        grammar = compiled(self.engine, asked.grammar_in(form), terms.tenant)
         request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
         return AnswerPlan(self.engine, choices(request, asked.choices), form=form)
 
@@ -182,7 +183,7 @@ class ServedBase:
             settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
             # Harnesses ask for one token and cut its entry off: it must be there even where it is the end token.
             settings["ignore_eos"] = asked.max_tokens == 1
-        sampling, grammar = Sampling(**settings), compiled(self.engine, asked.grammar)
+        sampling, grammar = Sampling(**settings), compiled(self.engine, asked.grammar, terms.tenant)
         requests: list[Request] = []
         for prompt in asked.prompt:
             tokens = prompt

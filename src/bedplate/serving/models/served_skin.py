@@ -20,6 +20,7 @@ from bedplate.models.precision import dtype_name
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.prefixes import Prefixes
 from bedplate.serving.models.served import PLAIN, Answer, Reading, Stripped, choices, cut, finite
+from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.strict_json import parse_json
@@ -261,7 +262,7 @@ class ServedSkin:
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
         if cutting is not None:
             raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
-        grammar = compiled(self.engine, asked.grammar)
+        grammar = compiled(self.engine, asked.grammar, terms.tenant)
         if "stop" in changes:  # the skin's own belong to its output
             stops = self._predictor.sampling().stop
             changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
@@ -288,11 +289,13 @@ class ServedSkin:
         return fields
 
     def read(self, result: Result) -> Prediction:
-        """A result, parsed."""
+        """A result, parsed. StatusError 422 where the model gave what is no answer of this skin: what a caller can
+        bring it to is no fault of the server, and asking the same again may end the same."""
         try:
             return self._predictor.read(result)
-        except RequestError as error:  # what the model gave cannot be read: no fault of the request
-            raise RuntimeError(error.message) from error
+        except RequestError as error:
+            message = f"what the model said is no answer of {self.name!r}, ask otherwise: {error.message}"
+            raise StatusError(422, message, "unreadable_answer") from error
 
     def answer(self, found: PlanResult) -> Answer:
         result = found.last

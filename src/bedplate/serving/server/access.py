@@ -36,6 +36,7 @@ CLIENT_GONE = 499
 REQUEST_ID = "x-request-id"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_SANE_CLIENT = re.compile(r"[A-Za-z0-9._:%\[\]-]{1,64}")
 # A page of this server runs its own scripts only, is framed by nobody, and tells nobody where its reader came from.
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -92,7 +93,7 @@ class AccessLog:
         finally:
             exchange = Exchange(
                 id=request_id,
-                client=(scope.get("client") or ("-",))[0],
+                client=_shown((scope.get("client") or ("-",))[0]),
                 method=scope["method"],
                 # As it was sent, percent-encoded: a decoded path could forge lines.
                 path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
@@ -107,7 +108,12 @@ class AccessLog:
                 watch(exchange)
 
     def _check_head(self, scope: Scope) -> None:
-        limits = self._state.config.limits
+        limits, names = self._state.config.limits, {name for name, _ in scope["headers"]}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            # Whoever stands before this server may have read the other one of them, and passed on two requests as one
+            # (RFC 9112, 6.3).
+            message = "the request says how long its body is in two ways; send content-length or transfer-encoding"
+            raise StatusError(400, message, "ambiguous_length", headers={"connection": "close"})
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > limits.url_bytes:
             raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
@@ -118,6 +124,12 @@ def _route_of(scope: Scope) -> str:
     """The path template of the route that took the request."""
     route = scope.get("route")
     return route.path if isinstance(route, Route) else ""
+
+
+def _shown(client: str) -> str:
+    """A client's address as the log has it. A proxy on this machine says whose request it passes on, and a client may
+    say so too: what is no address or name could forge a line."""
+    return client if _SANE_CLIENT.fullmatch(client) else json.dumps(client[:64])
 
 
 def write_line(exchange: Exchange) -> None:

@@ -137,7 +137,9 @@ def serve(
             if on_ready is not None:
                 on_ready(_url(listener), state)
 
-        server = Server(lambda: loaded_server(config, skins), make, ready, config.grace_seconds)
+        # A line of a header has some bytes more than its name and value.
+        head = 2 * (config.limits.header_bytes + config.limits.url_bytes)
+        server = Server(lambda: loaded_server(config, skins), make, ready, config.grace_seconds, head)
         return server.serve_until_stopped(listener)
 
 

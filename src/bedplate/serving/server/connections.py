@@ -1,4 +1,5 @@
-"""Connections of clients that do not go on: what they leave open is closed, with a key or without.
+"""Connections of clients that do not go on: what they leave open is closed, with a key or without. There are so many
+connections at most; a new one takes the place of those that have waited longest for their client.
 
 A client that is answered while it still sends is told that this was all, and has a while to see it (RFC 9112, 9.6: the
 write side is closed first). Were the connection closed at once, what it still sends would be answered by a reset, which
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+import resource
+import time
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +23,31 @@ UNREAD_SECONDS = 10.0
 """How long it may go on sending a body that was answered unread. Closed at once, it would not see the answer."""
 TAKE_SECONDS = 60.0
 """In this time, a client takes at least something of a reply that waits for it."""
+_INCOMPLETE_BYTES = 64 * 1024
+"""Of a head or a chunk's line that is not whole, where the server says nothing else."""
+MOST_CONNECTIONS = 4096
+"""At once, where the process may open so many files."""
+OTHER_FILES = 512
+"""What the process may have open beside them."""
+FEW_CHUNKS, CHUNK_BYTES = 1000, 64
+"""A body may come in so many chunks of any size, and in more where they have so many bytes on average. Reading a chunk
+costs the event loop as much as reading some hundred bytes."""
+
+
+def allow_connections() -> None:
+    """Lets this process open as many files as the connections and the rest may need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # then there are fewer connections
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def most_connections() -> int:
+    """How many this process may have at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MOST_CONNECTIONS, soft - OTHER_FILES))
 
 
 class TimedConnection(H11Protocol):
@@ -28,10 +56,34 @@ class TimedConnection(H11Protocol):
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _untaken: asyncio.TimerHandle | None = None
+    _since = 0.0
+    """When it was opened, or last answered (time.monotonic)."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.conn = _Frugal(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._since = time.monotonic()
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        if len(self.connections) > most_connections():
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Closes those that have waited longest for their client, a sixteenth of all at once: to look for them takes
+        its time. Where all others are being answered, it is this one that is closed."""
+        others = cast("set[TimedConnection]", self.connections - {self})
+        waiting = sorted((one for one in others if one.waits), key=lambda one: one._since)
+        for one in waiting[: max(1, len(others) // 16)] or [self]:
+            self.connections.discard(one)
+            one.transport.abort()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is its client's turn: no request has come, or not all of one, or it has been answered."""
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete or self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -53,6 +105,7 @@ class TimedConnection(H11Protocol):
             self._unread = _stopped(self._unread)
 
     def on_response_complete(self) -> None:
+        self._since = time.monotonic()
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY and self._unread is None:
             self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
@@ -89,6 +142,23 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head, self._unread, self._untaken = map(_stopped, (self._head, self._unread, self._untaken))
         super().connection_lost(exc)
+
+
+class _Frugal(h11.Connection):
+    """One that takes no body in crumbs."""
+
+    _chunks = _bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+            if self._chunks > FEW_CHUNKS and self._bytes < CHUNK_BYTES * self._chunks:
+                raise h11.RemoteProtocolError("the body comes in too many small chunks")
+        elif isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        return event
 
 
 class _Answering(asyncio.Transport):

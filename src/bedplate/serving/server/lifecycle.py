@@ -19,15 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bedplate.serving.call.call import json_response
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.server.connections import TimedConnection
+from bedplate.serving.server.connections import TimedConnection, allow_connections
 from bedplate.serving.wire.errors import StoppingError, error_response
 
 log = logging.getLogger("bedplate.serving")
 
 CLOSE_SECONDS = 5.0
 """How long engines may take to end at the end. A step that hangs would keep the process for ever."""
-# Larger heads are refused by the parser, without the error object; smaller ones by the access layer, with it.
-_HEAD_BYTES = 256 * 1024
 
 
 class LoadingError(StoppingError):
@@ -57,7 +55,8 @@ class Server(uvicorn.Server):
 
     load: the state, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
     call in, and ends the server when the running ones have ended or `grace` seconds are over; the second ends it at
-    once.
+    once. head_bytes: larger heads are refused by the parser, without the error object; smaller ones by the access
+    layer, with it.
     """
 
     def __init__(
@@ -66,13 +65,15 @@ class Server(uvicorn.Server):
         make: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
         on_ready: Callable[[ServerState], object],
         grace: float,
+        head_bytes: int,
     ) -> None:
         self._front = Front()
         config = uvicorn.Config(
             self._front,
             http=TimedConnection,
+            ws="none",  # its routes take none; a library that is there by chance would answer beside log and limits
             interface="asgi3",
-            h11_max_incomplete_event_size=_HEAD_BYTES,
+            h11_max_incomplete_event_size=head_bytes,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
         """Runs in this thread. False where a thread is left: it was stopped before all was loaded, and what is loaded
         is dropped once it is there; or an engine's step hangs, or a request is still worked on for a client that has
         been told. Raises what loading raised."""
+        allow_connections()
         try:
             with _returning_on_sigterm():
                 self.run(sockets=[listener])

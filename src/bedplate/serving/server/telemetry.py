@@ -39,14 +39,18 @@ class Telemetry:
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"`telemetry` is configured, but the package {error.name} is missing; install bedplate[telemetry]"
             ) from error
         sender = exporter or OTLPSpanExporter(endpoint=config.endpoint)
         # A provider of its own: nothing global is set, so that it can live beside an application's.
+        # Every call has its span: by default a client's `traceparent` could say that its calls are not recorded.
         self._provider = TracerProvider(
-            resource=Resource.create({"service.name": config.service_name}), shutdown_on_exit=False
+            sampler=ALWAYS_ON,
+            resource=Resource.create({"service.name": config.service_name}),
+            shutdown_on_exit=False,
         )
         self._endpoint = config.endpoint
         self._provider.add_span_processor(BatchSpanProcessor(sender))

@@ -43,7 +43,7 @@ class ClientGone(Exception):
 
 
 class StatusError(RequestError):
-    """A request that HTTP has its own status for (401, 403, 404, 405, 408, 413, 414, 429, 431), with `headers`."""
+    """A request that HTTP has its own status for (401, 403, 404, 405, 408, 413, 414, 422, 429, 431), with `headers`."""
 
     def __init__(
         self, status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None

@@ -105,13 +105,13 @@ def guided(
     return None if rules is None else Grammar("ebnf", rules)
 
 
-def compiled(engine: Engine, asked: tuple[str, Grammar] | None) -> Grammar | None:
-    """The grammar that a field asks for, ready to be used. RequestError names the field."""
+def compiled(engine: Engine, asked: tuple[str, Grammar] | None, tenant: str) -> Grammar | None:
+    """The grammar that a field asks for, ready to be used. RequestError names the field. tenant: who asks."""
     if asked is None:
         return None
     field, grammar = asked
     try:
-        return replace(engine.compile(grammar), named=field)
+        return replace(engine.compile(grammar, tenant), named=field)
     except RequestError as error:
         if error.param == "grammar":
             error.param = field

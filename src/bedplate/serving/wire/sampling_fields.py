@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 MAX_STOPS = 16
 """The API itself takes 4; evaluation harnesses send more."""
+MAX_STOP = 1024
+"""Characters of one: what a text ends with is compared with their beginnings, at every token."""
 MAX_BIASES = 1024
 TOKEN_LIMIT = 2**31
 SEED_LOW, SEED_HIGH = -(2**63), 2**63 - 1
@@ -24,6 +26,8 @@ def _stops_of(stop: Any) -> Any:
             raise ValueError(f"at most {MAX_STOPS} stop strings are supported")
         if not all(isinstance(text, str) and text for text in stops):
             raise ValueError("stop must be a string that is not empty, or a list of such strings")
+        if any(len(text) > MAX_STOP for text in stops):
+            raise ValueError(f"a stop string has at most {MAX_STOP:,} characters")
         return tuple(stops)
     return stops
 

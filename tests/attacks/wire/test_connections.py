@@ -15,7 +15,7 @@ from typing import Any
 
 import h11
 import pytest
-import uvicorn
+from tests.attacks.conftest import listening
 
 from bedplate.serving.server import connections
 
@@ -73,16 +73,8 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
         return handle
 
     monkeypatch.setattr(asyncio.BaseEventLoop, "call_later", call_later)
-    settings: Any = {"http": connections.TimedConnection, "log_config": None, "lifespan": "off", "interface": "asgi3"}
-    server = uvicorn.Server(uvicorn.Config(answering_unread, loop="asyncio", **settings))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-        timers.port = listener.getsockname()[1]
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
+    with listening(answering_unread, BUFFER) as timers.port:
         yield timers
-        server.should_exit = server.force_exit = True
-        thread.join()
 
 
 def connect(timers: Timers) -> socket.socket:
