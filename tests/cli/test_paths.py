@@ -238,7 +238,7 @@ def commands(
 
 
 @pytest.mark.parametrize(
-    ("words", "function"), commands(VERBS), ids=lambda one: " ".join(one) if isinstance(one, tuple) else ""
+    ("words", "function"), list(commands(VERBS)), ids=lambda one: " ".join(one) if isinstance(one, tuple) else ""
 )
 def test_every_command_says_what_is_wrong_with_its_files_before_it_works(words: tuple[str, ...], function: Any) -> None:
     """A command that is added to the table has to check what it is given, and a case of it belongs into CASES."""
