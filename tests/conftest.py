@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import itertools
 import os
 import signal
@@ -54,6 +55,9 @@ def _parsing_again(parse: Any) -> Any:
 
 
 ast.parse = _parsing_again(ast.parse)
+# Until all tests are collected: what is imported and collected stays, some two million objects, and to go through them
+# takes most of a second each time (`pytest_runtestloop`).
+gc.disable()
 REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
 _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
@@ -162,6 +166,18 @@ def shakespeare() -> Path:
 def lid_176() -> Path:
     """fastText's model of 176 languages."""
     return _real("lid-176")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What is there before the first test is never looked through again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At the end of the process everything goes: compiled libraries tell of what stays."""
+    gc.unfreeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

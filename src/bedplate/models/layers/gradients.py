@@ -47,7 +47,7 @@ def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> T
     return found
 
 
-def _pieces(x: Tensor, values: int | None = None) -> Iterator[slice]:
+def row_pieces(x: Tensor, values: int | None = None) -> Iterator[slice]:
     """Rows of the first dimension, so many at a time that they hold about so many values (`PIECE`); all of them on
     other devices than CPUs, and for a compiler, which has ways of its own."""
     count = rows = len(x)
@@ -80,7 +80,7 @@ def _normed(x: Tensor, y: Tensor | None, weight_D: Tensor, eps: float) -> tuple[
     x_ND, y_ND = _flat(x), None if y is None else _flat(y)
     out_ND, scale_N1 = x_ND.new_empty(x_ND.shape), x_ND.new_empty(len(x_ND), 1, dtype=wide)
     total_ND = x_ND if y is None else x_ND.new_empty(x_ND.shape)
-    for at in _pieces(x_ND):
+    for at in row_pieces(x_ND):
         if y_ND is not None:
             torch.add(x_ND[at], y_ND[at], out=total_ND[at])
         _norm_piece(total_ND[at], weight_D, eps, out_ND[at], scale_N1[at])
@@ -96,7 +96,7 @@ def _norm_gradients(
     beside_ND = None if to_sum is None else _flat(to_sum)
     to_x, weight = x_ND.new_empty(x_ND.shape), weight_D.to(wide)
     to_weight = torch.zeros_like(weight) if weighted else None
-    for at in _pieces(x_ND):
+    for at in row_pieces(x_ND):
         x_nD, g_nD, scale = x_ND[at].to(wide), grad_ND[at].to(wide), scale_N1[at]
         along_nD = x_nD * g_nD
         if to_weight is not None:
@@ -155,7 +155,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     x_NHD = x.reshape(-1, *x.shape[-2:])
     cos_N1D, sin_N1h = (t.expand(*tokens, 1, t.shape[-1]).reshape(-1, 1, t.shape[-1]) for t in (cos, sin[..., :h]))
     out_NHD = x_NHD.new_empty(x_NHD.shape)
-    for at in _pieces(x_NHD):
+    for at in row_pieces(x_NHD):
         own, out, sin_n1h = x_NHD[at], out_NHD[at], sin_N1h[at]
         torch.mul(own, cos_N1D[at], out=out)
         out[..., :h].addcmul_(own[..., h:], sin_n1h, value=sign)
@@ -170,7 +170,7 @@ class _Gated(torch.autograd.Function):
         ctx.activation = activation
         gate_ND, up_ND = _flat(gate), _flat(up)
         out_ND = gate_ND.new_empty(gate_ND.shape)
-        for at in _pieces(gate_ND):
+        for at in row_pieces(gate_ND):
             torch.mul(activation(gate_ND[at]), up_ND[at], out=out_ND[at])
         return out_ND.view(gate.shape)
 
@@ -178,7 +178,7 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gate_ND, up_ND, grad_ND = (_flat(one) for one in (*ctx.saved_tensors, grad))
         to_gate, to_up = (gate_ND.new_empty(gate_ND.shape) if own else None for own in ctx.needs_input_grad[:2])
-        for at in _pieces(gate_ND, 4 * PIECE):  # each piece is a call of autograd's
+        for at in row_pieces(gate_ND, 4 * PIECE):  # each piece is a call of autograd's
             with torch.enable_grad():
                 given = gate_ND[at].detach().requires_grad_()
                 active = ctx.activation(given)
