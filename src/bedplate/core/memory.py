@@ -3,12 +3,18 @@ giving back what it has freed."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from bedplate.core.control_groups import Group, lines, own_groups, text
+
+HEAPS = 2
+_M_ARENA_MAX = -8
+"""As malloc.h has it."""
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
@@ -23,6 +29,16 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def share_heaps() -> None:
+    """Lets this process's threads allocate from `HEAPS` heaps, where glibc would give each of them its own, up to eight
+    for every processor (M_ARENA_MAX of mallopt(3)). What a thread has freed is then used by the others; a heap that
+    only one of many threads uses keeps pages that hold next to nothing. For a process of many threads, before they are
+    started. Whoever set MALLOC_ARENA_MAX or GLIBC_TUNABLES has chosen already."""
+    if not {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # no glibc
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, HEAPS)
 
 
 @lru_cache(maxsize=1)
