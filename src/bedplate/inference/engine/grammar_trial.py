@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -47,13 +48,34 @@ class _Ended(Exception):
     """The process has ended, or does not answer."""
 
 
+class _InOrder:
+    """A lock that is given in the order in which it is asked for; who lets go of `threading.Lock` may have it again
+    before those that wait."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.asked: deque[object] = deque()
+        """Who has it, and who waits for it."""
+
+    def __enter__(self) -> None:
+        mine = object()
+        with self._changed:
+            self.asked.append(mine)
+            self._changed.wait_for(lambda: self.asked[0] is mine)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self.asked.popleft()
+            self._changed.notify_all()
+
+
 class GrammarTrial(Closing):
     """Safe to share between threads and engines. Grammars wait for each other, and a tenant's for its own first: no
     more than one of each other tenant is before anybody's. command: what is run."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._lock, self._naming = threading.Lock(), threading.Lock()
+        self._lock, self._naming = _InOrder(), threading.Lock()
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         """By tenant, of those that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
