@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import shaped
 from bedplate.data.packing import DocumentPiece
 from bedplate.data.stdlib import read_modules
 from bedplate.models.inputs import Inputs
@@ -39,7 +40,6 @@ from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken
 from bedplate.training.packing import rows_batch
 from comparison import Row, need, report, start
-from shaped import Sizes, litgpt_model, our_model, transformers_model
 
 LENGTH, ROWS = 64, 12
 CHARACTERS = 1_100_000
@@ -80,9 +80,9 @@ def starts(text: np.ndarray, step: int) -> list[int]:
     return np.random.default_rng((0, step)).integers(0, len(text) - LENGTH - 1, ROWS).tolist()
 
 
-def ours(text: np.ndarray, sizes: Sizes, optimizer: str, dtype: str) -> Trained:
+def ours(text: np.ndarray, sizes: shaped.Sizes, optimizer: str, dtype: str) -> Trained:
     def run(steps: int) -> Logits:
-        model = our_model(sizes)
+        model = shaped.our_model(sizes)
         config = TrainConfig(
             learning_rate=RATE,
             schedule="wsd",
@@ -102,45 +102,30 @@ def ours(text: np.ndarray, sizes: Sizes, optimizer: str, dtype: str) -> Trained:
     return run
 
 
-def trainer(text: np.ndarray, sizes: Sizes, our_rate: bool, dtype: str) -> Trained:
-    from transformers import Trainer, TrainingArguments
+def trainer(text: np.ndarray, sizes: shaped.Sizes, our_rate: bool, dtype: str) -> Trained:
+    from transformers import Trainer
 
     def run(steps: int) -> Logits:
-        model = transformers_model(sizes)
+        model = shaped.transformers_model(sizes)
         rows = torch.from_numpy(np.stack([text[at : at + LENGTH] for n in range(steps) for at in starts(text, n)]))
         data: Any = [{"input_ids": row, "labels": row} for row in rows]
         asked = {"learning_rate": RATE, "warmup_steps": round(WARMUP * steps)} if our_rate else {}
         with tempfile.TemporaryDirectory() as out:
-            arguments = TrainingArguments(
-                out,
-                per_device_train_batch_size=ROWS,
-                num_train_epochs=1,
-                use_cpu=True,
-                bf16=dtype == "bfloat16",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-                **asked,
-            )
+            arguments = shaped.trainer_arguments(out, ROWS, dtype, **asked)
             Trainer(model, arguments, train_dataset=data).train()
         return lambda tokens: model(tokens).logits
 
     return run
 
 
-def litgpt(text: np.ndarray, sizes: Sizes, our_rate: bool, dtype: str) -> Trained:
+def litgpt(text: np.ndarray, sizes: shaped.Sizes, our_rate: bool, dtype: str) -> Trained:
     """The step of its `pretrain`, with that command's defaults."""
-    lightning, args, pretrain, utils = (
-        importlib.import_module(name) for name in ("lightning", "litgpt.args", "litgpt.pretrain", "litgpt.utils")
-    )
+    args, pretrain, utils = (importlib.import_module(f"litgpt.{name}") for name in ("args", "pretrain", "utils"))
     defaults = args.TrainArgs(max_norm=1.0, min_lr=4e-5, lr_warmup_steps=2000)
 
     def run(steps: int) -> Logits:
-        fabric = lightning.Fabric(
-            accelerator="cpu", devices=1, precision="bf16-mixed" if dtype == "bfloat16" else "32-true"
-        )
-        model = fabric.setup(litgpt_model(sizes, fabric))
+        fabric = shaped.litgpt_fabric(dtype)
+        model = fabric.setup(shaped.litgpt_model(sizes, fabric))
         fields = {"lr": RATE} if our_rate else {}
         optimizer = fabric.setup_optimizers(
             utils.instantiate_torch_optimizer("AdamW", model.parameters(), fused=True, **fields)
@@ -151,13 +136,7 @@ def litgpt(text: np.ndarray, sizes: Sizes, our_rate: bool, dtype: str) -> Traine
             for group in optimizer.param_groups:
                 group["lr"] = pretrain.get_lr(peak, step, warmup, steps, defaults.min_lr)
             rows = torch.from_numpy(np.stack([text[at : at + LENGTH + 1] for at in starts(text, step)]))
-            logits = model(rows[:, :-1].contiguous())
-            loss = utils.chunked_cross_entropy(logits, rows[:, 1:].contiguous())
-            fabric.backward(loss)
-            fabric.clip_gradients(model, optimizer, max_norm=defaults.max_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            loss.item()
+            shaped.litgpt_step(fabric, model, optimizer, rows, defaults.max_norm)
         return model
 
     return run
@@ -213,7 +192,7 @@ def main() -> None:
     place = {letter: number for number, letter in enumerate(letters)}
     whole = np.array([place[one] for one in text], dtype=np.int64)
     learned, held = whole[: len(whole) * 9 // 10], whole[len(whole) * 9 // 10 :]
-    sizes = Sizes(len(letters), LENGTH, 128, 4, 4, 4, 352, tied=True)
+    sizes = shaped.Sizes(len(letters), LENGTH, 128, 4, 4, 4, 352, tied=True)
     dtype = options.dtype
     runs: dict[str, Trained] = {
         "ours, Muon": ours(learned, sizes, "muon", dtype),

@@ -45,7 +45,8 @@ def main() -> None:
             if getattr(arguments, name) is not None:
                 command += [f"--{name}", getattr(arguments, name)]
         began = time.perf_counter()
-        subprocess.run(command, check=True, env={**os.environ, "BEDPLATE_HOME": str(home)})
+        here = {"BEDPLATE_HOME": str(home), "BEDPLATE_DATA_LEDGER": "off"}
+        subprocess.run(command, check=True, env={**os.environ, **here})
         report(out, time.perf_counter() - began)
 
 

@@ -15,7 +15,6 @@ usage: pretrain.py [--litgpt DIR] [--dtype float32] [--layers 6] [--vocabulary 8
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import statistics
 import sys
@@ -29,13 +28,13 @@ from typing import Any
 
 import torch
 
+import shaped
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken
 from bedplate.training.sources import DocumentSource
 from comparison import Row, need, report, start
-from shaped import Sizes, litgpt_model, our_model, transformers_model
 
 GOAL = 1.5
 LENGTH, HIDDEN, HEADS, KV_HEADS, WIDE = 512, 512, 8, 4, 1536
@@ -44,8 +43,8 @@ Timed = Callable[[], list[float]]
 """Trains for some steps; seconds of each but the first."""
 
 
-def _sizes(options: argparse.Namespace) -> Sizes:
-    return Sizes(options.vocabulary, LENGTH, HIDDEN, options.layers, HEADS, KV_HEADS, WIDE)
+def _sizes(options: argparse.Namespace) -> shaped.Sizes:
+    return shaped.Sizes(options.vocabulary, LENGTH, HIDDEN, options.layers, HEADS, KV_HEADS, WIDE)
 
 
 def documents(rows: int, vocabulary: int) -> list[list[int]]:
@@ -70,7 +69,7 @@ class Watched(DocumentSource):
 
 
 def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    model = our_model(_sizes(options))
+    model = shaped.our_model(_sizes(options))
     config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=options.dtype)
 
     def run() -> list[float]:
@@ -83,9 +82,9 @@ def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
 
 
 def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
 
-    model = transformers_model(_sizes(options))
+    model = shaped.transformers_model(_sizes(options))
     data: Any = [{"input_ids": ids, "labels": ids} for ids in rows]
 
     class Clock(TrainerCallback):
@@ -98,20 +97,8 @@ def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
     def run() -> list[float]:
         clock = Clock()
         with tempfile.TemporaryDirectory() as out:
-            arguments = TrainingArguments(
-                out,
-                per_device_train_batch_size=options.rows,
-                num_train_epochs=1,
-                learning_rate=RATE,
-                lr_scheduler_type="constant",
-                use_cpu=True,
-                bf16=options.dtype == "bfloat16",
-                save_strategy="no",
-                report_to=[],
-                logging_steps=1,
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
+            own = {"learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1}
+            arguments = shaped.trainer_arguments(out, options.rows, options.dtype, **own)
             Trainer(model, arguments, train_dataset=data, callbacks=[clock]).train()
         return between(clock.moments)
 
@@ -119,10 +106,8 @@ def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
 
 
 def litgpt(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    lightning, utils = (importlib.import_module(name) for name in ("lightning", "litgpt.utils"))
-    precision: Any = "bf16-mixed" if options.dtype == "bfloat16" else "32-true"
-    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
-    model: Any = fabric.setup(litgpt_model(_sizes(options), fabric))
+    fabric = shaped.litgpt_fabric(options.dtype)
+    model: Any = fabric.setup(shaped.litgpt_model(_sizes(options), fabric))
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     optimizer = fabric.setup_optimizers(optimizer)
     batches = torch.tensor(rows).split(options.rows)
@@ -131,13 +116,7 @@ def litgpt(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
         moments: list[float] = []
         for batch in batches:
             moments.append(time.perf_counter())
-            logits = model(batch[:, :-1].contiguous())
-            loss = utils.chunked_cross_entropy(logits, batch[:, 1:].contiguous())
-            fabric.backward(loss)
-            fabric.clip_gradients(model, optimizer, max_norm=1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            float(loss)
+            shaped.litgpt_step(fabric, model, optimizer, batch, 1.0)
         return between(moments)
 
     return run

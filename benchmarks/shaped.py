@@ -1,5 +1,5 @@
-"""One llama-shaped model with random weights, as ours, transformers' and litgpt's build it: the model that pretraining
-is compared with."""
+"""One llama-shaped model with random weights, as ours, transformers' and litgpt's build it, and how the two peers train
+it on a CPU: what pretraining is compared with."""
 
 from __future__ import annotations
 
@@ -95,3 +95,38 @@ def litgpt_model(sizes: Sizes, fabric: Any) -> Any:
         model.transformer.wte.weight = model.lm_head.weight
     pretrain.initialize_weights(fabric, model, n_layer=config.n_layer, n_embd=config.n_embd)
     return model
+
+
+def trainer_arguments(out: str, rows: int, dtype: str, **own: Any) -> Any:
+    """The Trainer's, for one pass over its data in steps of so many rows. own: further fields."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        out,
+        per_device_train_batch_size=rows,
+        num_train_epochs=1,
+        use_cpu=True,
+        bf16=dtype == "bfloat16",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **own,
+    )
+
+
+def litgpt_fabric(dtype: str) -> Any:
+    precision = "bf16-mixed" if dtype == "bfloat16" else "32-true"
+    return importlib.import_module("lightning").Fabric(accelerator="cpu", devices=1, precision=precision)
+
+
+def litgpt_step(fabric: Any, model: Any, optimizer: Any, rows_BT: torch.Tensor, max_norm: float) -> float:
+    """A step of its `pretrain` on rows of one token more than the model reads; the loss."""
+    utils = importlib.import_module("litgpt.utils")
+    logits = model(rows_BT[:, :-1].contiguous())
+    loss = utils.chunked_cross_entropy(logits, rows_BT[:, 1:].contiguous())
+    fabric.backward(loss)
+    fabric.clip_gradients(model, optimizer, max_norm=max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss)

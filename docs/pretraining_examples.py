@@ -124,36 +124,30 @@ def base(runs: Path) -> str:
 
 
 def characters(runs: Path) -> str:
-    """One table for both texts, the curve of each with what counts of words reach."""
-    titles = {"characters": "editorials", "plays": "plays"}
-    found = {title: Run(runs / name) for name, title in titles.items() if (runs / name).is_dir()}
-    if "editorials" not in found:
-        raise FileNotFoundError(f"there is no run in {runs / 'characters'}")
-    rows: list[Sequence[str]] = []
-    lines: dict[str, Points] = {}
-    for title, run in found.items():
-        others = run.record["baselines"]["text"]
-        lines[title] = run.held("text")
-        bits = run.last("text")
-        rows.append(
-            [
-                title,
-                *run.facts,
-                f"**{bits:.3f}** ({bits * math.log(2):.3f} nats)",
-                *(f"{b:.3f}" for b in others.values()),
-            ]
-        )
-    first = found["editorials"]
-    ends = (first.held("text")[0][0], first.held("text")[-1][0])
-    others = first.record["baselines"]["text"]
-    lines |= {f"{name}, editorials": [(end, bits) for end in ends] for name, bits in others.items()}
-    samples = "\n".join(f"{one['prompt']}{one['text']}".replace("\n", " ") for one in first.judged[-1]["samples"])
+    """Editorials, byte by byte."""
+    return letters(Run(runs / "characters"), "characters", "editorials")
+
+
+def plays(runs: Path) -> str:
+    """Plays, byte by byte."""
+    return letters(Run(runs / "plays"), "plays", "plays")
+
+
+def letters(run: Run, name: str, text: str) -> str:
+    """One text's row, its curve with what compressors and counts reach, and how the run's prompts go on."""
+    others = run.record["baselines"]["text"]
+    bits = run.last("text")
+    row = [text, *run.facts, f"**{bits:.3f}** ({bits * math.log(2):.3f} nats)", *(f"{b:.3f}" for b in others.values())]
+    held = run.held("text")
+    ends = (held[0][0], held[-1][0])
+    lines = {text: held, **{name: [(end, bits) for end in ends] for name, bits in others.items()}}
+    samples = "\n".join(f"{one['prompt']}{one['text']}".replace("\n", " ") for one in run.judged[-1]["samples"])
     return "\n\n".join(
         [
-            table(["text", "parameters", "tokens (bytes)", "minutes", "bits a byte, held out", *others], rows),
-            drawn("characters", lines, "tokens", "bits a byte, held out", "Characters"),
+            table(["text", "parameters", "tokens (bytes)", "minutes", "bits a byte, held out", *others], [row]),
+            drawn(name, lines, "tokens", "bits a byte, held out", name.capitalize()),
             f"Prompts of the run file, continued by the likeliest byte each time:\n\n```text\n{samples}\n```",
-            f"({first.machine}.)",
+            f"({run.machine}.)",
         ]
     )
 
@@ -330,6 +324,7 @@ def further(runs: Path) -> str:
 PARTS: dict[str, Callable[[Path], Any]] = {
     "base": base,
     "characters": characters,
+    "plays": plays,
     "experts": experts,
     "curation": curation,
     "denoiser": denoiser,

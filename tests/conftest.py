@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["BEDPLATE_DATA_LEDGER"] = "off"  # tests that share data know nothing of each other
 os.environ["TRITON_INTERPRET"] = "1"  # where Triton is installed: tests run on CPU tensors
 # A shell starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C need it back.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -149,6 +150,12 @@ def vader_amazon() -> Path:
 def vader_news() -> Path:
     """Rated editorial sentences: prose, a tab-separated file."""
     return _real("vader-news")
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """Plays as text, a directory."""
+    return _real("shakespeare")
 
 
 @pytest.fixture(scope="session")

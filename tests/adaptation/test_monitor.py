@@ -17,14 +17,15 @@ from bedplate.adaptation.task.parent import write_splits
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.evaluation.drift import Sample, shifts
+from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.ready import Asked
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import read_skin, skin_id, write_skin
+from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.run import Run
@@ -78,10 +79,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for one in (skin, replace(skin, name="always-yes", output=biased)):
         made = {"skin_id": skin_id(one)}
         row = {"rung": "zero_shot", "split": "test", "estimate": 0.5, "interval": [0.35, 0.65], "n": 45, "groups": 15}
+        bound = {"rung": "zero_shot", "lower": 0.36, "lower_confidence": 0.97}
         report = {
             "lineage": {"skins": {"zero_shot": made}},
             "rungs": [row],
             "target": {"metric": "accuracy", "value": 0.3},
+            "nominees": {"confirmations": [bound]},
         }
         write_skin(one, run / "skins" / one.name, {"report.json": json.dumps(report).encode()})
     return root
@@ -121,8 +124,9 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     changed = [{**row, "y": "yes"} for row in rows(500, 150, "the delivery of {} came late and the box was open")]
     code, printed, _ = said(capsys, "evaluate", house / "run/skins/always-no", write(tmp_path / "new.jsonl", changed))
     assert code == 0
-    assert "Climb again: accuracy is 0.000 on the new rows where the skin's report says 0.500" in printed
-    assert "below the bar and the report beyond chance; new rows differ from old ones in inputs and length" in printed
+    assert "Climb again: accuracy is 0.000 on the new rows where the skin's verdict promises 0.360" in printed
+    assert "promises at least 0.360 (97.0%, by its verdict); evidence of less" in printed
+    assert "below the bar and the promise beyond chance; new rows differ from old ones in inputs and length" in printed
     assert "words that came:" in printed
 
 
@@ -143,11 +147,35 @@ def test_looks_are_counted_and_the_same_rows_are_one(
     months = [write(tmp_path / f"{i}.jsonl", rows(1000 * i, 60), "y", "g") for i in (1, 2)]
     found = [looked(capsys, skin, month) for month in (months[0], months[1], months[0])]
     assert [one["look"] for one in found] == [1, 2, 1]
-    assert found[1]["spent"] == pytest.approx(found[0]["spent"] / 4)
+    assert [one["evidence"] for one in found[2]["shifts"]] == [one["evidence"] for one in found[0]["shifts"]]
+    kept = read_jsonl(bedplate_home() / "ledger" / "looks" / f"{read_identified(skin)[0]}.jsonl")
+    assert [(entry["number"], set(entry["gains"])) for entry in kept] == [(n, {"inputs", "length"}) for n in (1, 2)]
     assert looked(capsys, house / "run/skins/always-yes", months[0])["look"] == 1
     assert len(read_jsonl(monitor.looks().path)) == 3
     assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()
     assert "each row is taken for a group of its own" in " ".join(found[0]["notes"])
+
+
+def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two labels in three are other ones: ten rows show nothing, a hundred do."""
+    skin = house / "run/skins/always-no"
+    worse = [{**row, "y": LABELS[i % 3 > 0]} for i, row in enumerate(rows(2000, 120))]
+    first = looked(capsys, skin, write(tmp_path / "bare.jsonl", worse[:60], "y"))
+    assert first["quality"] is None
+    evidence: list[float] = []
+    for upto in (12, 60, 120):  # a file that grows
+        found = looked(capsys, skin, write(tmp_path / f"{upto}.jsonl", worse[:upto]))
+        evidence.append(found["quality"]["worse_evidence"]["value"])
+    assert found["look"] == 4
+    assert "60 of 120 new rows were in an earlier look: they are not counted again" in " ".join(found["notes"])
+    alone = looked(capsys, house / "run/skins/always-yes", tmp_path / "60.jsonl")
+    assert not alone["quality"]["worse"]
+    assert evidence[0] < evidence[1] < evidence[2]
+    again = looked(capsys, skin, tmp_path / "60.jsonl")
+    assert again["quality"]["worse_evidence"]["value"] == pytest.approx(evidence[1])
+    assert again["look"] == 3
 
 
 def test_rows_that_the_skin_had_say_nothing_of_quality(
@@ -267,7 +295,7 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
         skin, warnings = read_skin(house / "run/skins/always-no"), list[str]()
 
-        def predict(self, rows: Sequence[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
             raise NotImplementedError
 
         def close(self) -> None:
@@ -275,11 +303,12 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
     old, new = ([row["text"] for row in rows(0, 60)], [row["text"] for row in rows(60, 40, "the box of {} was open")])
     notes: list[str] = []
-    made = monitor.input_features([*old, *new], Remote(), notes)
+    made = monitor.input_vectors(old, new, parts(None, 60, 0).learned, Remote(), notes)
     assert "by their words" in notes[0]
-    samples = Sample(old, None, None, made[:60], range(60)), Sample(new, None, None, made[60:], range(40))
+    samples = Sample(old, None, None, made[0], range(60)), Sample(new, None, None, made[1], range(40))
     assert shifts(*samples, 0.01)[0].differs
-    like = monitor.input_features(old, Remote(), notes)
-    samples = Sample(old[:30], None, None, like[:30], range(30)), Sample(old[30:], None, None, like[30:], range(30))
+    like = monitor.input_vectors(old[:30], old[30:], parts(None, 30, 0).learned, Remote(), notes)
+    samples = Sample(old[:30], None, None, like[0], range(30)), Sample(old[30:], None, None, like[1], range(30))
     assert not shifts(*samples, 0.01)[0].differs
-    assert monitor.input_features(["a", "a"], Remote(), notes).shape == (2, 0)
+    same = monitor.input_vectors(["a", "a"], ["a", "b"], [0, 1], Remote(), notes)
+    assert [len(one) for one in same] == [2, 2]

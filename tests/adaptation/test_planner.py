@@ -203,7 +203,7 @@ def test_a_stopwatch_adds_up() -> None:
 LABELS = rules.Expectation("labels", "tuned beats prompted", "many", "tuning", "tuned_beats_prompted")
 FEW = rules.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
 LENGTH = rules.Expectation("prompt length", "cheaper", "long", "tuning", "tuned_is_cheaper")
-STRUCTURE = rules.Expectation("structure", "tuned beats zero-shot", "labels", "tuning", "tuned_beats_zero_shot")
+STRUCTURE = rules.Expectation("structure", "tuned beats prompted", "labels", "tuning", "tuned_beats_prompted")
 
 
 def held(expected: rules.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
@@ -218,9 +218,26 @@ def test_a_rule_holds_only_where_the_difference_is_shown() -> None:
     }
     assert (held(LABELS, better), held(FEW, better), held(STRUCTURE, better)) == ("true", "false", "true")
     worse = {name: outcome(name, right) for name, right in (("few_shot", 340), ("lora", 260), ("zero_shot", 258))}
-    assert (held(LABELS, worse), held(FEW, worse), held(STRUCTURE, worse)) == ("false", "true", "undecided")
-    assert held(LABELS, {"lora": outcome("lora", 300)}) == "undecided"
-    assert held(LABELS, {}) == "undecided"
+    assert (held(LABELS, worse), held(FEW, worse), held(STRUCTURE, worse)) == ("false", "true", "false")
+    same = {"few_shot": outcome("few_shot", 300), "lora": outcome("lora", 302)}
+    assert held(LABELS, same) == "undecided"
+
+
+@pytest.mark.parametrize("rule", [LABELS, FEW, STRUCTURE])
+def test_a_rule_is_not_tested_where_one_side_never_used_the_labels(rule: rules.Expectation) -> None:
+    plain = {"zero_shot": outcome("zero_shot", 240), "own_prompt": outcome("own_prompt", 250)}
+    skipped = RungOutcome("few_shot", "skipped", "no example fits")
+    found = {**plain, "lora": outcome("lora", 340), "few_shot": skipped}
+    row = rules.score([rule], found, {}, 0)[0]
+    assert (row["held"], row["rests_on"]) == (
+        "not_tested",
+        "no prompted rung used the labels (few_shot: no example fits)",
+    )
+    only = {**plain, "few_shot": outcome("few_shot", 300)}
+    row = rules.score([rule], only, {}, 0)[0]
+    assert (row["held"], row["rests_on"]) == ("not_tested", "no tuned rung used the labels (none was on the ladder)")
+    assert held(rule, {}) == "not_tested"
+    assert held(LENGTH, only) == "not_tested"
 
 
 def test_candidates_on_other_bases_count_and_references_do_not() -> None:

@@ -1,7 +1,10 @@
-"""Free memory, from the files of made-up machines."""
+"""Free memory, from the files of made-up machines; and whether what is freed is kept, by the kernel's own count."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,37 @@ def test_groups_of_version_1(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) == 2200
     put(tmp_path, {f"{group}limit_in_bytes": "9223372036854771712"})
     assert free_bytes(tmp_path) == 8192
+
+
+_ROUNDS = """
+import resource
+import numpy as np
+from bedplate.core.memory import keeping
+
+def faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [np.full(size, 1.0) for size in (400_000,) * 12]  # 3.2 MB each, which numpy asks no larger pages for
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def held() -> int:
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+print(min(faults() for _ in range(4)))
+with keeping():
+    faults()
+    with keeping():
+        faults()
+    print(max(faults() for _ in range(4)), held())
+print(held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left to themselves")
+def test_memory_that_is_kept_needs_no_new_pages_and_is_given_back_at_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", _ROUNDS], capture_output=True, text=True, check=True)
+    usual, kept, held, after = map(int, done.stdout.split())
+    pages = 12 * 3_200_000 // 4096
+    assert usual > 0.5 * pages
+    assert kept < 0.02 * pages
+    assert held - after > 0.5 * 12 * 3_200_000

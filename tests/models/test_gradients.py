@@ -9,7 +9,8 @@ from tests.near import assert_near
 from torch import Tensor
 
 from bedplate.adapters.adapted import adapted
-from bedplate.models.layers.gradients import rms_norm, rotate_halves
+from bedplate.models.layers import gradients
+from bedplate.models.layers.gradients import added_rms_norm, gated, rms_norm, rotate_halves
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products, has_onednn
 
@@ -32,6 +33,9 @@ def test_finite_differences() -> None:
     x, weight = drawn(2, 3, 6).requires_grad_(), drawn(6, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), (x, weight))
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, weight.detach(), 1e-5), (x,))
+    y = drawn(2, 3, 6, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y, w: added_rms_norm(x, y, w, 1e-5), (x, y, weight))
+    assert torch.autograd.gradcheck(lambda x, y: gated(x, y, F.silu), (x, y))
     cos, sin = angles(3, 4)
     assert torch.autograd.gradcheck(lambda x: rotate_halves(x, cos, sin), (drawn(1, 3, 2, 8).requires_grad_(),))
     for bias in (False, True):
@@ -40,9 +44,12 @@ def test_finite_differences() -> None:
         assert torch.autograd.gradcheck(lambda x, a, b, m=module: adapted(x, m, a, b, 1.7), (x, a, b))
 
 
+@pytest.mark.parametrize("piece", [gradients.PIECE, 300])
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 3e-6), (torch.bfloat16, 1.5e-2)])
-def test_the_plain_formulas(dtype: torch.dtype, rel: float) -> None:
-    """In bfloat16 within its own rounding: 8 bits of mantissa, a few roundings."""
+def test_the_plain_formulas(dtype: torch.dtype, rel: float, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or in pieces, whose last is smaller. In bfloat16 within its own rounding: 8 bits of mantissa, a few
+    roundings."""
+    monkeypatch.setattr(gradients, "PIECE", piece)
     x, weight, grad = (drawn(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(1, 50, 64), (64,), (1, 50, 64)]))
     cos, sin = angles(50, 8, dtype)
     ways = {
@@ -50,6 +57,14 @@ def test_the_plain_formulas(dtype: torch.dtype, rel: float) -> None:
         "rotation": (
             lambda x, w: rotate_halves(x.view(1, 50, 4, 16), cos, sin).flatten(2) * w,
             lambda x, w: plain_rotation(x.view(1, 50, 4, 16), cos.to(x.dtype), sin.to(x.dtype)).flatten(2) * w,
+        ),
+        "sum and norm": (
+            lambda x, w: torch.stack(added_rms_norm(x, (2 * x).detach(), w, 1e-5)).sum(0),
+            lambda x, w: (x + (2 * x).detach()) + F.rms_norm(x + (2 * x).detach(), (64,), w, 1e-5),
+        ),
+        "gate": (
+            lambda x, w: gated(x, x.flip(1), F.silu) * w,
+            lambda x, w: F.silu(x) * x.flip(1) * w,
         ),
     }
     for name, (ours, plain) in ways.items():
@@ -100,3 +115,23 @@ def test_frozen_linears_with_and_without_an_adapter(
         torch.autograd.grad(out, [at], g) for out, at, g in ((alone, given[0], grad), (without, wide[0], grad.double()))
     )
     assert_near(to_x, wanted, rel)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linears_that_are_trained_by_onednn(bias: bool) -> None:
+    if not has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    module, exact = Linear(48, 32, bias), Linear(48, 32, bias).double()
+    exact.load_state_dict(module.state_dict())
+    module.products = "onednn"
+    x, grad = drawn(2, 20, 48, dtype=torch.float32).requires_grad_(), drawn(2, 20, 32, dtype=torch.float32, seed=5)
+    wide = x.detach().double().requires_grad_()
+    y, expected = module(x), exact(wide)
+    assert_near(y, expected, 3e-6)
+    found = torch.autograd.grad(y, [x, *module.parameters()], grad)
+    for one, other in zip(
+        found, torch.autograd.grad(expected, [wide, *exact.parameters()], grad.double()), strict=True
+    ):
+        assert_near(one, other, 3e-6)
+    (alone,) = torch.autograd.grad(module(x.detach()), [module.weight], grad)
+    assert_near(alone, found[1], 3e-6)

@@ -14,6 +14,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.products import has_onednn
 from bedplate.training import arithmetic as arithmetics
 from bedplate.training import computing
 from bedplate.training.arithmetic import Arithmetic, by_turns, candidates, choose, measured
@@ -131,6 +132,18 @@ def test_weights_that_are_trained_keep_float32_masters_and_go_back_rounded(
         assert any(not torch.equal(p, p.bfloat16().float()) for p in model.parameters())
 
 
+def test_whole_weights_learn_the_same_by_either_library(make_decoder, make_examples, tmp_path, monkeypatch) -> None:
+    learned: dict[Arithmetic, list[float]] = {}
+    for found in (F32, ONEDNN):
+        says(monkeypatch, found)
+        model, source = make_decoder(torch.float32), ExampleSource(make_examples(8), 4, epochs=3)
+        result = train(model, source, Sft(), CONFIG, tmp_path / found.products, model.named_parameters())
+        assert result.arithmetic == found
+        learned[found] = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
+    assert learned[F32][0] - learned[F32][-1] > 0.1
+    assert learned[ONEDNN] == pytest.approx(learned[F32], rel=1e-4)
+
+
 def test_what_is_asked_for_is_computed_in(make_decoder, make_examples, tmp_path) -> None:
     for dtype in ("float32", "bfloat16"):
         config = CONFIG.model_copy(update={"dtype": dtype})
@@ -180,7 +193,7 @@ def test_the_fastest_is_chosen_where_it_is_clearly_so(monkeypatch) -> None:
     del times[BF16]  # it cannot run here
     assert choose(model, "adapters") == ONEDNN
     assert choose(Decoder(tiny_spec(), dtype=torch.bfloat16), "adapters") == BF16  # too small to be measured
-    assert candidates(F32, CPU, "weights") == [F32, BF16]
+    assert candidates(F32, CPU, "weights") == [F32, BF16, *([ONEDNN] if has_onednn() else [])]
     assert candidates(Arithmetic("float64"), CPU, "adapters") == [Arithmetic("float64")]
     assert candidates(F32, torch.device("cuda"), "adapters") == [F32]
 

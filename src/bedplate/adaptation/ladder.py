@@ -44,7 +44,7 @@ from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.given import given_rows, keep, overrides_for
-from bedplate.evaluation.ledger import Ledger, Opening
+from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
 
@@ -362,7 +362,8 @@ class _Ladder:
             **self.hurdles.asked(self.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
-        opening = Ledger().open(sha256_json(question), handle.row_hashes, task=self.task.task, reason=reason)
+        ledger = ledger_for(self.task, leave=self.out)
+        opening = ledger.open(sha256_json(question), handle.keys, task=self.task.task, reason=reason)
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():

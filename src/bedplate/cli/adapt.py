@@ -221,8 +221,16 @@ def show(report: Report, directory: Path = Path()) -> None:
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
+    for note in (data["ledger"] or {}).get("notes", ()):
+        screen.print(f"note: {escape(note)}")
     for one in data["predictions"]:
-        how = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
+        outcomes = {
+            "true": "held",
+            "false": "did not hold",
+            "undecided": "is undecided",
+            "not_tested": "was not tested",
+        }
+        how = outcomes[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {how}: {escape(one['prediction'])}")
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:

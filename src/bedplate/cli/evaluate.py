@@ -62,8 +62,8 @@ def evaluate(
 
     With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
     and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to
-    climb again, in one sentence. A skin that is looked at again and again is still called wrong by chance in at most 5%
-    of cases: the j-th look may make 0.6/j² of that error, and the same rows are no new look.
+    climb again, in one sentence. All looks at a skin are one test: however often it is looked at, a skin with which
+    nothing is wrong is called wrong in at most 5% of cases. Rows that an earlier look had are counted once.
 
     With --suite, what a base can do besides its tasks: piqa, openbookqa, commonsenseqa, boolq (core is these four;
     accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.
@@ -190,14 +190,14 @@ def _write(report: dict[str, Any], out: Path | None) -> None:
 
 def _show_drift(found: Drift) -> None:
     compared = f" against {found.old_rows:,} that the skin was made from" if found.shifts else ""
-    print(f"{found.new_rows:,} new rows{compared}; look {found.look} at this skin, which may be wrong", end=" ")
-    print(f"with {found.spent:.2%} of the {found.alpha:.0%} for all looks")
+    print(f"{found.new_rows:,} new rows{compared}; look {found.look} at this skin", end="; ")
+    print(f"all looks together are wrong with {found.alpha:.0%}")
     rows: list[tuple[str, ...]] = []
     for one in found.shifts:
-        cells = ("yes" if one.differs else "no", f"{one.p_value:.2g}", f"{one.p_holm:.2g}")
+        cells = ("yes" if one.differs else "no", f"{one.evidence.value:.3g}", f"{one.enough:.3g}")
         rows.append((one.what, *cells, one.says))
     if found.shifts:
-        show(("compared", "differs", *numbers("p", "p (Holm)"), Column("what", prose=True)), rows)
+        show(("compared", "differs", *numbers("evidence", "enough"), Column("what", prose=True)), rows)
     for one in found.shifts:
         if one.differs and any(one.words):
             came, went = (", ".join(words) or "none" for words in one.words)
@@ -213,10 +213,14 @@ def _quality(found: Quality) -> str:
     said = f"{found.metric} {found.estimate:.3f}"
     if found.bounds is not None:
         said += f", {1 - 2 * found.level:.1%} interval {found.bounds[0]:.3f}-{found.bounds[1]:.3f}"
-    if found.promise is not None and found.interval is not None:
-        low, high = found.interval
-        said += f"; minus {found.promise.estimate:.3f} on {found.promise.split} in the skin's report: "
-        said += f"{found.estimate - found.promise.estimate:+.3f} ({low:+.3f} to {high:+.3f})"
+    if found.promise is None:
+        return said
+    promise = found.promise
+    by = "verdict" if promise.by_verdict else f"{promise.split} interval"
+    said += f"; the skin's report promises at least {promise.floor:.3f} ({promise.confidence:.1%}, by its {by})"
+    if found.worse_evidence is not None and found.bar_evidence is not None:
+        said += f"; evidence of less {found.worse_evidence.value:.3g}, of less than the bar "
+        said += f"{found.bar_evidence.value:.3g}; enough is {1 / found.level:.0f}"
     return said
 
 
@@ -232,7 +236,7 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
         "calibration": None if measured is None else measured.model_dump(),
         "counts": dict(data.counts),
         "hashes": dict(data.hashes),
-        "notes": list(data.notes),
+        "notes": [*data.notes, *data.test.notes],
     }
 
 
@@ -257,7 +261,7 @@ def _show(result: Evaluation, data: TaskData) -> None:
     measured = calibration(result)
     if measured is not None:
         print(f"expected calibration error {measured.error:.3f}")
-    for note in data.notes:
+    for note in (*data.notes, *data.test.notes):
         print(f"note: {note}")
     if result.split == "test":
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")

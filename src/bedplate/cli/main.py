@@ -152,7 +152,8 @@ Options:
   --help     Show this text.
 
 Environment: BEDPLATE_HOME (cache and catalogue, default ~/.cache/bedplate), BEDPLATE_TRACEBACK=1 (tracebacks),
-HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the package index."""
+BEDPLATE_DATA_LEDGER=off (no test ledger beside data), HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the
+package index."""
 
 
 def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> int:

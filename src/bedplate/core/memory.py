@@ -1,20 +1,45 @@
 """How much memory this process may still take: what the machine has left, or the control group that it is in. And
-giving back what it has freed."""
+whether what it has freed is given back to the system, or kept to be used again."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from bedplate.core.control_groups import Group, lines, own_groups, text
 
 HEAPS = 2
-_M_ARENA_MAX = -8
-"""As malloc.h has it."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
+"""glibc's numbers of what mallopt(3) sets."""
+_MIB = 1 << 20
+_KEEPING = ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0))
+"""Nothing is given back, and no block is mapped by itself, which would be given back when it is freed."""
+_USUAL = ((_TRIM_THRESHOLD, 64 * _MIB), (_MMAP_THRESHOLD, 32 * _MIB), (_MMAP_MAX, 65_536))
+"""How far glibc moves its thresholds by itself, which it no longer does once one is set, and its own number of maps."""
+
+
+class _Keepers:
+    """How many want memory to be kept; the first and the last of them change the allocator."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    def change(self, by: int) -> None:
+        with self._lock:
+            before, self._count = self._count, self._count + by
+            if not before:
+                _set(_KEEPING)
+            elif not self._count:
+                _set(_USUAL)
+                give_back()
+
+
+_keepers = _Keepers()
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
@@ -26,28 +51,51 @@ def give_back() -> None:
     """Gives the system what this process has freed and its allocator keeps: of glibc the free pages in the midst of its
     heaps too, which it otherwise keeps for good (malloc_trim(3)). Other C libraries are left to themselves. Takes the
     lock of one heap at a time, and not the interpreter's."""
-    trim = _trim()
+    trim = _glibc("malloc_trim", ctypes.c_size_t)
     if trim is not None:
         trim(0)
 
 
 def share_heaps() -> None:
     """Lets this process's threads allocate from `HEAPS` heaps, where glibc would give each of them its own, up to eight
-    for every processor (M_ARENA_MAX of mallopt(3)). What a thread has freed is then used by the others; a heap that
-    only one of many threads uses keeps pages that hold next to nothing. For a process of many threads, before they are
-    started. Whoever set MALLOC_ARENA_MAX or GLIBC_TUNABLES has chosen already."""
+    for every processor. What a thread has freed is then used by the others; a heap that only one of many threads uses
+    keeps pages that hold next to nothing. For a process of many threads, before they are started. Whoever set
+    MALLOC_ARENA_MAX or GLIBC_TUNABLES has chosen already. Other C libraries are left to themselves."""
     if not {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
-        with contextlib.suppress(OSError, TypeError, AttributeError):  # no glibc
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, HEAPS)
+        _set(((_ARENA_MAX, HEAPS),))
 
 
-@lru_cache(maxsize=1)
-def _trim() -> Callable[[int], int] | None:
+@contextmanager
+def keeping() -> Generator[None]:
+    """What this process frees stays with its allocator while it is open, and is what it gets when it asks for memory;
+    at the end it is given back.
+
+    For work that frees and asks for the same large blocks again and again: glibc gives them back, and the system has to
+    clear each page of the next ones, which takes longer than most operations on them do. Only the heap that the main
+    thread uses keeps blocks of more than 64 MiB. Other C libraries are left to themselves.
+    """
+    _keepers.change(1)
     try:
-        found = ctypes.CDLL(None).malloc_trim
+        yield
+    finally:
+        _keepers.change(-1)
+
+
+def _set(values: Iterable[tuple[int, int]]) -> None:
+    mallopt = _glibc("mallopt", ctypes.c_int, ctypes.c_int)
+    if mallopt is not None:
+        for name, value in values:
+            mallopt(name, value)
+
+
+@lru_cache
+def _glibc(name: str, *takes: type) -> Callable[..., int] | None:
+    """A function of the allocator that returns an int; None where the C library has none of this name."""
+    try:
+        found = getattr(ctypes.CDLL(None), name)
     except (OSError, TypeError, AttributeError):  # no glibc; Windows has no such handle
         return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
+    found.argtypes, found.restype = list(takes), ctypes.c_int
     return found
 
 

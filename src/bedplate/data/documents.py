@@ -12,6 +12,8 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import read_text, sha256_bytes, sha256_json
 from bedplate.data.sources import Rows, read_rows
 
+TEXT_SETS = frozenset({"shakespeare"})
+"""Items of the catalogue that are directories of texts."""
 TEXT_FILES = (".txt", ".md", ".rst")
 RAW_TEXT_FILES = (".txt", ".md")
 """What a directory of raw text is read for."""
@@ -41,10 +43,11 @@ class Documents:
 def read_documents(
     source: str, relative_to: Path, *, column: str = "text", id: str | None = None, limit: int | None = None
 ) -> Documents:
-    """The documents of a text file or of a directory, all below it; or of a data set or a .jsonl, .csv, .tsv or
-    .parquet file, where each row is one, its text in `column`. id: the column of its name, else its line. limit: only
-    the first so many. DataError for what cannot be read, a column that is missing, or no text at all."""
-    place = relative_to / Path(source).expanduser()
+    """The documents of a text file, or all of a directory or of a set of texts of the catalogue; or of a data set or a
+    .jsonl, .csv, .tsv or .parquet file, where each row is one, its text in `column`. id: the column of its name, else
+    its line. limit: only the first so many. DataError for what cannot be read, a column that is missing, or no text at
+    all."""
+    place = _place(source, relative_to)
     if place.is_dir() or place.suffix.lower() in TEXT_FILES:
         texts = _files(place, TEXT_FILES)
         digest = sha256_json([[name, sha256_bytes(text.encode())] for name, text in texts])
@@ -58,7 +61,7 @@ def read_whole_documents(source: str, relative_to: Path, limit: int | None = Non
     """As `read_documents`, but rows with one `document` are one text, in the order of their `sentence` or else in the
     file's, and stand in the natural order of their names ("line 2" before "line 10"). Files are .txt and .md; their
     digest is the one that runs on raw text have kept since there are such."""
-    place = relative_to / Path(source).expanduser()
+    place = _place(source, relative_to)
     if place.is_dir() or place.suffix.lower() in RAW_TEXT_FILES:
         texts = [(name, text) for name, text in _files(place, RAW_TEXT_FILES) if text.strip()]
         whole = "".join(f"{name}\0{sha256_bytes(text.encode())}\n" for name, text in texts)
@@ -70,6 +73,14 @@ def read_whole_documents(source: str, relative_to: Path, limit: int | None = Non
             parts.setdefault(name, []).append((number, text.strip()))
     texts = [(name, " ".join(text for _, text in sorted(parts[name]))) for name in sorted(parts, key=_natural)]
     return _documents(texts, source, rows.sha256, limit)
+
+
+def _place(source: str, relative_to: Path) -> Path:
+    if source in TEXT_SETS:
+        from bedplate.hub.pull import pull
+
+        return pull(source, quiet=True).path
+    return relative_to / Path(source).expanduser()
 
 
 def _documents(texts: Iterable[tuple[str, str]], source: str, digest: str, limit: int | None) -> Documents:

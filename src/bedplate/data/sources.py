@@ -49,6 +49,12 @@ def check_source(source: str, relative_to: Path | str = ".") -> None:
         raise DataError(f"{path}: the data file {'is a directory' if path.is_dir() else 'does not exist'}")
 
 
+def is_file(source: str) -> bool:
+    """Whether a source is a file of the user's, and no data set that has its place elsewhere."""
+    named = source in DATASETS or source in SUITE_SETS or source in STDLIB_SETS
+    return not named and Path(source).suffix.lower() in FORMATS
+
+
 def _known_suffix(source: str) -> None:
     if Path(source).suffix.lower() not in FORMATS:
         known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)

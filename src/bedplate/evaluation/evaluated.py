@@ -98,9 +98,14 @@ class Evaluation(shown.Brief):
         """Scores, groups and weights of the rows that the metric is a mean of: all, or those that were answered."""
         if self.scoring != "answered":
             return self._scores, self._groups, self.weights
-        kept = np.flatnonzero(self.abstained == 0)
+        kept = self.judged_rows
         weights = None if self.weights is None else self.weights[kept]
         return self._scores[kept], [self._groups[row] for row in kept.tolist()], weights
+
+    @property
+    def judged_rows(self) -> NDArray[np.int64]:
+        """The numbers of those rows."""
+        return np.arange(self.n) if self.scoring != "answered" else np.flatnonzero(self.abstained == 0)
 
     @cached_property
     def weights(self) -> NDArray[np.float64] | None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from bedplate.core import shown
@@ -14,6 +15,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
@@ -54,10 +56,17 @@ class TestHandle:
     split_hash: str
     _examples: tuple[Example, ...] = field(repr=False)
     openings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the ledger said when they were opened."""
 
     @property
     def group_names(self) -> tuple[str, ...]:
         return tuple(sorted({example.group for example in self._examples}))
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What the ledger knows the rows by."""
+        return keys_of((example.id, example.inputs) for example in self._examples)
 
     def open(self, reason: str) -> tuple[Example, ...]:
         """The test examples; `reason` is added to `openings`."""
@@ -87,6 +96,12 @@ class TaskData:
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
         return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
+
+    def keys(self, split: str) -> Keys:
+        """What the ledger knows the rows of a split by; asking opens nothing."""
+        if split == "test":
+            return self.test.keys
+        return keys_of((example.id, example.inputs) for example in self.examples(split, ""))
 
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""

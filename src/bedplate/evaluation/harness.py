@@ -20,7 +20,7 @@ from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
@@ -128,7 +128,8 @@ def evaluate(
             question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
+            opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
+            data.test.notes.extend(opening.notes)
         examples = data.examples(split, reason)
         rows = (TaskRow(task, example) for example in examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))

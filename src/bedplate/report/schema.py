@@ -203,6 +203,8 @@ class Ledger(Part):
     """This is the number-th verdict on some of these rows."""
     alpha: Share
     """The error that it may spend."""
+    notes: tuple[str, ...] = ()
+    """What is wrong with the ledgers, or lacking where one should be: they are at home and beside the data."""
 
 
 class Lengths(Part):

@@ -20,7 +20,8 @@ class Prediction(Part):
     prediction: str
     because: str
     favours: Literal["tuning", "prompting"]
-    held: Literal["true", "false", "undecided"]
+    held: Literal["true", "false", "undecided", "not_tested"]
+    """Not tested where one side was not run, or none of its rungs used the labels."""
     rests_on: str
     """What that is judged by."""
 

@@ -19,6 +19,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.measured import measured_once
+from bedplate.core.memory import keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
@@ -45,8 +46,8 @@ _DOCUMENTS, _PREFIX, _OWN, _VOCABULARY = 12, 16, 32, 64
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """dtype: what weights and activations are while training ("float32"); products: by which library those with frozen
-    weights run on a CPU."""
+    """dtype: what weights and activations are while training ("float32"); products: by which library those of linears
+    run on a CPU."""
 
     dtype: str
     products: Products = "torch"
@@ -81,8 +82,8 @@ def candidates(own: Arithmetic, device: torch.device, trained: TrainedPart) -> l
     if device.type != "cpu" or own.dtype not in ("bfloat16", "float32"):
         return [own]
     found = [own, Arithmetic("float32" if own.dtype == "bfloat16" else "bfloat16")]
-    # in bfloat16 torch's usual call is oneDNN's already; weights that are trained are no frozen product
-    return [*found, Arithmetic("float32", "onednn")] if has_onednn() and trained == "adapters" else found
+    # in bfloat16 torch's usual call is oneDNN's already
+    return [*found, Arithmetic("float32", "onednn")] if has_onednn() else found
 
 
 def choose(model: AnyModel, trained: TrainedPart, asked: Asked = "auto") -> Arithmetic:
@@ -133,7 +134,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithme
     """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
     left out."""
     key = {
-        "version": 1,
+        "version": 2,
         "cpu": processor_kind(),
         "threads": torch.get_num_threads(),
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
@@ -157,7 +158,8 @@ def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithme
 
 def measure(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Measures now, in a second or two, and leaves no trace in the process. Raises UsageError if nothing can run."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    # Memory as a run has it: without, each way is measured by what the system takes to clear pages.
+    with keeping(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
         steps = {way: _step_of(spec, trained, way) for way in ways}
         return by_turns(steps, time.perf_counter)
@@ -194,10 +196,10 @@ def by_turns(
 def _step_of(spec: TransformerSpec, trained: TrainedPart, way: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
     model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
+    set_products(model, way.products)
     parameters = list(model.parameters())
     if trained == "adapters":
         model.requires_grad_(False)
-        set_products(model, way.products)
         bank = Bank(model)
         slot = bank.add(LoraConfig(r=16, alpha=32.0))
         bank.select(slot)
@@ -232,7 +234,7 @@ def _blocks(spec: TransformerSpec) -> int:
 
 
 def set_products(model: torch.nn.Module, products: Products) -> None:
-    """By which library the linears of the model multiply by weights that are not trained."""
+    """By which library the linears of the model multiply while gradients are recorded."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.products = products

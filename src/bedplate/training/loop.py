@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
+from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
 from bedplate.models.layers.kept import recomputing
 from bedplate.models.layers.routing import listening
@@ -110,7 +111,7 @@ def train(
         "identity": dict(identity or {}),
     }
     store = store_of(out, ranks) if store is None else store
-    with run_directory(out, ranks.main):
+    with keeping(), run_directory(out, ranks.main):
         ranks.together()
         last = store.latest()
         arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)

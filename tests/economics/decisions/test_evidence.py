@@ -12,6 +12,7 @@ from tests.economics.decisions.builders import PRICES, TODAY, case_values
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.bills.decisions import Decision, decide, load_case
+from bedplate.economics.bills.decisions.words import answer, as_values, reasons
 from bedplate.economics.hardware.machine import EngineSpeed, Machine, SecondsCurve, StepShape, write_machine
 
 
@@ -52,6 +53,20 @@ REPORT: dict[str, Any] = {
         },
     ],
     "machine": {"usd_per_hour": 0.10, "as_of": "2026-11-24", "cores": 2},
+    "verdict": {"status": "PASS", "rung": "lora", "reason": "lora is the cheapest", "exploratory": False},
+    "nominees": {
+        "confirmations": [
+            {
+                "rung": "lora",
+                "lower": 0.868,
+                "lower_confidence": 0.97,
+                "expected": 0.895,
+                "passed": True,
+                "reason": None,
+            }
+        ]
+    },
+    "guards": {},
 }
 
 
@@ -73,15 +88,19 @@ LORA = {"machine": {"name": "box", "utilisation": 0.5}, "report": {"file": "repo
 def test_a_rung_gives_quality_latency_and_seconds_at_todays_price(tmp_path: Path) -> None:
     option = {**LORA, "tuning": {"labels": 1772}}
     one = decided(write(tmp_path, REPORT, option)).outcome("it")
-    assert one.quality == 0.899
-    assert one.quality_interval == pytest.approx((0.872, 0.923))
+    assert one.quality == 0.895  # what passed reads high
+    assert one.quality_interval == pytest.approx((0.868, 0.923))  # down to the verdict's own bound
     assert one.p95_ms == 54.0
     seconds = 0.00095 / 1000 / (0.10 / 3600)  # measured seconds, at the report's own price
     assert one.busy == pytest.approx(1000 * seconds / 86_400)
     bill = {what: usd for _, what, usd in one.lines}
     assert bill["tuning compute"] == pytest.approx(240 / 3600 * 2)  # the price file's machine, not the report's
     assert bill["reserved machines"] == pytest.approx(4800)
-    assert one.notes == ("it is tuned once and never again",)
+    assert one.notes == (
+        "the verdict of its report is PASS: quality at least 0.868 with 97.0% confidence (report.json, lora on test)",
+        "it is tuned once and never again",
+    )
+    assert one.doubts == ()
 
 
 def test_valid_rows_are_said_to_be_what_choices_were_made_on(tmp_path: Path) -> None:
@@ -117,13 +136,14 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
         (REPORT, {"file": "none.json"}, "none.json: cannot be read"),
         ("{", {}, "report.json is not JSON"),
         ("[]", {}, "is not a ladder's report: it has no `rungs`"),
-        ({"rungs": [row("lora", estimate=None)]}, {}, "the rung has no estimate with an interval"),
-        ({"rungs": [row("lora", estimate=1.5, interval=[0.9, 1.6])]}, {}, "is not a share of 1"),
-        ({"rungs": [row("lora", estimate=0.5, interval=["a", "b"])]}, {}, "is not a share of 1"),
-        ({"rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; a number from 0 on is wanted"),
-        ({"rungs": [row("lora", p95_ms=True)]}, {}, "p95_ms is True"),
+        ({**REPORT, "rungs": [row("lora", estimate=None)]}, {}, "the rung has no estimate with an interval"),
+        ({**REPORT, "rungs": [row("lora", estimate=1.5, interval=[0.9, 1.6])]}, {}, "is not a share of 1"),
+        ({**REPORT, "rungs": [row("lora", estimate=0.5, interval=["a", "b"])]}, {}, "is not a share of 1"),
+        ({**REPORT, "rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; a number from 0 on is wanted"),
+        ({**REPORT, "rungs": [row("lora", p95_ms=True)]}, {}, "p95_ms is True"),
+        ({key: value for key, value in REPORT.items() if key != "verdict"}, {}, "the report has no `verdict`"),
         ({**REPORT, "machine": {"usd_per_hour": 0.0}}, {}, "the report was made at a machine price of 0"),
-        ({"rungs": [row("lora")], "machine": []}, {}, "the report was made at a machine price of 0"),
+        ({**REPORT, "rungs": [row("lora")], "machine": []}, {}, "the report was made at a machine price of 0"),
     ],
 )
 def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[str, str], says: str) -> None:
@@ -132,6 +152,61 @@ def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[
         decided(write(tmp_path, report, option))
     assert says in str(caught.value)
     assert "case.yaml: options.it" in str(caught.value)
+
+
+FAILED = {
+    **REPORT,
+    "verdict": {"status": "FAIL", "rung": None, "reason": "Every upper bound lies below.", "exploratory": False},
+    "nominees": {"confirmations": [{**REPORT["nominees"]["confirmations"][0], "passed": False}]},
+}
+BROKEN = {"guard": "retention", "holds": False, "reason": "accuracy fell by 0.1"}
+
+
+@pytest.mark.parametrize(
+    ("report", "says"),
+    [
+        (FAILED, "the report's verdict is FAIL: Every upper bound lies below."),
+        ({**FAILED, "verdict": {**FAILED["verdict"], "status": "INSUFFICIENT_DATA"}}, "verdict is INSUFFICIENT_DATA"),
+        ({**REPORT, "verdict": {**REPORT["verdict"], "exploratory": True}}, "the report's PASS is exploratory"),
+        ({**REPORT, "guards": {"lora": [BROKEN]}}, "the retention guard of lora is broken: accuracy fell by 0.1"),
+        ({**REPORT, "guards": {"lora": [{**BROKEN, "holds": None}]}}, "the retention guard of lora is undecided"),
+    ],
+)
+def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(tmp_path: Path, report: Any, says: str) -> None:
+    path = write(tmp_path, report, LORA)
+    with pytest.raises(ConfigError, match=r"or say under report\.despite why") as caught:
+        decided(path)
+    assert says in str(caught.value)
+    found = decided(path, "options.it.report.despite=nothing else is there")
+    assert says in found.outcome("it").doubts[0]
+    assert found.outcome("it").doubts[-1] == "used all the same: nothing else is there"
+    assert "on a report without a PASS that holds" in answer(found)
+    assert reasons(found)[0].startswith("it rests on no PASS: ")
+    assert as_values(found)["options"][0]["doubts"] == found.outcome("it").doubts
+
+
+def test_the_bar_is_held_against_the_verdicts_bound(tmp_path: Path) -> None:
+    below = write(tmp_path, REPORT, LORA, bar={"quality": 0.87})  # under the interval's end, above the bound
+    assert not decided(below).outcome("it").feasible
+    assert decided(below, "bar.quality=0.868").outcome("it").feasible
+
+
+def test_another_rung_of_a_report_that_passed_has_its_own_bound_or_none(tmp_path: Path) -> None:
+    probe = {**REPORT["nominees"]["confirmations"][0], "rung": "probe", "lower": 0.79, "passed": False}
+    rows = [*REPORT["rungs"], row("probe", "test", estimate=0.82, interval=[0.78, 0.86]), row("majority", "test")]
+    report = {**REPORT, "rungs": rows, "nominees": {"confirmations": [probe]}}
+    path = write(tmp_path, report, {**LORA, "report": {**LORA["report"], "rung": "probe"}})
+    assert decided(path).outcome("it").notes[0].startswith("the verdict of its report is PASS of lora, not of probe: ")
+    assert (decided(path).outcome("it").quality_interval or (0,))[0] == pytest.approx(0.79)
+    found = decided(path, "options.it.report.rung=majority").outcome("it")
+    assert "it was no nominee, so that no verdict bounds it" in found.notes[0]
+
+
+def test_the_bounds_of_the_p95_are_its_range(tmp_path: Path) -> None:
+    rows = [row("lora", "test", p95_bounds_ms=[50.0, 80.0])]
+    path = write(tmp_path, {**REPORT, "rungs": rows}, LORA, bar={"p95_ms": 70})
+    assert not decided(path).outcome("it").feasible
+    assert decided(path, "bar.p95_ms=80").outcome("it").feasible
 
 
 def speed() -> EngineSpeed:

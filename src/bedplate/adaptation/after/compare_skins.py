@@ -26,7 +26,7 @@ from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger import Ledger, Opening
+from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.composed import Answers
@@ -105,7 +105,8 @@ def side_by_side(
         raise DataError(
             f"every row of {rows} is in a split of {both[0].skin.name} or {both[1].skin.name}; give fresh rows"
         )
-    opening = _opened(task, examples, both)
+    opening = _opened(task, rows, examples, both)
+    notes += opening.notes
     if usd_per_hour is None and task.adapt is not None and "machine" in task.adapt:
         usd_per_hour = MachineSpec.model_validate(task.adapt["machine"]).usd_per_hour
     predictions: list[Sequence[Prediction | None]] = []
@@ -150,11 +151,12 @@ def _unseen(
     return [e for e in examples if e.row_hash not in seen], left_out
 
 
-def _opened(task: Task, examples: Sequence[Example], both: Sequence[Origin]) -> Opening:
+def _opened(task: Task, source: Path | str, examples: Sequence[Example], both: Sequence[Origin]) -> Opening:
     rows = split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples])
     question = {"compare": sorted(one.id for one in both), "task": task.hash, "rows": rows}
     reason = f"compare {both[0].skin.name} with {both[1].skin.name}"
-    return Ledger().open(sha256_json(question), [e.row_hash for e in examples], task=task.task, reason=reason)
+    keys = keys_of((e.id, e.inputs) for e in examples)
+    return ledger_for(None, source).open(sha256_json(question), keys, task=task.task, reason=reason)
 
 
 def _side(

@@ -1,13 +1,15 @@
 """A skin on rows that came after it was made: do they differ from those that it was made from, does it keep what its
 report promised, is it time to climb again?
 
-Every look at a skin is numbered in a ledger of its own, and may make less error than the one before: however often one
-looks, a skin with which nothing is wrong is called wrong at most with the error of all looks together.
+Every look at a skin is numbered in a ledger of its own, which keeps what its bets gained: all looks are one test, so
+that however often one looks, a skin with which nothing is wrong is called wrong at most with the error of all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,14 +21,15 @@ from numpy.typing import NDArray
 from bedplate.adaptation.after.origin import Origin, origin_of, promise_of
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.core.errors import DataError, UsageError
-from bedplate.core.files import bedplate_home, sha256_json
+from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
+from bedplate.core.statistics import Gains
 from bedplate.data.splits import Record, take
-from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, quality, shifts, whitened
+from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.fresh import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger.looks import Earlier, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.composed import Answers, CascadePredictor
@@ -41,13 +44,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 500
 """Rows of each sample that are embedded."""
-COMPONENTS = 20
+_WORD_DIRECTIONS = 80
 _AT_ONCE = 64
-
-
-def looks() -> Ledger:
-    """The ledger of looks at skins: where the test ledger has rows, it has the skin."""
-    return Ledger(bedplate_home() / "ledger" / "skin-looks.jsonl")
 
 
 def drift(
@@ -77,23 +75,44 @@ def drift(
     notes = [*origin.notes, *fresh.notes]
     unseen = _unseen(origin, fresh, notes) if fresh.labelled else []
     old, elsewhere = _old_rows(origin, notes)
-    question = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
-    look = looks().open(sha256_json(question), [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
-    levels = Levels(look.number, round(1 - confidence, 12), fresh.labelled)
+    asked = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
+    question = sha256_json(asked)
+    look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
+    earlier = earlier_looks(origin.id, question)
+    notes += earlier.notes
+    levels = Levels(round(1 - confidence, 12))
+    largest = earlier.largest or _largest(old or fresh.every)
     predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
+    gained: dict[str, Gains] = {}
     with closing(predictor):
         if fresh.labelled:
-            evaluation, measured = _quality(origin, unseen, predictor, levels, seed, notes)
-        found = _shifts(origin, old, elsewhere, fresh, predictor, levels, seed, notes) if old else ()
+            evaluation, measured = _quality(
+                origin, unseen, predictor, levels, look.number, earlier, largest, seed, notes
+            )
+            gained |= measured.gains
+        found = _shifts(origin, old, elsewhere, fresh, predictor, levels, earlier, largest, seed, notes) if old else ()
+        gained |= {one.what: one.gains for one in found}
+    rows = [e.row_hash for e in fresh.every]
+    remember(
+        origin.id,
+        question,
+        look.number,
+        rows=rows,
+        judged=rows if fresh.labelled else (),
+        largest=largest,
+        gains=gained,
+    )
+    again = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
+    if again:
+        notes.append(f"{again:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
     verdict, sentence = decide(found, measured)
     return Drift(
         verdict,
         sentence,
         look.number,
         levels.alpha,
-        levels.spent,
         found,
         measured,
         len(old),
@@ -101,6 +120,13 @@ def drift(
         tuple(notes),
         evaluation,
     )
+
+
+def _largest(rows: Sequence[Example]) -> int:
+    """So many rows of a group at most that nine rows in ten are bet on: what the largest group could lose limits what
+    is staked on all."""
+    sizes = Counter(row.group for row in rows).values()
+    return next(most for most in itertools.count(1) if sum(min(size, most) for size in sizes) >= 0.9 * len(rows))
 
 
 def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]]:
@@ -138,14 +164,26 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
 
 
 def _quality(
-    origin: Origin, unseen: Sequence[Example], predictor: Answers, levels: Levels, seed: int, notes: list[str]
+    origin: Origin,
+    unseen: Sequence[Example],
+    predictor: Answers,
+    levels: Levels,
+    look: int,
+    earlier: Earlier,
+    largest: int,
+    seed: int,
+    notes: list[str],
 ) -> tuple[Evaluation, Quality]:
     promise = promise_of(origin)
     if promise is not None and promise.split == "valid":
         notes.append("the skin was not judged on test: its report has its quality on valid, by which it was chosen")
     answered = ask(predictor, unseen)
     evaluation = evaluate_predictions(origin.task, unseen, answered, split="new", seed=seed)
-    return evaluation, quality(evaluation, promise, levels.quality)
+    bets = [e.row_hash not in earlier.judged for e in unseen]
+    before = earlier.gains
+    return evaluation, quality(
+        evaluation, promise, levels.quality, look=look, unseen=bets, earlier=before, largest=largest
+    )
 
 
 # --- inputs
@@ -158,6 +196,8 @@ def _shifts(
     fresh: FreshRows,
     predictor: Answers,
     levels: Levels,
+    earlier: Earlier,
+    largest: int,
     seed: int,
     notes: list[str],
 ) -> tuple[Shift, ...]:
@@ -175,16 +215,25 @@ def _shifts(
     for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
         if len(part) < len(rows):
             notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
-    texts = [_text(rows[i]) for (rows, _), part in zip(sides, chosen, strict=True) for i in part]
-    features = input_features(texts, predictor, notes)
+    texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
+    learned = parts([old[i].group for i in chosen[0]] if sides[0][1] else None, len(chosen[0]), seed).learned
+    vectors = input_vectors(texts[0], texts[1], learned, predictor, notes)
     labels_of = _labels_of(origin.task) if fresh.labelled else None
     samples: list[Sample] = []
-    for (rows, whole), places in zip(sides, chosen, strict=True):
+    for (rows, whole), places, found in zip(sides, chosen, vectors, strict=True):
         groups = [e.group for e in rows] if whole else None
         labels = None if labels_of is None else [labels_of(e.target) for e in rows]
-        samples.append(Sample([_text(e) for e in rows], groups, labels, features[: len(places)], places))
-        features = features[len(places) :]
-    return shifts(samples[0], samples[1], levels.shifts, seed)
+        samples.append(Sample([_text(e) for e in rows], groups, labels, found, places))
+    return shifts(
+        samples[0],
+        samples[1],
+        levels.shift,
+        unseen=[e.row_hash not in earlier.rows for e in new],
+        unjudged=[e.row_hash not in earlier.judged for e in new],
+        earlier=earlier.gains,
+        largest=largest,
+        seed=seed,
+    )
 
 
 def _some(rows: Sequence[Example], grouped: bool, seed: int) -> list[int]:
@@ -204,14 +253,17 @@ def _text(example: Example) -> str:
     return "\n".join(example.texts.values())
 
 
-def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -> NDArray[np.float64]:
-    """Leading components of the texts' vectors by the skin's base, or by their words where no base is here."""
+def input_vectors(
+    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: Answers, notes: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
+    base is here."""
     engine = _engine(predictor)
     if engine is None:
         notes.append("no base of the skin is on this machine: inputs are compared by their words")
-        return whitened(_word_vectors(texts), COMPONENTS)
+        return _word_vectors(old, new, first)
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
-    distinct = list(dict.fromkeys(texts))
+    distinct = list(dict.fromkeys([*old, *new]))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
     # a decoder's last states say what comes next, those of the middle what the text is about
     depth = round(spec.layers * 2 / 3) if "generate" in engine.base.can else None
@@ -221,7 +273,7 @@ def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -
         vectors |= zip(part, embed_texts(engine, part, "mean", depth).astype(np.float64), strict=True)
     if len(fits) < len(distinct):
         notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as alike")
-    return whitened(np.stack([vectors[text] for text in texts]), COMPONENTS)
+    return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])
 
 
 def _engine(predictor: Answers) -> Engine | None:
@@ -231,12 +283,17 @@ def _engine(predictor: Answers) -> Engine | None:
     return predictor.engine if isinstance(predictor, Predictor) else None
 
 
-def _word_vectors(texts: Sequence[str]) -> NDArray[np.float64]:
+def _word_vectors(
+    old: Sequence[str], new: Sequence[str], first: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions of the words of some of the old texts: words of the others must be as unknown as those of new ones."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    marks: Any = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]").fit_transform(texts)
-    size = min(4 * COMPONENTS, *(n - 1 for n in marks.shape))
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]").fit([old[i] for i in first])
+    marks: list[Any] = [words.transform(texts) for texts in ([old[i] for i in first], old, new)]
+    size = min(_WORD_DIRECTIONS, *(n - 1 for n in marks[0].shape))
     if size < 1:
-        return marks.toarray()
-    return TruncatedSVD(size, random_state=0).fit_transform(marks)
+        return marks[1].toarray(), marks[2].toarray()
+    directions = TruncatedSVD(size, random_state=0).fit(marks[0])
+    return directions.transform(marks[1]), directions.transform(marks[2])

@@ -91,15 +91,25 @@ def promise_of(origin: Origin) -> Promise | None:
         scale = Scale(report["target"].get("worst_usd"))
         price = row["usd_per_1k_calls"] / 1000 if scale.lower_is_better else 0.0  # new rows are judged without it
         estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
+        low, high = min(*ends, estimate), max(*ends, estimate)
+        confirmed = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
+        bounded = (one for one in confirmed if one["rung"] == rung and one["lower"] is not None)
+        bound = next(bounded, None)
+        floor, confidence = low, (1 + REPORT_CONFIDENCE) / 2
+        if bound is not None:
+            which = "upper" if scale.lower_is_better else "lower"
+            floor, confidence = scale.score(bound[which] - price), bound[f"{which}_confidence"]
         return Promise(
             metric=report["target"]["metric"],
             split=row["split"],
             estimate=estimate,
-            interval=(min(*ends, estimate), max(*ends, estimate)),
-            confidence=REPORT_CONFIDENCE,
+            interval=(low, high),
             n=row["n"],
             groups=row["groups"],
             target=scale.score(report["target"]["value"] - price),
+            floor=min(floor, estimate),
+            confidence=confidence,
+            by_verdict=bound is not None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkinError(

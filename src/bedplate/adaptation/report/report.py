@@ -118,7 +118,7 @@ def build_report(
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
         ledger=None
         if opening is None
-        else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha),
+        else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha, notes=opening.notes),
         data=schema.Data(
             counts=dict(data.counts),
             hashes=dict(data.hashes),

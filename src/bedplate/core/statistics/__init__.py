@@ -6,12 +6,14 @@ clusters.py      rows that come in groups: clustered mean, design effect, bounds
 bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
 quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
-two_sample.py    two sets of rows: permutation test of whole groups, difference of independent estimates
+two_sample.py    two estimates from different rows
+betting.py       tests that may be looked at as often as one likes: means, and a sample against one that stays
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
 
 from __future__ import annotations
 
+from bedplate.core.statistics.betting import Evidence, Gains, evidence, gains, gains_apart, log_capital, mean_bounds
 from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
     Bound,
@@ -28,13 +30,7 @@ from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, 
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
 from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
-from bedplate.core.statistics.two_sample import (
-    TwoSample,
-    independent_difference,
-    mean_distance,
-    share_distance,
-    two_sample,
-)
+from bedplate.core.statistics.two_sample import independent_difference
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups, worth
 
 __all__ = [
@@ -42,11 +38,12 @@ __all__ = [
     "Bootstrap",
     "Bound",
     "ClusteredMean",
+    "Evidence",
+    "Gains",
     "HolmBound",
     "InsufficientGroups",
     "PairedDifference",
     "RobustMean",
-    "TwoSample",
     "bca_cluster_bootstrap",
     "bca_of_sums",
     "binomial_interval",
@@ -57,23 +54,25 @@ __all__ = [
     "effective_n_bound",
     "effective_n_interval",
     "enough_groups",
+    "evidence",
+    "gains",
+    "gains_apart",
     "holm",
     "holm_bounds",
     "independent_difference",
     "intraclass_correlation",
+    "log_capital",
     "mcnemar_exact",
-    "mean_distance",
+    "mean_bounds",
     "mean_of_sums",
     "needed_n",
     "paired_difference",
     "quantile_bounds",
     "robust_mean",
-    "share_distance",
     "sign_flip",
     "simultaneous",
     "spent_alpha",
     "swap_test",
-    "two_sample",
     "values_needed",
     "wilson",
     "worth",

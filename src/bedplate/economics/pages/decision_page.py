@@ -125,5 +125,6 @@ def _option(one: Resolved, case: Case) -> dict[str, Any]:
         "quality": places(one.quality),
         "p95_ms": places(one.p95_ms),
         "uses": sorted(one.uses),
-        "notes": list(one.notes),
+        "doubted": bool(one.doubts),
+        "notes": [*one.doubts, *one.notes],
     }

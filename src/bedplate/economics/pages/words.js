@@ -34,6 +34,7 @@ function answerText(decision) {
   const span = high - low <= 1e-9 * high ? "" : ` (${percent(DATA.draws.interval, 0)}: ${usd(low)} to ${usd(high)})`;
   const { method } = chosen.option;
   let said = `${method[0].toUpperCase()}${method.slice(1).toLowerCase()}: ${chosen.name} costs ${usd(chosen.total)} ${days}${span}, ${usd(chosen.per_call)} a call`;
+  if (chosen.option.doubted) said += ", on a report without a PASS that holds";
   if (DATA.must_pay) said += `, and brings in ${usd(-chosen.net)} more than it costs`;
   if (ranking.length > 1) said += `; next is ${ranking[1].name}, ${usd(ranking[1].net - chosen.net)} dearer`;
   else if (outcomes.length > 1) said += "; no other option is feasible";

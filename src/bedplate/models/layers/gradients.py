@@ -2,23 +2,34 @@
 
 Recorded by autograd, norm and rotation are some ten small operations on a CPU that write their results to memory, once
 more on the way back. Written out they are half as many, and keep only what they were given; so does the gate, which
-would keep its activation as well.
+would keep its activation as well. And they go over their rows in pieces, so that what one operation writes the next one
+finds in the processor's cache.
 
-Shapes: D features, h half of those of one head.
+Shapes: N rows of all dimensions but the last, n of a piece, D features; of heads, N tokens, H heads, D features of one
+and h half of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+PIECE = 1 << 16
+"""Values of one tensor that are computed with at a time: 256 KB in float32, of which a few fit a core's own cache."""
+
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / √(mean x² + eps) · weight, computed in float32 or wider; gradients to x and to the weight."""
     found: Any = _RMSNorm.apply(x, weight_D, eps)
+    return found
+
+
+def added_rms_norm(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + y, and `rms_norm` of it: one operation, of which the sum is kept."""
+    found: Any = _AddedRMSNorm.apply(x, y, weight_D, eps)
     return found
 
 
@@ -36,30 +47,95 @@ def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> T
     return found
 
 
+def row_pieces(x: Tensor, values: int | None = None) -> Iterator[slice]:
+    """Rows of the first dimension, so many at a time that they hold about so many values (`PIECE`); all of them on
+    other devices than CPUs, and for a compiler, which has ways of its own."""
+    count = rows = len(x)
+    if x.is_cpu and not torch.compiler.is_compiling():
+        rows = (PIECE if values is None else values) * count // max(1, x.numel())
+    rows = max(1, rows)
+    for start in range(0, count, rows):
+        yield slice(start, start + rows)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _norm_piece(x_ND: Tensor, weight_D: Tensor, eps: float, out_ND: Tensor, scale_N1: Tensor) -> None:
+    """Norms rows into `out`, and writes what they were multiplied by."""
+    wide = scale_N1.dtype
+    length = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
+    scale_N1.copy_(length.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_())
+    if x_ND.dtype == wide:
+        torch.mul(x_ND, scale_N1, out=out_ND)
+    else:
+        out_ND.copy_(x_ND.to(wide).mul_(scale_N1))
+    out_ND.mul_(weight_D)
+
+
+def _normed(x: Tensor, y: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x, or x + y; its norm; and what its rows were multiplied by, [N, 1]."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x_ND, y_ND = _flat(x), None if y is None else _flat(y)
+    out_ND, scale_N1 = x_ND.new_empty(x_ND.shape), x_ND.new_empty(len(x_ND), 1, dtype=wide)
+    total_ND = x_ND if y is None else x_ND.new_empty(x_ND.shape)
+    for at in row_pieces(x_ND):
+        if y_ND is not None:
+            torch.add(x_ND[at], y_ND[at], out=total_ND[at])
+        _norm_piece(total_ND[at], weight_D, eps, out_ND[at], scale_N1[at])
+    return total_ND.reshape(x.shape), out_ND.view(x.shape), scale_N1
+
+
+def _norm_gradients(
+    x: Tensor, weight_D: Tensor, scale_N1: Tensor, grad: Tensor, to_sum: Tensor | None, weighted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """To x, with what reaches it beside its norm (`to_sum`), and to the weight."""
+    wide, D = scale_N1.dtype, x.shape[-1]
+    x_ND, grad_ND = _flat(x), _flat(grad)
+    beside_ND = None if to_sum is None else _flat(to_sum)
+    to_x, weight = x_ND.new_empty(x_ND.shape), weight_D.to(wide)
+    to_weight = torch.zeros_like(weight) if weighted else None
+    for at in row_pieces(x_ND):
+        x_nD, g_nD, scale = x_ND[at].to(wide), grad_ND[at].to(wide), scale_N1[at]
+        along_nD = x_nD * g_nD
+        if to_weight is not None:
+            to_weight.addmv_(along_nD.t(), scale[:, 0])
+        along = torch.mv(along_nD, weight)[:, None] * scale.pow(3) / -D
+        into = to_x[at] if to_x.dtype == wide else along_nD
+        torch.mul(g_nD, weight, out=into).mul_(scale).addcmul_(x_nD, along)
+        if beside_ND is not None:
+            into.add_(beside_ND[at])
+        if into is along_nD:
+            to_x[at] = into
+    return to_x.view(x.shape), None if to_weight is None else to_weight.to(weight_D.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:  # type: ignore[override]
-        wide = torch.promote_types(x.dtype, torch.float32)
-        size = x.shape[-1]
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = length.square_().div_(size).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight_D, scale)
-        if x.dtype == wide:
-            return (x * scale).mul_(weight_D)
-        return (x * scale).to(x.dtype).mul_(weight_D)
+        _, out, scale_N1 = _normed(x, None, weight_D, eps)
+        ctx.save_for_backward(x, weight_D, scale_N1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        x, weight_D, scale = ctx.saved_tensors
-        wide = scale.dtype
-        x_wide = x.to(wide)
-        to_weight: Tensor | None = None
-        if ctx.needs_input_grad[1]:
-            each = (x_wide * scale).mul_(grad)
-            to_weight = each.reshape(-1, each.shape[-1]).sum(0).to(weight_D.dtype)
-        g = grad * weight_D.to(wide)
-        along = torch.linalg.vecdot(g, x_wide)[..., None] * scale.pow(3) / -x.shape[-1]
-        return g.mul_(scale).addcmul_(x_wide, along).to(x.dtype), to_weight, None
+        x, weight_D, scale_N1 = ctx.saved_tensors
+        return *_norm_gradients(x, weight_D, scale_N1, grad, None, ctx.needs_input_grad[1]), None
+
+
+class _AddedRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        total, out, scale_N1 = _normed(x, y, weight_D, eps)
+        ctx.save_for_backward(total, weight_D, scale_N1)
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, to_total: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, weight_D, scale_N1 = ctx.saved_tensors
+        to_x, to_weight = _norm_gradients(total, weight_D, scale_N1, grad, to_total, ctx.needs_input_grad[2])
+        return to_x, to_x, to_weight, None
 
 
 class _Rotated(torch.autograd.Function):
@@ -75,12 +151,16 @@ class _Rotated(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    h = x.shape[-1] // 2
-    sin_h = sin[..., :h]
-    out = x * cos
-    out[..., :h].addcmul_(x[..., h:], sin_h, value=sign)
-    out[..., h:].addcmul_(x[..., :h], sin_h, value=-sign)
-    return out
+    h, tokens = x.shape[-1] // 2, x.shape[:-2]
+    x_NHD = x.reshape(-1, *x.shape[-2:])
+    cos_N1D, sin_N1h = (t.expand(*tokens, 1, t.shape[-1]).reshape(-1, 1, t.shape[-1]) for t in (cos, sin[..., :h]))
+    out_NHD = x_NHD.new_empty(x_NHD.shape)
+    for at in row_pieces(x_NHD):
+        own, out, sin_n1h = x_NHD[at], out_NHD[at], sin_N1h[at]
+        torch.mul(own, cos_N1D[at], out=out)
+        out[..., :h].addcmul_(own[..., h:], sin_n1h, value=sign)
+        out[..., h:].addcmul_(own[..., :h], sin_n1h, value=-sign)
+    return out_NHD.view(x.shape)
 
 
 class _Gated(torch.autograd.Function):
@@ -88,13 +168,22 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        return activation(gate).mul_(up)
+        gate_ND, up_ND = _flat(gate), _flat(up)
+        out_ND = gate_ND.new_empty(gate_ND.shape)
+        for at in row_pieces(gate_ND):
+            torch.mul(activation(gate_ND[at]), up_ND[at], out=out_ND[at])
+        return out_ND.view(gate.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        gate, up = ctx.saved_tensors
-        with torch.enable_grad():
-            given = gate.detach().requires_grad_()
-            active = ctx.activation(given)
-        to_gate = torch.autograd.grad(active, given, grad * up)[0] if ctx.needs_input_grad[0] else None
-        return to_gate, grad * active.detach() if ctx.needs_input_grad[1] else None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gate_ND, up_ND, grad_ND = (_flat(one) for one in (*ctx.saved_tensors, grad))
+        to_gate, to_up = (gate_ND.new_empty(gate_ND.shape) if own else None for own in ctx.needs_input_grad[:2])
+        for at in row_pieces(gate_ND, 4 * PIECE):  # each piece is a call of autograd's
+            with torch.enable_grad():
+                given = gate_ND[at].detach().requires_grad_()
+                active = ctx.activation(given)
+            if to_gate is not None:
+                to_gate[at] = torch.autograd.grad(active, given, grad_ND[at] * up_ND[at])[0]
+            if to_up is not None:
+                torch.mul(grad_ND[at], active.detach(), out=to_up[at])
+        return *(None if one is None else one.view(grad.shape) for one in (to_gate, to_up)), None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.products import FrozenProduct, Products
+from bedplate.models.layers.products import Product, Products
 
 
 class LowRankHook(Protocol):
@@ -34,8 +34,8 @@ class Linear(nn.Module):
     """`y = x Wᵀ + b`, or what `low_rank` makes of it.
 
     `low_rank` is None, or makes of the layer's input [..., in_features] the whole output [..., out_features], for which
-    it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies by weights
-    that are not trained, while gradients are recorded. Neither is part of the module's state.
+    it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies while gradients are
+    recorded. Neither is part of the module's state.
     """
 
     weight: nn.Parameter
@@ -75,9 +75,10 @@ class Linear(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         """The layer without `low_rank`."""
-        if self.products == "torch" or not x.requires_grad or self.weight.requires_grad:
+        recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if self.products == "torch" or not recorded:
             return F.linear(x, self.weight, self.bias)
-        y: Tensor = FrozenProduct.apply(x, self.weight, self.products)  # type: ignore[assignment]
+        y: Tensor = Product.apply(x, self.weight, self.products)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:

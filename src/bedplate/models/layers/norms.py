@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import rms_norm
+from bedplate.models.layers.gradients import added_rms_norm, rms_norm
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -46,9 +46,8 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
     shape = (x.shape[-1],)
     if weight is None:
         return F.rms_norm(x, shape, None, eps)
-    if offset:
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
-    if x.is_cpu and x.requires_grad and torch.is_grad_enabled():
+    weight = _scaling(weight, offset)
+    if _recorded(x):
         return rms_norm(x, weight, eps)
     if weight.dtype != x.dtype:
         return F.rms_norm(x.to(weight.dtype), shape, weight, eps).to(x.dtype)
@@ -57,6 +56,16 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
         # 512 × 576); the same arithmetic with the casts written out.
         return F.rms_norm(x.float(), shape, None, eps).to(x.dtype) * weight
     return F.rms_norm(x, shape, weight, eps)
+
+
+def _scaling(weight: Tensor, offset: float) -> Tensor:
+    """What normed features are multiplied by."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset if offset else weight
+
+
+def _recorded(x: Tensor) -> bool:
+    """Whether gradients of what is made of it are recorded, on a CPU."""
+    return x.is_cpu and x.requires_grad and torch.is_grad_enabled()
 
 
 class LayerNorm(nn.Module):
@@ -130,11 +139,13 @@ Norm = RMSNorm | LayerNorm
 
 
 def added(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """x + y, or x alone, and the norm of it: where no gradients are recorded, as one operation."""
+    """x + y, or x alone, and the norm of it: where no gradients are recorded, or on a CPU, as one operation."""
     if y is None:
         return x, norm(x)
     if isinstance(norm, RMSNorm) and not torch.is_grad_enabled():
         return _ADD_NORM(x, y, norm.weight, norm.eps, norm.offset)
+    if isinstance(norm, RMSNorm) and norm.weight is not None and _recorded(x) and x.dtype == y.dtype:
+        return added_rms_norm(x, y, _scaling(norm.weight, norm.offset), norm.eps)
     total = x + y
     return total, norm(total)
 

@@ -1,9 +1,9 @@
-"""A linear's product with weights that are not trained, by torch's usual call or by oneDNN's.
+"""A linear's product, by torch's usual call or by oneDNN's.
 
 In float32 torch gives CPU products to the library that it was built with (MKL), which on some processors is slower
 than oneDNN, reached through the operator that torch's own compiler uses. Which is the faster is for measurement to say.
 
-Shapes: I in_features, O out_features.
+Shapes: N tokens, I in_features, O out_features.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ def _onednn(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-class FrozenProduct(torch.autograd.Function):
-    """x Wᵀ with a gradient to x alone, both ways by the same library."""
+class Product(torch.autograd.Function):
+    """x Wᵀ with gradients to x and, where it is trained, to W."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, products: Products) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
         ctx.weight, ctx.products = weight_OI, products
         return forward_product(x, weight_OI, products)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return backward_product(grad, ctx.weight, ctx.products), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        to_x = backward_product(grad, ctx.weight, ctx.products) if ctx.needs_input_grad[0] else None
+        # oneDNN's operator would copy both to turn them.
+        to_weight = None if x is None else grad.flatten(0, -2).t() @ x.flatten(0, -2)
+        return to_x, to_weight, None

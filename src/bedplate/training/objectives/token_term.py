@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bedplate.models.layers.gradients import PIECE, row_pieces
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
 from bedplate.training.objectives.pieces import summed_losses
@@ -32,32 +33,38 @@ def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: in
 
 
 def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = _wide(model.head(hidden_ND))
+    logits_NV = model.head(hidden_ND)
     if logits_NV.is_cpu and logits_NV.requires_grad and type(logits_NV) is Tensor and torch.is_grad_enabled():
         found: Any = _CrossEntropy.apply(logits_NV, targets_N)
         return found
-    return F.cross_entropy(logits_NV, targets_N, reduction="sum")
+    return F.cross_entropy(_wide(logits_NV), targets_N, reduction="sum")
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Its gradient is written over the logarithms of the probabilities. Autograd's own way reads and writes two more
-    tensors of their size, which on a CPU takes as long as a product does."""
+    """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets. One exponential a
+    logit, of rows that stay in cache; autograd's own way makes two, and reads and writes several tensors as large as
+    the logits, which on a CPU takes as long as a product does."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:  # type: ignore[override]
-        logs_NV = logits_NV.log_softmax(-1)
-        lost = -logs_NV.gather(1, targets_N[:, None]).sum()
-        ctx.found = logs_NV, targets_N
+        to_logits = torch.empty_like(logits_NV)
+        lost = logits_NV.new_zeros((), dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+        for at in row_pieces(logits_NV, 2 * PIECE):
+            own, target = logits_NV[at].to(lost.dtype), targets_N[at, None]
+            below = own - own.amax(-1, keepdim=True)
+            wanted = below.gather(1, target)
+            shares = below.exp_()
+            total = shares.sum(-1, keepdim=True)
+            lost += (total.log() - wanted).sum()
+            to_logits[at] = shares.div_(total).scatter_add_(1, target, shares.new_full(target.shape, -1.0))
+        ctx.found = to_logits
         return lost
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logs_NV, targets_N = ctx.found
-        ctx.found = None  # it is overwritten
-        to_logits = logs_NV.exp_()
-        to_logits.scatter_add_(1, targets_N[:, None], to_logits.new_full((len(targets_N), 1), -1.0))
-        return to_logits.mul_(grad), None
+        to_logits, ctx.found = ctx.found, None  # given away
+        return (to_logits if grad.item() == 1 else to_logits.mul_(grad)), None
 
 
 def _wide(logits_NV: Tensor) -> Tensor:

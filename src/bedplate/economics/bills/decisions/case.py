@@ -234,11 +234,12 @@ class MachineUse(Strict):
 class Evidence(Strict):
     """A rung of an adaptation ladder's report.json, beside this file: quality with its interval, latency, seconds of a
     call, tuning time. split: test where the rung was confirmed there, otherwise valid. What the option states itself
-    goes before."""
+    goes before. despite: why the report is used although its verdict is not a PASS that holds for this rung."""
 
     file: str
     rung: str
     split: Literal["valid", "test"] | None = None
+    despite: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Option(Strict):

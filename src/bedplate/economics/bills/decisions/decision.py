@@ -37,7 +37,7 @@ class OptionOutcome:
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
     calls bring in: what options are ranked by. lines: (when, what, USD), which add up to total_usd. machines: reserved
     on the busiest day; busy: the share of their time in which they compute, over the horizon. best_in: the share of
-    draws in which it is the answer.
+    draws in which it is the answer. doubts: why the verdict of its report is no PASS, and why it is used all the same.
     """
 
     name: str
@@ -63,6 +63,7 @@ class OptionOutcome:
     busy: float | None
     best_in: float
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,6 +180,7 @@ def _outcome(
         busy=one.busy_share(v),
         best_in=best_in,
         notes=one.notes,
+        doubts=one.doubts,
     )
 
 

@@ -1,4 +1,4 @@
-"""What an adaptation ladder measured, read from its report.json (docs/report-json.md)."""
+"""What an adaptation ladder measured and decided, read from its report.json (docs/report-json.md)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.decisions.case import Evidence
-from bedplate.economics.numbers.quantities import Share
+from bedplate.economics.numbers.quantities import Amount, Share
 
 
 @dataclass(frozen=True)
 class MeasuredRung:
-    """One rung on one split. seconds_per_call: of single calls on the machine of the report, None where its price was 0
-    (the report has dollars only). confirmed: on rows that no choice had seen."""
+    """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound;
+    else the estimate with its interval. seconds_per_call: of single calls on the machine of the report, None where its
+    price was 0 (the report has dollars only). said: what the verdict says of it; doubts: why that is no PASS."""
 
     source: str
     quality: Share
-    p95_ms: float | None
+    p95_ms: Amount | None
     seconds_per_call: float | None
     train_seconds: float | None
-    confirmed: bool
+    said: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
-    """The rung's row. ConfigError for a file that is no report, a rung that is not there, skipped or failed."""
+    """The rung's row, with the verdict. ConfigError for a file that is no report, a rung that is not there, skipped or
+    failed, and for a verdict that is not PASS, is exploratory, or whose guards of the rung do not hold, unless the
+    option says why it is used `despite` that."""
     report = _read(path, needed_by)
     rows = [row for row in _list(report.get("rungs")) if isinstance(row, Mapping)]
     named = [row for row in rows if row.get("rung") == evidence.rung]
@@ -60,13 +64,76 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
     rate = machine.get("usd_per_hour") if isinstance(machine, Mapping) else None
     per_thousand = _number(row, "usd_per_1k_calls", place)
     seconds = None if per_thousand is None or not rate else per_thousand * 3.6 / float(rate)
+    source = f"{path.name}, {evidence.rung} on {split}"
+    doubts = _doubts(report, evidence.rung, place)
+    if doubts and evidence.despite is None:
+        raise ConfigError(
+            f"{place}: {'; '.join(doubts)}. Take a rung that passed, state the option's own quality and p95_ms without "
+            "`report`, or say under report.despite why it is used all the same"
+        )
+    confirmed = _confirmed(report, evidence.rung) if split == "test" else None
+    if doubts:
+        doubts = (*doubts, f"used all the same: {evidence.despite}")
     return MeasuredRung(
-        source=f"{path.name}, {evidence.rung} on {split}",
-        quality=_quality(row, place),
-        p95_ms=_number(row, "p95_ms", place),
+        source=source,
+        quality=_quality(row, confirmed, place),
+        p95_ms=_p95(row, place),
         seconds_per_call=seconds or None,
         train_seconds=_number(row, "train_seconds", place),
-        confirmed=split == "test",
+        said=_said(report, evidence.rung, split, confirmed, source, place),
+        doubts=doubts,
+    )
+
+
+def _verdict(report: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    found = report.get("verdict")
+    if not isinstance(found, Mapping) or "status" not in found:
+        raise ConfigError(f"{place}: the report has no `verdict`; give a report.json that a finished ladder wrote")
+    return cast("Mapping[str, Any]", found)
+
+
+def _doubts(report: Mapping[str, Any], rung: str, place: str) -> tuple[str, ...]:
+    """Why the report's verdict is no PASS that this rung can be used by."""
+    verdict, found = _verdict(report, place), list[str]()
+    if verdict["status"] != "PASS":
+        found.append(f"the report's verdict is {verdict['status']}: {verdict.get('reason') or 'no reason is given'}")
+    elif verdict.get("exploratory"):
+        found.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
+    guards = report.get("guards")
+    for guard in _list(guards.get(rung)) if isinstance(guards, Mapping) else []:
+        if guard.get("holds") is not True:
+            how = "is broken" if guard.get("holds") is False else "is undecided"
+            found.append(f"the {guard.get('guard')} guard of {rung} {how}: {guard.get('reason')}")
+    return tuple(found)
+
+
+def _confirmed(report: Mapping[str, Any], rung: str) -> Mapping[str, Any] | None:
+    """What was confirmed of a nominee on test."""
+    nominees = report.get("nominees")
+    made = _list(nominees.get("confirmations")) if isinstance(nominees, Mapping) else []
+    return next((one for one in made if one.get("rung") == rung), None)
+
+
+def _said(
+    report: Mapping[str, Any], rung: str, split: str, confirmed: Mapping[str, Any] | None, source: str, place: str
+) -> tuple[str, ...]:
+    """What the verdict says of the rung, as sentences without their full stop."""
+    verdict = _verdict(report, place)
+    if split == "valid":
+        return (f"its quality is an estimate on rows that choices were made on ({source})",)
+    if confirmed is None:
+        return (
+            f"its quality is an estimate with its interval: it was no nominee, so that no verdict bounds it ({source})",
+        )
+    lower = _number(confirmed, "lower", place)
+    if lower is None:
+        return (f"no bound of its quality could be made ({source}): {confirmed.get('reason')}",)
+    other = verdict.get("rung")
+    passed = verdict["status"] == "PASS" and (other == rung or confirmed.get("passed") is True)
+    what = "PASS" if passed else f"{verdict['status']}{'' if other in (None, rung) else f' of {other}'}, not of {rung}"
+    level = _number(confirmed, "lower_confidence", place) or 0.0
+    return (
+        f"the verdict of its report is {what}: quality at least {lower:.3f} with {level:.1%} confidence ({source})",
     )
 
 
@@ -95,11 +162,27 @@ def _number(row: Mapping[str, Any], key: str, place: str) -> float | None:
     return float(value)
 
 
-def _quality(row: Mapping[str, Any], place: str) -> Share:
+def _p95(row: Mapping[str, Any], place: str) -> Amount | None:
+    """With the verdict's bounds of it, where there are any."""
+    value = _number(row, "p95_ms", place)
+    if not value:
+        return None
+    bounds = _list(row.get("p95_bounds_ms")) or [None, None]
+    known = [end for end in bounds if isinstance(end, int | float) and end > 0]
+    return Amount(value=value, low=min(value, *known, value), high=max(value, *known, value))
+
+
+def _quality(row: Mapping[str, Any], confirmed: Mapping[str, Any] | None, place: str) -> Share:
     estimate, interval = _number(row, "estimate", place), _list(row.get("interval"))
     if estimate is None or len(interval) != 2:
         raise ConfigError(f"{place}: the rung has no estimate with an interval")
     try:
-        return Share(value=estimate, low=float(interval[0]), high=float(interval[1]))
+        low, high = float(interval[0]), float(interval[1])
+        lower = None if confirmed is None else _number(confirmed, "lower", place)
+        if confirmed is not None and lower is not None:  # what passed reads high: `expected` does not
+            expected = _number(confirmed, "expected", place)
+            estimate = estimate if expected is None else expected
+            low, high = min(lower, estimate), max(high, estimate)
+        return Share(value=estimate, low=low, high=high)
     except (TypeError, ValueError):
         raise ConfigError(f"{place}: estimate {estimate!r} with interval {interval!r} is not a share of 1") from None

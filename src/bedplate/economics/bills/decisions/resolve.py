@@ -92,7 +92,7 @@ class Resolver:
             if option.machine is None
             else self._machine(name, option, place, tokens, measured)
         )
-        p95 = option.p95_ms or (None if measured is None or not measured.p95_ms else Amount.exactly(measured.p95_ms))
+        p95 = option.p95_ms or (None if measured is None else measured.p95_ms)
         source = None if option.p95_ms is not None or measured is None else measured.source
         return Resolved(
             name=name,
@@ -110,6 +110,7 @@ class Resolver:
             case=self.shared,
             uses=frozenset(self.sheet.touched) | self._everywhere,
             notes=_notes(option, measured),
+            doubts=() if measured is None else measured.doubts,
         )
 
     def _tokens(self, name: str, option: Option, place: str) -> TokenCounts:
@@ -392,8 +393,8 @@ def _at(name: str) -> str:
 
 def _notes(option: Option, measured: MeasuredRung | None) -> tuple[str, ...]:
     notes: list[str] = []
-    if measured is not None and not measured.confirmed and option.quality is None:
-        notes.append(f"its quality is an estimate on rows that choices were made on ({measured.source})")
+    if measured is not None and option.quality is None:
+        notes += measured.said
     if option.tuning is not None and option.tuning.refresh is None:
         notes.append("it is tuned once and never again")
     return tuple(notes)

@@ -58,7 +58,7 @@ class Ranged:
 @dataclass(frozen=True)
 class Resolved:
     """One option. quality, p95_ms: None where nothing is known. uses: the places of every number that its bill or its
-    feasibility depends on. notes: what was taken for granted."""
+    feasibility depends on. notes: what was taken for granted; doubts: what its report's verdict has against it."""
 
     name: str
     option: Option
@@ -73,6 +73,7 @@ class Resolved:
     case: CasePlaces
     uses: frozenset[int]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
 
     def bill(self, v: Values) -> Bill:
         """At these values."""

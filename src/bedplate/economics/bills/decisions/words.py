@@ -29,6 +29,8 @@ def answer(decision: Decision) -> str:
         f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{span}, "
         f"{usd(best.cost_per_call)} a call"
     )
+    if best.doubts:
+        said += ", on a report without a PASS that holds"
     if best.profit_usd is not None:
         said += f", and brings in {usd(best.profit_usd)} more than it costs"
     if len(decision.ranking) > 1:
@@ -41,7 +43,7 @@ def answer(decision: Decision) -> str:
 
 def reasons(decision: Decision) -> list[str]:
     """Why: constraints and what they cost, who misses a bar, where the others' money goes, who pays back when."""
-    lines: list[str] = []
+    lines = [f"{one.name} rests on no PASS: {'; '.join(one.doubts)}." for one in decision.outcomes if one.doubts]
     for name, because in decision.case.constraints.items():
         out = [one.name for one in decision.outcomes if name in one.broken]
         lines.append(f"{name} ({because}): {RULES[name].says}. Ruled out: {', '.join(out) or 'none'}.")

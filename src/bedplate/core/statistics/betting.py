@@ -1,0 +1,140 @@
+"""Tests that may be looked at as often as one likes: by bets on rows as they come.
+
+Of rows whose scores lie in [0, 1] it is claimed that they are at least `floor` on average, whatever came before.
+Someone who doubts it bets: each unit of rows multiplies the capital by 1 + stake (floor - score), which is never
+negative. Where the claim is true no way to bet makes the capital grow on average, and it ever reaches 1/α with
+probability α at most (Ville 1939), so that the capital is evidence (an e-process), and its inverse a p-value, at every
+look at once (Waudby-Smith & Ramdas 2024, JRSS B 86:1, for means; Shekhar & Ramdas 2023, IEEE Trans. Inf. Theory
+70:1178, for two samples; Ramdas et al. 2023, Statistical Science 38:576).
+
+The capital is spread over some stakes, for nobody knows which is right, and over the looks at which a change may begin,
+1/(j(j + 1)) of it for the j-th (as in Shin, Ramdas & Rinaldo 2023, e-detectors). What a look gained is all that has to
+be kept of it: a further one costs its own rows, and a few numbers for each look before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.clusters import effective_n_interval, group_codes, robust_mean
+from bedplate.core.statistics.unequal import InsufficientGroups
+
+Gains = NDArray[np.float64]
+"""Logarithm of what each stake made of one unit of capital at one look [..., stakes]."""
+STAKES = 0.95 * 2.0 ** -np.arange(8)
+"""Shares of the largest stake that a unit of rows can never lose more than all of."""
+_SURE = 1e-6
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """value: the capital now, of 1 at first, against a claim: 20 is to an error of 5% what it takes. p_value: valid at
+    every look together."""
+
+    value: float
+    p_value: float
+    looks: int
+
+    def against(self, alpha: float) -> bool:
+        """Whether it refutes the claim, with an error of `alpha` over all looks."""
+        return self.value >= 1 / alpha
+
+
+def gains(scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, largest: int = 1) -> Gains:
+    """What bets that scores [n] in [0, 1] are below `floor` on average gain on these rows [stakes].
+
+    groups: rows of one are not independent and are one bet; None where each row stands for itself. largest: rows of a
+    group that are bet on at most, the first of each: fixed before the rows are seen. UsageError for other scores.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if x.ndim != 1 or (groups is not None and len(groups) != x.size):
+        raise UsageError(
+            f"{x.shape} scores and {None if groups is None else len(groups)} groups: give one for each row"
+        )
+    if x.size and not (x.min() >= 0 and x.max() <= 1):  # nan is neither
+        raise UsageError("scores must lie between 0 and 1 to bet on")
+    if largest < 1:
+        raise UsageError(f"at least one row of a group is bet on, not {largest}")
+    missing = floor - x
+    if groups is not None:
+        codes, count = group_codes(groups)
+        missing = _first_of_each(missing, codes, count, largest)
+    else:
+        largest = 1
+    room = max(1 - floor, _SURE) * largest
+    return np.log1p(np.multiply.outer(STAKES, missing) / room).sum(1)
+
+
+def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, most: int) -> Gains:
+    """Sums over the first `most` rows of each group [count]."""
+    order = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes, minlength=count)
+    place = np.arange(codes.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = order[place < most]
+    return np.asarray(np.bincount(codes[kept], weights=values[kept], minlength=count), dtype=np.float64)
+
+
+def log_capital(looks: Sequence[Gains]) -> list[float]:
+    """The logarithm of the capital after each of some looks, in order: of several bets at each [..., stakes], the mean
+    of all. UsageError for looks that were bet on in different ways."""
+    if any(one.shape != looks[0].shape for one in looks):
+        raise UsageError("the looks were bet on in different ways; give those of one way")
+    found: list[float] = []
+    capital = np.full(looks[0].shape, -math.inf) if looks else np.zeros(0)
+    for number, one in enumerate(looks, start=1):
+        capital = np.logaddexp(capital, -math.log(number * (number + 1))) + one
+        most = max(0.0, float(capital.max()))
+        waiting = math.exp(-most) / (number + 1)  # what is kept for changes that have yet to begin
+        found.append(most + math.log(float(np.exp(capital - most).mean()) + waiting))
+    return found
+
+
+def evidence(looks: Sequence[Gains]) -> Evidence:
+    """The capital after all of some looks, in order."""
+    log = log_capital(looks)[-1] if looks else 0.0
+    return Evidence(math.exp(min(log, 700.0)), math.exp(-max(log, 0.0)), len(looks))
+
+
+# --- two samples, of which the first stays as it is
+
+
+def mean_bounds(scores: ArrayLike, groups: Sequence[Hashable] | None, alpha: float) -> tuple[float, float]:
+    """Bounds of the mean of scores [n] in [0, 1] that both hold with probability 1 - alpha: of shares as the gate's,
+    else by t with few and unequal groups in mind."""
+    from scipy.special import stdtrit
+
+    x = np.asarray(scores, dtype=np.float64)
+    units: Sequence[Hashable] = range(x.size) if groups is None else groups
+    if np.isin(x, (0.0, 1.0)).all():
+        try:
+            return effective_n_interval(x, units, 1 - alpha, minimum_groups=2)
+        except InsufficientGroups:
+            return 0.0, 1.0
+    mean = robust_mean(x, units)
+    if mean.groups < 2 or not mean.freedom > 0:
+        return 0.0, 1.0
+    unseen = 1 - math.pow(alpha / 2, 1 / mean.worth)
+    half = mean.se * float(stdtrit(mean.freedom, 1 - alpha / 2)) if mean.se > 1e-12 else unseen
+    return max(0.0, mean.mean - half), min(1.0, mean.mean + half)
+
+
+def gains_apart(
+    scores: NDArray[np.float64],
+    groups: Sequence[Hashable] | None,
+    bounds: Sequence[tuple[float, float]],
+    largest: int = 1,
+) -> Gains:
+    """What bets gain that the means of the columns of scores [n, d] lie outside of `bounds` [d], each below and above
+    [2d, stakes]. Where the bounds hold what an unchanging sample's means are with probability 1 - a, evidence of these
+    of 1/b has an error of a + b, at all looks together: what is not known of the first sample is paid for once."""
+    found: list[Gains] = []
+    for column, (low, high) in zip(scores.T, bounds, strict=True):
+        found.append(gains(column, groups, low, largest))
+        found.append(gains(1 - column, groups, 1 - high, largest))
+    return np.stack(found)

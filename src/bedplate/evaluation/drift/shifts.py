@@ -1,0 +1,243 @@
+"""Inputs, lengths and labels of new rows against those of the rows that a skin was made from.
+
+The old rows stay as they are: half of them says what is looked at (directions in which their vectors vary, ranks),
+the others how it is on average, with bounds that are paid for once. New rows are then bet on to lie outside of these
+bounds, at every look anew and all looks together (`core.statistics.betting`), whole groups at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.statistics import Evidence, Gains, evidence, gains_apart, mean_bounds
+from bedplate.data.splits import Record, take
+
+What = Literal["inputs", "length", "labels"]
+COMPONENTS = 8
+"""Directions in which the old rows' vectors vary that are looked at, beside their mean and what is left."""
+WORDS = 3
+"""Words that are named on either side."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one side. groups: None where each row stands for itself. labels: those that are right for each row.
+    vectors [m, d]: of the rows numbered in `embedded`."""
+
+    texts: Sequence[str]
+    groups: Sequence[Hashable] | None
+    labels: Sequence[Sequence[str]] | None = None
+    vectors: Floats | None = None
+    embedded: Sequence[int] = ()
+
+    def groups_of(self, rows: Sequence[int]) -> list[Hashable] | None:
+        return None if self.groups is None else [self.groups[row] for row in rows]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One comparison of new rows with old ones. value: how far the mean rank is away where it is furthest; mean
+    characters, new minus old; the share of rows that would need another label. evidence: of all looks that it differs;
+    enough: what is needed to say so. words: where inputs differ, those that are in more of the new rows, and those in
+    fewer. gains: what the bets of this look alone gained."""
+
+    what: What
+    value: float
+    evidence: Evidence
+    enough: float
+    says: str
+    words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    gains: Gains = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
+
+    @property
+    def differs(self) -> bool:
+        return self.evidence.value >= self.enough
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the bets."""
+        plain = {"what": self.what, "value": self.value, "evidence": self.evidence.value, "enough": self.enough}
+        return {
+            **plain,
+            "p_value": self.evidence.p_value,
+            "differs": self.differs,
+            "says": self.says,
+            "words": self.words,
+        }
+
+
+def shifts(
+    old: Sample,
+    new: Sample,
+    level: float,
+    *,
+    unseen: Sequence[bool] | None = None,
+    unjudged: Sequence[bool] | None = None,
+    earlier: Sequence[dict[str, Gains]] = (),
+    largest: int = 1,
+    seed: int = 0,
+) -> tuple[Shift, ...]:
+    """Every comparison that the samples allow, each with an error of `level` over all looks.
+
+    unseen: the new rows that no earlier look had, unjudged: none with their targets; by default all. earlier: what
+    earlier looks gained, by what was looked at. largest: rows of a group that are bet on at most.
+    """
+    once, labelled = (
+        np.ones(len(new.texts), bool) if one is None else np.array(one, bool) for one in (unseen, unjudged)
+    )
+    looks = _Looks(level, {"inputs": once, "length": once, "labels": labelled}, earlier, largest)
+    found = [_length(old, new, looks, seed)]
+    if old.vectors is not None and new.vectors is not None:
+        found = [_inputs(old, new, looks, seed), *found]
+    if old.labels is not None and new.labels is not None:
+        found.append(_labels(old, new, looks))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    level: float
+    bets: dict[What, NDArray[np.bool_]]
+    earlier: Sequence[dict[str, Gains]]
+    largest: int
+
+    def against(
+        self, what: What, old: Floats, old_groups: list[Hashable] | None, new: Floats, sample: Sample, rows: list[int]
+    ) -> tuple[Evidence, Gains, str]:
+        """The bets on new marks [m, d], of the rows numbered so, against the means of old ones [n, d]; and what is to
+        be said of them. Half of the level is for the old means' bounds."""
+        kept = [place for place, row in enumerate(rows) if self.bets[what][row]]
+        groups = sample.groups_of([rows[place] for place in kept])
+        bounds = [mean_bounds(column, old_groups, self.level / 2 / old.shape[1]) for column in old.T]
+        found = gains_apart(new[kept], groups, bounds, self.largest)
+        before = [one[what] for one in self.earlier if what in one and one[what].shape == found.shape]
+        sure = [
+            gains_apart(np.full((len(kept), 1), end), groups, [bound], self.largest)
+            for bound in bounds
+            for end in (0, 1)
+        ]
+        most = max(evidence([one]).value for one in sure) / old.shape[1]
+        few = "; so few groups could not show a difference" if not before and most < self.enough else ""
+        return evidence([*before, found]), found, few
+
+    @property
+    def enough(self) -> float:
+        return 2 / self.level
+
+
+class Parts(NamedTuple):
+    """Places of old rows, whole groups in one part: a quarter that directions and words are learned from, a quarter
+    that ranks are taken among, and the others, which say where the old ones stand on average."""
+
+    learned: list[int]
+    among: list[int]
+    others: list[int]
+
+
+def parts(groups: Sequence[Hashable] | None, count: int, seed: int) -> Parts:
+    """Of `count` old rows. Whatever new rows are looked at by is learned from the first two parts, so that the others
+    are to it what new ones are."""
+    names = [str(i) for i in range(count)] if groups is None else [repr(group) for group in groups]
+    left = [Record(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
+    found: list[list[int]] = []
+    for number in range(2):
+        quarter = max(1, count // 4)
+        # where groups are so large that none fits, rows are taken: the bounds of the means are the others' alone
+        chosen = {int(record.id) for record in take(left, quarter, seed + number) or left[:quarter]}
+        left = [record for record in left if int(record.id) not in chosen]
+        found.append(sorted(chosen))
+    return Parts(found[0], found[1], [int(record.id) for record in left])
+
+
+def _ranks(among: Floats, values: Floats) -> Floats:
+    """The share of values in `among` [n] that is smaller, with half of those that are equal."""
+    ordered = np.sort(among)
+    below, upto = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    return (below + upto) / (2 * len(ordered))
+
+
+def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
+    """Ranks along the leading directions of the old vectors and along their mean, of the distance from that, and of
+    what lies outside of all these directions."""
+    assert old.vectors is not None
+    assert new.vectors is not None
+    learned, among, others = parts(old.groups_of(old.embedded), len(old.embedded), seed)
+    made_of = old.vectors[learned]
+    mean = made_of.mean(0)
+    _, size, directions = np.linalg.svd(made_of - mean, full_matrices=False)
+    kept = int((size[:COMPONENTS] > 1e-9 * max(float(size[0]) if len(size) else 0.0, 1e-300)).sum())
+
+    def marks(vectors: Floats) -> Floats:
+        away = vectors - mean
+        along = away @ directions[:kept].T
+        rest = np.linalg.norm(away - along @ directions[:kept], axis=1)
+        return np.column_stack([along, vectors @ mean, np.linalg.norm(away, axis=1), rest])
+
+    ranked, before, after = (marks(one) for one in (old.vectors[among], old.vectors[others], new.vectors))
+    before, after = (
+        np.column_stack([_ranks(a, v) for a, v in zip(ranked.T, m.T, strict=True)]) for m in (before, after)
+    )
+    groups = old.groups_of([old.embedded[place] for place in others])
+    found, gained, few = looks.against("inputs", before, groups, after, new, list(new.embedded))
+    away = after.mean(0) - before.mean(0)
+    most = int(np.abs(away).argmax())
+    says = (
+        f"where they differ most, a new input is above {after[:, most].mean():.0%} of old ones on average, an old one "
+        f"above {before[:, most].mean():.0%}{few}"
+    )
+    words = _words(old.texts, new.texts) if found.value >= looks.enough else ((), ())
+    return Shift("inputs", float(np.abs(away[most])), found, looks.enough, says, words, gained)
+
+
+def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
+    """Characters, by rank."""
+    learned, among, others = parts(old.groups, len(old.texts), seed)
+    others = [*learned, *others]  # there is nothing to learn
+    before, after = (np.array([len(text) for text in one.texts], dtype=float) for one in (old, new))
+    marks = [_ranks(before[among], one)[:, None] for one in (before[others], after)]
+    found, gained, few = looks.against(
+        "length", marks[0], old.groups_of(others), marks[1], new, list(range(len(after)))
+    )
+    says = f"a new row has {after.mean():.0f} characters on average, an old one {before.mean():.0f}{few}"
+    return Shift("length", float(after.mean() - before.mean()), found, looks.enough, says, gains=gained)
+
+
+def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
+    """The share of rows that have each label of the old rows, or another."""
+    assert old.labels is not None
+    assert new.labels is not None
+    names = sorted(set[str]().union(*map(set, old.labels)))
+
+    def marks(rows: Sequence[Sequence[str]]) -> Floats:
+        return np.array(
+            [[*(name in row for name in names), any(one not in names for one in row)] for row in rows], float
+        )
+
+    before, after = marks(old.labels), marks(new.labels)
+    groups = old.groups_of(range(len(old.texts)))
+    found, gained, few = looks.against("labels", before, groups, after, new, list(range(len(new.texts))))
+    away = after.mean(0) - before.mean(0)
+    most = int(np.abs(away).argmax())
+    name = repr(names[most]) if most < len(names) else "another label"
+    says = f"{name} is right for {after[:, most].mean():.1%} of new rows, {before[:, most].mean():.1%} of old ones{few}"
+    return Shift("labels", float(np.abs(away).sum() / 2), found, looks.enough, says, gains=gained)
+
+
+def _words(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Words in more of the rows than before, and in fewer: those furthest from one share for both, in standard
+    errors."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    found = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+    marks: Any = found.fit_transform([*old, *new])
+    before, after, both = (np.asarray(p.mean(0)).ravel() for p in (marks[: len(old)], marks[len(old) :], marks))
+    error = np.sqrt(np.maximum(both * (1 - both), 0.0) * (1 / len(old) + 1 / len(new)))  # a share of 1 can round up
+    away = np.divide(after - before, error, out=np.zeros_like(error), where=error > 0)
+    names, order = found.get_feature_names_out(), np.argsort(away)
+    came = tuple(str(names[i]) for i in order[::-1][:WORDS] if away[i] > 0)
+    return came, tuple(str(names[i]) for i in order[:WORDS] if away[i] < 0)

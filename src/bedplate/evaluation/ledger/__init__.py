@@ -1,0 +1,16 @@
+"""The test ledger: which rows were opened for which verdict, whatever they are called now.
+
+keys.py     what a row is known by again: its texts, what is nearly the same, its id
+chain.py    a file of entries that only grows, each with the hash of the one before
+places.py   where ledgers lie: at home, and beside the data
+ledger.py   an opening: counted, and written down before anything is read
+looks.py    what earlier looks at a skin found, so that all of them are one test
+"""
+
+from __future__ import annotations
+
+from bedplate.evaluation.ledger.keys import Keys, keys_of
+from bedplate.evaluation.ledger.ledger import Ledger, Opening
+from bedplate.evaluation.ledger.places import ledger_for
+
+__all__ = ["Keys", "Ledger", "Opening", "keys_of", "ledger_for"]

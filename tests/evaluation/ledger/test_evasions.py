@@ -1,0 +1,128 @@
+"""Asking the same test rows again under another name is counted, from the task file on."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bedplate.core.files import bedplate_home
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.harness import evaluate
+from bedplate.evaluation.ledger import Opening, ledger_for
+from bedplate.evaluation.task import load_task
+
+VERBS = ("broke", "works", "arrived", "smells", "shines", "leaks", "sings", "burns")
+THINGS = [
+    f"{a}{b}" for a in ("tea", "sun", "rain", "book", "snow", "fire") for b in ("pot", "hat", "coat", "shelf", "light")
+]
+Row = Mapping[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BEDPLATE_DATA_LEDGER")
+
+
+def rows(seed: int = 0, count: int = 120) -> list[Row]:
+    draw = random.Random(seed)
+    made: list[Row] = []
+    for number in range(count):
+        long = " ".join(draw.choices(THINGS, k=draw.choice((2, 5, 18))))
+        text = f"the {long} {draw.choice(VERBS)} {draw.choice(THINGS)} {draw.randrange(10**6)}"
+        made.append({"id": f"{seed}-{number}", "text": text, "label": "no" if number % 2 else "yes"})
+    return made
+
+
+def task(place: Path, found: list[Row], inputs: Mapping[str, str], name: str = "rows.jsonl") -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    values = {
+        "task": "asked",
+        "inputs": {field: {"column": column} for field, column in inputs.items()},
+        "output": {"kind": "label", "labels": ["no", "yes"]},
+        "data": {"source": name, "target": "label", "split": {"train": 0.4, "valid": 0.2, "test": 0.4}},
+        "metric": "accuracy",
+    }
+    (place / "task.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    return place / "task.yaml"
+
+
+def opened(path: Path, verdict: str) -> Opening:
+    """As the ladder and `evaluate` do before they ask anything."""
+    read = load_task(path)
+    return ledger_for(read).open(verdict, load_examples(read).test.keys, task=read.task, reason="test")
+
+
+def changed(change: Callable[[str], str]) -> Callable[[list[Row]], list[Row]]:
+    return lambda found: [{**row, "text": change(row["text"])} for row in found]
+
+
+def one_word(text: str) -> str:
+    words = text.split()
+    return " ".join([*words[:-2], "another", words[-1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "where"),
+    [
+        (lambda found: [{**row, "body": row["text"]} for row in found], {"renamed": "body"}, "here"),
+        (lambda found: [{**row, "shop": "books"} for row in found], {"text": "text", "shop": "shop"}, "another home"),
+        (changed(lambda text: text + "."), {"text": "text"}, "another place"),
+        (changed(lambda text: text.replace("e", "e\u200b")), {"text": "text"}, "another home"),
+        (lambda found: found[::-1], {"text": "text"}, "another place"),
+        (changed(one_word), {"text": "text"}, "here"),
+        (changed(one_word), {"words": "text"}, "another home"),
+        (lambda found: [{**row, "id": f"new{i}"} for i, row in enumerate(found)], {"text": "text"}, "here"),
+    ],
+    ids=["renamed", "added", "full stop", "zero width", "order", "one word", "one word at another home", "ids"],
+)
+def test_the_same_rows_are_counted(
+    change: Callable[[list[Row]], list[Row]],
+    inputs: Mapping[str, str],
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert opened(task(tmp_path / "data", rows(), {"text": "text"}), "first").number == 1
+    if where == "another home":
+        monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "elsewhere"))
+    place = tmp_path / ("copied" if where == "another place" else "data")
+    found = opened(task(place, change(rows()), inputs, "mine.jsonl"), "second")
+    assert (found.number, found.exploratory) == (2, True)
+    assert (
+        opened(task(place, rows(1), {"text": "text"}, "fresh.jsonl"), "third").number == 1
+    )  # rows of which none is known
+
+
+def test_evaluate_writes_both_and_says_which_was_taken_away(tmp_path: Path) -> None:
+    class Yes:
+        def predict(self, rows: Any, /) -> list[str]:
+            return ["yes" for _ in rows]
+
+    path = task(tmp_path / "data", rows(), {"text": "text"})
+    evaluate(Yes(), path, split="test")
+    beside = tmp_path / "data" / ".bedplate" / "test-openings.jsonl"
+    assert beside.is_file()
+    shutil.rmtree(beside.parent)
+    found = opened(path, "next")
+    assert found.number == 2
+    assert f"{beside}) is not there any more" in found.notes[0]
+    shutil.rmtree(bedplate_home() / "ledger")
+    found = opened(path, "last")
+    assert found.number == 2  # of the first nobody knows any more; the second stands beside the data
+    assert "known from the ledger beside the data alone" in found.notes[0]
+
+
+def test_rows_without_a_file_have_their_ledger_beside_the_task(tmp_path: Path) -> None:
+    path = task(tmp_path / "data", rows(), {"text": "text"})
+    read = load_task(path, ["data.source=vader-news"])
+    assert [one.parent.parent for one in ledger_for(read).beside] == [tmp_path / "data"]
+    assert ledger_for(load_task(path), leave=tmp_path / "data").beside == ledger_for(read).beside
+    assert ledger_for(None, tmp_path / "new.jsonl").beside[0].parent.parent == tmp_path
