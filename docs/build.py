@@ -29,6 +29,7 @@ PAGES = (
     "task-file",
     "examples",
     "verdict",
+    "label-budget",
     "production",
     "report-json",
     "skin-format",

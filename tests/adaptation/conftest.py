@@ -16,6 +16,7 @@ from bedplate.adaptation import ladder
 from bedplate.adaptation.after import compare_skins
 from bedplate.adaptation.context import context
 from bedplate.adaptation.report.report import Report, write_report
+from bedplate.report import plots
 from bedplate.report.schema import report_schema
 
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
@@ -41,6 +42,14 @@ def fewest_calls() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (context, compare_skins):
             patch.setattr(module, "LATENCY_CALLS", context.LEAST_CALLS)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures() -> Iterator[None]:
+    """A ladder's pictures are drawn without a look at the room around them; `tests.report` draws them as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "LAYOUT", None)
         yield
 
 

@@ -13,13 +13,13 @@ import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.after import monitor
-from bedplate.adaptation.task.parent import write_splits
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
+from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.predictor import Prediction

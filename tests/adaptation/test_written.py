@@ -228,7 +228,12 @@ def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_p
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"text": f"{i} x", "answer": -i}) for i in range(1, 60)))
     task = write_task(tmp_path / "task", tiny_base, "json", rows=rows)
-    overrides = [f"output.json_schema={overlapping}", "data.group_by=null", "metric=json_match"]
+    overrides = [
+        f"output.json_schema={overlapping}",
+        "data.group_by=null",
+        "data.ungrouped_because=made up",
+        "metric=json_match",
+    ]
     with pytest.raises(ConfigError, match="oneOf is supported only"):
         adapt(task, tmp_path / "out", overrides=overrides)
     assert not (tmp_path / "out").exists()

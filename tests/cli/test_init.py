@@ -176,5 +176,5 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     assert "Which column is the answer? [category]" in shown.decode()
     assert "There is no column 'categry'" in shown.decode()
     values = yaml.safe_load(out.read_text("utf-8"))
-    assert (values["data"]["target"], "group_by" in values["data"]) == ("category", False)
+    assert (values["data"]["target"], values["data"]["group_by"]) == ("category", None)
     assert values["instructions"] == "Sort the message."

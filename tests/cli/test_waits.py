@@ -23,7 +23,9 @@ TASK = """
 task: t
 inputs: {review: {column: review}}
 output: {kind: label, labels: [negative, positive]}
-data: {source: rows.csv, target: label, split: {train: 0.6, valid: 0.2, test: 0.2}}
+data:
+  {source: rows.csv, target: label, group_by: null, ungrouped_because: made up,
+   split: {train: 0.6, valid: 0.2, test: 0.2}}
 metric: accuracy
 adapt:
   bases: [base]

@@ -26,7 +26,9 @@ task: t
 inputs: {text: {column: text, kind: text}}
 output: {kind: label, labels: [a, b]}
 instructions: Say a or b.
-data: {source: rows.jsonl, target: label, split: {train: 0.6, valid: 0.2, test: 0.2}, seed: 0}
+data:
+  {source: rows.jsonl, target: label, group_by: null, ungrouped_because: made up,
+   split: {train: 0.6, valid: 0.2, test: 0.2}, seed: 0}
 metric: accuracy
 adapt:
   bases: [base]

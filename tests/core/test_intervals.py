@@ -130,7 +130,7 @@ def _score_coverage(n: int, times: int, resamples: int) -> tuple[list[float], li
     return covered, low
 
 
-@pytest.mark.parametrize(("n", "times", "resamples"), [(50, 150, 600), (200, 60, 600), (1000, 20, 400)])
+@pytest.mark.parametrize(("n", "times", "resamples"), [(50, 150, 600), (200, 60, 600), (1000, 8, 400)])
 def test_means_of_scores_cover(n: int, times: int, resamples: int) -> None:
     covered, low = _score_coverage(n, times, resamples)
     assert np.mean(covered) >= 0.93

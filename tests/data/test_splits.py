@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.splits import (
@@ -184,3 +185,18 @@ def test_a_group_cannot_be_in_two_splits_already() -> None:
     assigned = Assigned({one.row_hash: "train", two.row_hash: "test"}, {})
     with pytest.raises(DataError, match="'g' holds rows that are in test already and rows that are in train"):
         split([one, two], FRACTIONS, 0, assigned)
+
+
+def test_every_group_has_the_same_chance_of_a_split() -> None:
+    """Sizes as c, c/2, c/3, …: the largest are drawn, with the chance of the split's share, and not sent to train."""
+    sizes = [max(1, round(140 / rank)) for rank in range(1, 41)]
+    records = [record(f"{g} {i}", "yn"[i % 2], f"g{g}") for g, size in enumerate(sizes) for i in range(size)]
+    runs, largest = 240, [Counter[str]() for _ in range(4)]
+    for seed in range(runs):
+        for name, part in split(records, FRACTIONS, seed).items():
+            assert abs(len(part) - FRACTIONS[name] * len(records)) <= sizes[0] / 2
+            for group in {r.group for r in part} & {f"g{g}" for g in range(4)}:
+                largest[int(group[1:])][name] += 1
+    for found in largest:
+        for name, fraction in FRACTIONS.items():
+            assert stats.binomtest(found[name], runs, fraction).pvalue > 1e-4

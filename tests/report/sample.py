@@ -255,6 +255,29 @@ def report(**changes: Any) -> dict[str, Any]:
             "notes": ["2 rows without text were dropped"],
             "licences": ["MIT"],
             "test_openings": ["adapt toy: verdict on lora"],
+            "grouping": {
+                "columns": ["user", "shop"],
+                "ungrouped_because": None,
+                "found": [
+                    {
+                        "kind": "order",
+                        "name": "order",
+                        "strong": True,
+                        "rows": 200,
+                        "groups": 50,
+                        "worth": 50.0,
+                        "alike_targets": None,
+                        "alike_texts": 0.2,
+                        "p_value": 0.003,
+                        "design_effect": 1.6,
+                        "effective_rows": 125.0,
+                        "wider": 1.265,
+                        "says": "rows that stand together in the file are alike (0.20)",
+                        "answer": "sorted by length",
+                    }
+                ],
+                "limits": ["likeness was measured on 2,000 rows of 200,000 at most"],
+            },
             "card": {
                 "labels": {name: {"good": 60, "bad": 40} for name in ("train", "valid", "test")},
                 "lengths": {name: {"deciles": deciles} for name in ("train", "valid", "test")},

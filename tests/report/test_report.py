@@ -41,6 +41,9 @@ def test_the_page_says_what_the_report_says():
         "3 answers changed, worse by at most 0.008",
         "no format was tried",
         "valid has too few rows for it",
+        "Rows with the same user or the same shop stay in one split",
+        "1.26 ×",
+        "sorted by length",
     ):
         assert said in page, said
     assert page == adaptation_page(report())  # the same report gives the same bytes

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import tiny_spec
 
+from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Scales
+from bedplate.training.batch import NO_TARGET
 from bedplate.training.objectives.pieces import summed_losses
 from bedplate.training.objectives.token_term import token_losses
 
@@ -57,6 +59,49 @@ def test_cross_entropy_is_torchs_own(dtype: torch.dtype, off: float, share: floa
         found.append((loss.detach(), given.grad, model.embedding.weight.grad))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=off, atol=off)
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("ignored", [(0, 4, 5, 6, 7, 8), (3,), tuple(range(9))])
+def test_what_has_no_target_adds_nothing_as_in_torch(rows: int, ignored: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = Decoder(SPEC, dtype=torch.float64)
+    states, targets = torch.randn(9, 16, dtype=torch.float64), torch.randint(0, 61, (9,))
+    targets[list(ignored)] = NO_TARGET
+    found = []
+    for own in (True, False):
+        model.zero_grad()
+        given = states.clone().requires_grad_()
+        if own:
+            loss = token_losses(model, given, targets, rows)
+        else:
+            loss = torch.nn.functional.cross_entropy(model.head(given), targets, reduction="sum")
+        loss.backward()
+        found.append((loss.detach(), given.grad, model.embedding.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(token_losses(model, states, targets, rows), found[1][0])
+
+
+def test_a_target_that_is_no_token_is_refused() -> None:
+    states, targets = torch.randn(3, 16, requires_grad=True), torch.tensor([1, -5, 2])
+    with pytest.raises(RuntimeError, match="index -5 is out of bounds"):
+        token_losses(Decoder(SPEC), states, targets)
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+def test_gradients_are_computed_once(rows: int) -> None:
+    torch.manual_seed(0)
+    model, targets = Decoder(SPEC), torch.randint(0, 61, (9,))
+    states = torch.randn(9, 16, requires_grad=True)
+    loss = token_losses(model, states, targets, rows)
+    loss.backward(retain_graph=True)
+    with pytest.raises(UsageError, match=r"were computed already.*compute the loss again"):
+        loss.backward()
+    loss = token_losses(model, states, targets, rows)
+    with pytest.raises(UsageError, match="no gradients of its gradients: leave create_graph out"):
+        torch.autograd.grad(loss, states, create_graph=True)
 
 
 def test_a_frozen_head_has_no_gradient() -> None:

@@ -5,7 +5,6 @@ Everything that finishes is kept in the output directory, so that the same comma
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from typing import Any
 
 from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.ascent import Ascent
+from bedplate.adaptation.climb.asked_of_children import children, guards_asked
 from bedplate.adaptation.climb.candidates import candidates_of
 from bedplate.adaptation.climb.guard_drops import GuardResult
-from bedplate.adaptation.climb.guards import broken, check_child, guards_opened
+from bedplate.adaptation.climb.guards import broken, check_child
 from bedplate.adaptation.climb.judging import judge
 from bedplate.adaptation.climb.retimed import retimed
 from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, opened
@@ -27,6 +27,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
+from bedplate.adaptation.labels.looking import ONCE, Looking, rows_of
 from bedplate.adaptation.report.catalogued import record
 from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
@@ -37,12 +38,14 @@ from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
 from bedplate.adaptation.verdict.hurdles import Hurdles
+from bedplate.adaptation.verdict.nominated import fixed, write
+from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
-from bedplate.core.files import atomic_write, file_lock, sha256_json
+from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import Rows
-from bedplate.evaluation.examples import TaskData, load_examples
+from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.given import given_rows, keep, overrides_for
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.report.run_report import Report
@@ -64,6 +67,7 @@ def adapt(
     exhaustive: bool = False,
     parent: Path | str | None = None,
     data: Any = None,
+    looking: Looking | None = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
@@ -71,11 +75,12 @@ def adapt(
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
-    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. The same call
-    again goes on where an interrupted one stopped; what it did and what a limit made it leave out
-    stays as it was.
+    data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
+    task's rows as far as they have labels (`adapt_with_labels`). The same call again goes on where an interrupted one
+    stopped; what it did and what a limit made it leave out stays as it was.
 
-    Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
+    Raises ConfigError (also for a task file that does not say which rows belong together, or does not answer what its
+    rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
     out, given = Path(out), dict[str, Rows]()
@@ -95,7 +100,8 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = load_examples(task, None if taken_over is None else taken_over.assigned, given or None)
+    data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, given)
+    check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))
     with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
@@ -104,14 +110,21 @@ def adapt(
         with file_lock(out / LOCK_FILE):
             begin(contexts, data, out, Path(task_path))
             keep(given, task.directory)
-            return _Ladder(contexts, data, out, curve, watch).climb()
+            return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 
 class _Ladder:
     def __init__(
-        self, contexts: Sequence[Context], data: TaskData, out: Path, curve: Sequence[int], watch: Stopwatch
+        self,
+        contexts: Sequence[Context],
+        data: TaskData,
+        out: Path,
+        curve: Sequence[int],
+        watch: Stopwatch,
+        looking: Looking | None = None,
     ) -> None:
         self.contexts, self.data, self.out, self.curve, self.watch = contexts, data, out, curve, watch
+        self.looking = looking
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
         self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
@@ -134,19 +147,22 @@ class _Ladder:
         self.hurdles.settle(self.outcomes)
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
-        earlier = self._guards_opened(nomination.nominees, results, guarded)
+        earlier = guards_asked(self.candidates, nomination.nominees, results, guarded)
         number = 1 if opening is None else max(opening.number, earlier)
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
         hurdles = self.hurdles.on_test(nomination.nominees, tested, results)
+        valid = {name: self.hurdles.judged(result) for name, result in results.items() if result.skin is not None}
+        looking = self.looking or ONCE
         confirmations = gate.confirm(
-            [(name, hurdles.judged[name]) for name in nomination.nominees],
-            {name: self.hurdles.judged(result) for name, result in results.items() if result.skin is not None},
+            [(name, looking.looked(hurdles.judged[name])) for name in nomination.nominees],
+            valid,
             target=hurdles.score,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
-            holds={n: partial(hurdles.hold, n, guarded.get(n, ())) for n in nomination.nominees},
+            holds={n: partial(looking.held, partial(hurdles.hold, n, guarded.get(n, ()))) for n in nomination.nominees},
+            order=gate.order_of(self.spec.testing, nomination, valid),
         )
-        levels = {one.rung: one.lower_confidence for one in confirmations}
+        levels = {one.rung: looking.level(one.lower_confidence) for one in confirmations}
         required = hurdles.at(levels)
         guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
         limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
@@ -190,6 +206,7 @@ class _Ladder:
             formats=self.formats,
             kept_out=kept_out,
             reserved=self.reserved,
+            labels=None if self.looking is None else self.looking.record,
             watch=self.watch,
             hurdles=self.hurdles,
             required=required,
@@ -228,10 +245,14 @@ class _Ladder:
             timed.update(again)
             if again:  # which may bring other nominees
                 continue
-            unchecked = [name for name in nomination.nominees if name not in guarded and self._children(name)]
+            unchecked = [
+                name for name in nomination.nominees if name not in guarded and children(self.candidates, name)
+            ]
             for name in unchecked:
                 with self.watch.timed("guards", name):
-                    guarded[name] = [one for at, child in self._children(name) for one in check_child(at, child)]
+                    guarded[name] = [
+                        one for at, child in children(self.candidates, name) for one in check_child(at, child)
+                    ]
             untried = [] if unchecked else self._untried(nomination, results, guarded)
             for name in untried:
                 with self.watch.timed("formats", name):
@@ -302,18 +323,11 @@ class _Ladder:
             self.hurdles.short(result),
         )
 
-    def _children(self, name: str) -> list[tuple[Context, Path]]:
-        """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
-        parts = [self.candidates[part] for part in self.candidates[name].climbed.result.parts or (name,)]
-        made = [(part.context, part.climbed.child) for part in parts]
-        return [(context, child) for context, child in made if child is not None]
-
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        nomination = self._nomination(results, guarded)
-        skins = {name: results[name].skin_id for name in nomination.nominees}
-        record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
-        atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
+        path, again = self.out / NOMINATION_FILE, self.looking is not None and not self.looking.first
+        nomination = fixed(path, results) if again and path.is_file() else self._nomination(results, guarded)
+        write(path, nomination, results, self.data.test.split_hash)
         return nomination
 
     def _nominables(
@@ -334,7 +348,7 @@ class _Ladder:
             self.spec.budget,
             target=self.hurdles.score,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
-            test_n=self.data.test.n,
+            test_n=self.data.test.n if self.looking is None else self.looking.record.planned,
             baseline=self._baseline(results),
             scale=self.task.scale,
         )
@@ -352,10 +366,11 @@ class _Ladder:
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
+        known = handle if self.looking is None else self.looking.whole
         self.reserved = 0.0
         question = {
             "task": self.task.task,
-            "rows": handle.split_hash,
+            "rows": known.split_hash,
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
@@ -363,7 +378,7 @@ class _Ladder:
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
-        opening = ledger.open(sha256_json(question), handle.keys, task=self.task.task, reason=reason)
+        opening = ledger.open(sha256_json(question), known.keys, task=self.task.task, reason=reason)
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():
@@ -377,14 +392,3 @@ class _Ladder:
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
         self.hurdles.open_test(examples, tested, results)
         return tested, opening
-
-    def _guards_opened(
-        self, nominees: Sequence[str], results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
-    ) -> int:
-        looked = [
-            (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
-            for name in nominees
-            if name in guarded
-            for at, _ in self._children(name)
-        ]
-        return guards_opened(self.task.task, looked)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
@@ -22,6 +22,16 @@ from bedplate.report.said import costs, said
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
+
+
+class _Common(TypedDict):
+    """What both ways to adapt are asked with."""
+
+    rungs: list[str] | None
+    budget: float | None
+    seed: int
+    overrides: list[str]
+    exhaustive: bool
 
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
@@ -82,6 +92,10 @@ def adapt(
             metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
         ),
     ] = None,
+    label_budget: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.", show_default=False),
+    ] = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
@@ -124,6 +138,12 @@ def adapt(
     that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
     from nothing. What users corrected is such new data: `bedplate feedback export`.
+
+    With --label-budget the target's column may be empty, in some rows or all. The command names a file of rows to
+    label under labels/ in --out; fill it in and give the same command again, until there is a verdict or the budget is
+    spent. Train rows are those that a first model is least sure of, valid and test rows are drawn at random, and the
+    verdict may look at test before all of its rows have labels: its error is spent over the looks. It exits with 4 as
+    long as there is none.
     """
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}
     held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
@@ -135,27 +155,40 @@ def adapt(
     spec = look(task_file, [*(overrides or ()), *held], wanted)
     minutes = spec.budget.train_minutes
     limit = seconds if seconds is not None else None if minutes is None else minutes * 60
-    from bedplate.adaptation.ladder import adapt as climb
+    if label_budget is not None and (curve is not None or parent is not None):
+        raise UsageError(
+            "--label-budget does not go with --curve or --parent; adapt with these once there is a verdict"
+        )
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
+    known: _Common = {
+        "rungs": wanted,
+        "budget": seconds,
+        "seed": seed,
+        "overrides": [*(overrides or ()), *held],
+        "exhaustive": exhaustive,
+    }
+    says, file = tuple[str, ...](), None
     with Countdown("adapt: time limit", None if exhaustive else limit):
-        report = climb(
-            task_file,
-            out,
-            rungs=wanted,
-            budget=seconds,
-            seed=seed,
-            overrides=[*(overrides or ()), *held],
-            curve=sizes,
-            exhaustive=exhaustive,
-            parent=None if parent is None else _directory(parent),
-        )
+        if label_budget is None:
+            from bedplate.adaptation.ladder import adapt as climb
+
+            report = climb(task_file, out, **known, curve=sizes, parent=None if parent is None else _directory(parent))
+        else:
+            from bedplate.adaptation.label_budget import adapt_with_labels
+
+            step = adapt_with_labels(task_file, out, label_budget, **known)
+            report, says, file = step.report, step.says, step.file
+    if report is None:
+        print(json.dumps({"verdict": None, "file": str(file), "says": says}) if as_json else "\n".join(says))
+        return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
     else:
         show(report, task_file.parent)
+        print("\n".join(says), end="\n" if says else "")
     return EXIT_CODES[report.verdict["status"]]
 
 
@@ -221,6 +254,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
         served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
         screen.print(f"{rung} {served}: {escape(found['reason'])}")
+    for line in groups_said(data["data"]):
+        screen.print(escape(line))
     for note in (data["ledger"] or {}).get("notes", ()):
         screen.print(f"note: {escape(note)}")
     for one in data["predictions"]:
@@ -232,6 +267,8 @@ def show(report: Report, directory: Path = Path()) -> None:
         }
         how = outcomes[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {how}: {escape(one['prediction'])}")
+    if data["data"].get("second_labels"):
+        screen.print(escape(data["data"]["second_labels"]["said"]))
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
         values = ", ".join(said(data, seed["estimate"]) for seed in row["seeds"])
@@ -246,6 +283,21 @@ def show(report: Report, directory: Path = Path()) -> None:
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report, directory)
+
+
+def groups_said(data: Mapping[str, Any]) -> list[str]:
+    """Which rows are kept together, and what looks like groups and is not declared."""
+    grouping = data.get("grouping")
+    if grouping is None:
+        return []
+    columns = " or ".join(grouping["columns"])
+    because = f"rows are independent, as the task file says: {grouping['ungrouped_because']}"
+    lines = [f"groups: rows of one {columns} stay together" if columns else f"groups: {because}"]
+    for one in grouping["found"]:
+        answer = "" if one["answer"] is None else f"; not a group, as the task file says: {one['answer']}"
+        if one["kind"] != "column" or one["design_effect"] > 1 or answer:
+            lines.append(f"groups: {one['says']}{answer}")
+    return lines
 
 
 def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:

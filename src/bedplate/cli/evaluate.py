@@ -55,10 +55,17 @@ def evaluate(
     weights: JudgedWeights = None,
     kernel: JudgedKernel = None,
     allow_other_weights: AllowOtherWeights = False,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Of a task: also rows that the skin was trained on or chosen by.")
+    ] = False,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
+
+    Rows of the split that the run which made the skin had in train (for test: in train or valid) are left out and
+    counted, because a skin is better on what it has seen; --include-seen keeps them. Looks at valid and test are in the
+    test ledger.
 
     With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
     and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to
@@ -74,7 +81,7 @@ def evaluate(
       bedplate evaluate smollm2-135m --suite core --limit 300
     """
     if suite:
-        if rows is not None or split is not None or task is not None or overrides or allow_other_weights:
+        if rows is not None or split or task is not None or overrides or allow_other_weights or include_seen:
             raise UsageError("--suite takes a base alone; of the other options only --limit, --out, --json and its way")
         _on_suites(skin, suite, limit, (dtype, weights, kernel), out, as_json)
         return
@@ -85,10 +92,10 @@ def evaluate(
     if rows.suffix.lower() in (".yaml", ".yml"):
         if task is not None:
             raise UsageError("--task goes with new rows; here the task file is the argument itself")
-        _on_split(skin, rows, split or "valid", out, overrides or (), loading, as_json)
+        _on_split(skin, rows, split or "valid", out, overrides or (), loading, include_seen, as_json)
         return
-    if split is not None or overrides:
-        raise UsageError("--split and key=value go with a task file (.yaml); new rows are taken whole")
+    if split is not None or overrides or include_seen:
+        raise UsageError("--split, --include-seen and key=value go with a task file (.yaml); new rows are taken whole")
     _on_new_rows(skin, rows, task, out, loading, as_json)
 
 
@@ -99,6 +106,7 @@ def _on_split(
     out: Path | None,
     overrides: Sequence[str],
     loading: Mapping[str, Any],
+    include_seen: bool,
     as_json: bool,
 ) -> None:
     from bedplate.data.sources import check_source
@@ -120,7 +128,7 @@ def _on_split(
     if isinstance(loaded, Predictor):
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    result = harness.evaluate(loaded, task, split=split, data=data)
+    result = harness.evaluate(loaded, task, split=split, data=data, include_seen=include_seen)
     report = _report(result, data)
     _write(report, out)
     if as_json:
@@ -240,6 +248,16 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
     }
 
 
+def _seen(result: Evaluation) -> str:
+    from bedplate.evaluation.leaks.seen import said
+
+    total = result.n + result.left_out
+    found = f"of {total:,} rows of {result.split}, the run that made the skin had {said(result.seen or {})}"
+    if result.left_out:
+        return f"{found}; {result.left_out:,} that it was trained on or chosen by are left out"
+    return f"{found}; all are counted"
+
+
 def _show(result: Evaluation, data: TaskData) -> None:
     from bedplate.evaluation.slices import calibration, slices
 
@@ -263,6 +281,8 @@ def _show(result: Evaluation, data: TaskData) -> None:
         print(f"expected calibration error {measured.error:.3f}")
     for note in (*data.notes, *data.test.notes):
         print(f"note: {note}")
+    if result.seen is not None and any(result.seen.values()):
+        print(f"note: {_seen(result)}")
     if result.split == "test":
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")
     rows: list[tuple[str, ...]] = []

@@ -80,7 +80,7 @@ def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, targe
 
         read = load_task(task)
         columns = {name: spec.column for name, spec in read.inputs.items()}
-        target, group = read.data.target, read.data.group_by
+        target, group = read.data.target, next(iter(read.data.group_columns), None)
     exported = store.export(skin, columns, target, group)
     if not exported.rows:
         why = "; ".join(f"{count} {reason}" for reason, count in exported.skipped.items() if count)

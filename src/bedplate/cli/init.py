@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,7 +125,8 @@ def init(
         usd_per_hour=usd_per_hour,
         today=datetime.date.today(),
     )
-    split = _checked(content, data, out)
+    split, seen = _checked(content, data, out)
+    made = replace(made, notes=(*made.notes, *seen))
     atomic_write(out, content)
     if as_json:
         print(json.dumps(_values(made, split, out), ensure_ascii=False))
@@ -148,14 +150,22 @@ def _from(data: Path, out: Path) -> str:
     return os.path.relpath(data.absolute(), out.absolute().parent)
 
 
-def _checked(content: str, data: Path, out: Path) -> TaskData:
-    """The rows as the task file will have them read, so that what cannot work is said now. ConfigError, DataError."""
+def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
+    """The rows as the task file will have them read, so that what cannot work is said now, and what looks like groups
+    beside those it names. ConfigError, DataError."""
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
+    from bedplate.evaluation.leaks.answered import sources_of
+    from bedplate.evaluation.leaks.hidden import hidden_groups
+    from bedplate.evaluation.leaks.table import table_of
     from bedplate.evaluation.task import Task
 
     # beside the task file there may be no directory yet
-    return load_examples(parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"]))
+    task = parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"])
+    sources = sources_of(task)
+    found, _ = hidden_groups(table_of(task, sources))
+    seen = [f"`adapt` will ask: {one.says}." for one in found if one.strong]
+    return load_examples(task, given=sources), seen
 
 
 def _values(made: Draft, split: TaskData, out: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from bedplate.data.rows import Rows
 
+_GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
 Kind = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
 
 
@@ -40,6 +42,12 @@ class Profile:
 def profiles(rows: Rows, commonest: int = 200) -> dict[str, Profile]:
     """Every column of the rows, by name. commonest: how many of its most frequent values are kept."""
     return {name: _profile(name, [row.get(name) for row in rows.rows], commonest) for name in rows.columns}
+
+
+def is_group_name(name: str) -> bool:
+    """Whether a column's name says that it holds what rows belong to, such as customerId or thread."""
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return (words[-1] == "id" and len(words) > 1) or bool({*words} & {*_GROUPS})
 
 
 def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:

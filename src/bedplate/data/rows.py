@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bedplate.core.errors import DataError
+
 Row = Mapping[str, Any]
 
 
@@ -36,3 +38,17 @@ class Rows:
     def where(self, line: int) -> str:
         """A row's place, for messages."""
         return f"{self.path}, {self.name(line)}"
+
+
+def text_of(row: Row, column: str, where: str) -> str:
+    """A column of a row that holds text, "" where it has none. DataError, with `where`, for anything else."""
+    value: Any = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
+    return value

@@ -1,7 +1,10 @@
 """Train, valid and test without a leak: duplicates dropped, groups whole, labels in proportion, everything hashed.
 
 Deterministic on every platform and independent of the order of the rows: the seed enters through sha256, not through a
-random generator. Assignment is greedy on the chi-square distance to the wanted label counts, largest groups first.
+random generator. Large groups are drawn: each goes to a split with the probability of the room that the split has left
+for its labels, so that before the draw every one of them has the same chance of it, which is the split's fraction (the
+shares of the room are a martingale). The smaller half of the rows then goes where most is missing, by the chi-square
+distance to the wanted label counts, in an order that the seed draws among groups of one size.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ def split(
     """Assign whole groups to the named splits, near their `fractions` of every stratum (they sum to 1).
 
     assigned: groups with a row that is in a split already go there first. Each split's records come sorted by row hash.
-    A split can be empty where there are fewer groups than splits. DataError for a group whose rows are in two.
+    A large group takes a split over its share by half of itself at most, so one of more than twice a split's share
+    never goes there. A split can be empty where there are fewer groups than splits. DataError for a group whose rows
+    are in two.
     """
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
@@ -95,9 +100,12 @@ def split(
     result: dict[str, list[Record]] = {name: [] for name in fractions}
     fixed = {} if assigned is None else {group: _fixed(group, rows, assigned) for group, rows in groups.items()}
     order = sorted(groups, key=lambda g: (fixed.get(g) is None, -len(groups[g]), _shuffle_key(seed, g)))
+    least = _drawn_above([len(groups[group]) for group in order if fixed.get(group) is None])
     for group in order:
         counts = Counter(record.stratum for record in groups[group])
         name = fixed.get(group)
+        if name is None and counts.total() > least:
+            name = _drawn(counts, filled, totals, fractions, _shuffle_key(seed, f"to {group}"))
         if name is None:
             distances = {s: _added_distance(counts, filled[s], totals, fractions[s]) for s in fractions}
             name = min(fractions, key=lambda s: (distances[s], -fractions[s]))
@@ -114,6 +122,41 @@ def _fixed(group: str, records: Sequence[Record], assigned: Assigned) -> str | N
             "groups are kept whole; take the rows of one of them out, or group as before"
         )
     return names[0] if names else None
+
+
+def _drawn_above(sizes: Sequence[int]) -> int:
+    """The size [of groups in descending order] above which groups are drawn: that at which half of the rows is reached.
+    The other half evens out what the draw left."""
+    reached, half = 0, sum(sizes) / 2
+    for size in sizes:
+        reached += size
+        if reached >= half:
+            return size
+    return 0
+
+
+def _drawn(
+    counts: Counter[str],
+    filled: Mapping[str, Counter[str]],
+    totals: Counter[str],
+    fractions: Mapping[str, float],
+    key: str,
+) -> str | None:
+    """Where a group with these labels goes: drawn in proportion to the room for them, by the digits of `key` (hex).
+    None where it fits nowhere."""
+    size, left = counts.total(), totals - sum(filled.values(), Counter[str]())
+    chances: dict[str, float] = {}
+    for name, fraction in fractions.items():
+        room = {label: fraction * totals[label] - filled[name][label] for label in totals}
+        fits = 2 * sum(room.values()) >= size
+        share = sum(added / size * max(room[label], 0.0) / left[label] for label, added in counts.items())
+        chances[name] = share if fits else 0.0
+    place = int(key[:13], 16) / 16**13 * sum(chances.values())
+    for name, chance in chances.items():
+        place -= chance
+        if chance and place < 0:
+            return name
+    return next((name for name in reversed(chances) if chances[name]), None)
 
 
 def _added_distance(counts: Counter[str], filled: Counter[str], totals: Counter[str], fraction: float) -> float:
@@ -182,3 +225,16 @@ def check_leaks(splits: Mapping[str, Sequence[Record]], *, groups: bool = True) 
                         f"{what} stands in {other} (row {first.id}) and in {name} (row {record.id}): "
                         "the score would be read off rows that were trained on; remove it from one of them"
                     )
+
+
+def check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
+    """What was learned from is not judged by, where files say what is in which split. parts: from what is learned from
+    first to what is judged by. DataError."""
+    for place, name in enumerate(parts):
+        for record in parts[name]:
+            before = assigned.split_of(record)
+            if before in list(parts)[:place]:
+                raise DataError(
+                    f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
+                    "judged by what it has seen; move such rows there"
+                )

@@ -30,7 +30,9 @@ class Evaluation(shown.Brief):
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
     for orientation only. `unparsed` rows had no usable prediction and count as wrong. `output` is the kind of output,
     and `scoring` what the metric declares its number to be made of, which decides how it is bounded. `worst_usd`: what
-    a score of 0 costs, where scores stand for costs.
+    a score of 0 costs, where scores stand for costs. `seen`: of all rows of the split, how many the skin's run had in
+    train, valid and test (None: nobody knows); `left_out` of them, which it was trained on or chosen by, are not among
+    `rows`.
     """
 
     task: str
@@ -54,11 +56,18 @@ class Evaluation(shown.Brief):
     output: str
     scoring: Scoring
     worst_usd: float | None = None
+    seen: Mapping[str, int] | None = None
+    left_out: int = 0
 
     @property
     def scale(self) -> Scale:
         """How its numbers are said."""
         return Scale(self.worst_usd)
+
+    @property
+    def scored_as(self) -> str:
+        """What its scores are called where they are shown as they are."""
+        return self.metric if self.worst_usd is None else f"1 - {self.metric} / {self.worst_usd:g}"
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups, and

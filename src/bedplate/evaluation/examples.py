@@ -13,19 +13,33 @@ from bedplate.core import shown
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
+from bedplate.data.linked import linked, links_of
+from bedplate.data.rows import text_of
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.data.splits import (
+    Assigned,
+    Record,
+    check_leaks,
+    check_unseen,
+    deduplicate,
+    normalise,
+    row_hash,
+    split,
+    split_hash,
+    take,
+)
 from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
+from bedplate.evaluation.split_checks import SPLITS, check_splits
 from bedplate.evaluation.task import OutputSpec, Task
-
-SPLITS = ("train", "valid", "test")
+from bedplate.report.schema_groups import Grouping
 
 
 @dataclass(frozen=True)
 class Example:
     """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
+    links: what it has in common with others, as `column=value`, where several columns make groups.
     current: what the system that runs today answered. slices: column → value. weight: how much of the traffic it stands
     for, 1 on average over its split."""
 
@@ -37,6 +51,9 @@ class Example:
     current: str | None = None
     slices: Mapping[str, str] = field(default_factory=dict[str, str])
     weight: float = 1.0
+    second: str | None = None
+    """The answer by somebody else, where the task has a column of such and the row one in it."""
+    links: tuple[str, ...] = ()
 
     @property
     def texts(self) -> dict[str, str]:
@@ -81,7 +98,7 @@ class TaskData:
     """A task's examples. `counts`: rows read, dropped (by reason) and in each split. `hashes`: of files and splits.
 
     `notes` are sentences for the report: what was dropped and what the splits lack. `documents`: texts by id, where
-    that is what the task searches.
+    that is what the task searches. `grouping`: which rows are kept together, and what was looked for before that.
     """
 
     train: tuple[Example, ...]
@@ -92,6 +109,9 @@ class TaskData:
     notes: tuple[str, ...]
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
+    agreed: tuple[tuple[bool, str], ...] = ()
+    """Of each row with two labels, of all splits: whether they are equal, and the row's group."""
+    grouping: Grouping | None = None
 
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
@@ -130,8 +150,9 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         documents, digest = task.output.documents.read(task.directory)
         searched = {f"file:{task.output.documents.source}": digest}
     sources = given or {p: read_rows(source, task.directory) for p, source in task.data.by_prefix.items()}
+    parsed = parsed_rows(task, sources, documents, counts, notes)
     if files is None:
-        records = _records(task, sources, documents, examples, counts, notes)
+        records = _records(task, sources, parsed, examples, counts, notes)
         if task.data.limit is not None:
             kept = take(records, task.data.limit, task.data.seed)
             counts["over_limit"] += len(records) - len(kept)
@@ -143,53 +164,76 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
         parts: dict[str, tuple[Record, ...]] = {}
         for name in files:
             part = {f"{name}/": sources[f"{name}/"]}
-            parts[name] = _records(task, part, documents, examples, counts, notes)
+            parts[name] = _records(task, part, parsed, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
     if assigned is not None:
-        _check_unseen(parts, assigned)
-    notes += _check_splits(task, parts)
-    counts.update({name: len(part) for name, part in parts.items()})
-    done = {name: _weighted(task, name, [examples[r.id] for r in part], notes) for name, part in parts.items()}
-    hashes = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
-    hashes |= searched
-    hashes |= {name: split_hash(part) for name, part in parts.items()}
-    test = done["test"]
-    handle = TestHandle(
-        len(test),
-        len({example.group for example in test}),
-        tuple(example.row_hash for example in test),
-        hashes["test"],
-        test,
-    )
+        check_unseen(parts, assigned)
+    files_read = {f"file:{rows.source}": rows.sha256 for rows in sources.values()} | searched
     licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
-    return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences, documents)
+    return task_data(task, parts, examples, counts, files_read, notes, licences, documents)
 
 
-def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
-    """What was learned from is not judged by, where files say what is in which split."""
-    for place, name in enumerate(SPLITS):
-        for record in parts[name]:
-            before = assigned.split_of(record)
-            if before in SPLITS[:place]:
-                raise DataError(
-                    f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
-                    "judged by what it has seen; move such rows there"
-                )
+def task_data(
+    task: Task,
+    parts: Mapping[str, Sequence[Record]],
+    examples: Mapping[str, Example],
+    counts: Mapping[str, int],
+    files: Mapping[str, str],
+    notes: Sequence[str],
+    licences: tuple[str, ...],
+    documents: Mapping[str, str] | None,
+) -> TaskData:
+    """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
+    found = check_splits(task, parts)
+    done = {name: _weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
+    hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
+    test = done["test"]
+    groups = len({example.group for example in test})
+    handle = TestHandle(len(test), groups, tuple(one.row_hash for one in test), hashes["test"], test)
+    sizes = {**counts, **{name: len(part) for name, part in parts.items()}}
+    both = agreed_of([example for name in SPLITS for example in done[name]])
+    return TaskData(done["train"], done["valid"], handle, sizes, hashes, (*notes, *found), licences, documents, both)
+
+
+def agreed_of(examples: Sequence[Example]) -> tuple[tuple[bool, str], ...]:
+    """Of those with two labels: whether they are equal after normalisation, and their groups."""
+    both = [(one, one.second) for one in examples if one.second is not None]
+    return tuple((normalise(one.target) == normalise(second), one.group) for one, second in both)
+
+
+def parsed_rows(
+    task: Task,
+    sources: Mapping[str, Rows],
+    documents: Mapping[str, str] | None,
+    counts: Counter[str],
+    notes: list[str],
+    *,
+    gaps: bool = False,
+) -> dict[str, list[Example]]:
+    """The rows of every source, by the prefix of their ids. Groups by several columns go over all of them."""
+    found = {p: parse_rows(task, rows, documents, counts, notes, prefix=p, gaps=gaps) for p, rows in sources.items()}
+    if len(task.data.group_columns) > 1 and len(found) > 1:
+        whole = iter(_linked([example for part in found.values() for example in part]))
+        found = {prefix: [next(whole) for _ in part] for prefix, part in found.items()}
+    return found
+
+
+def _linked(examples: Sequence[Example]) -> list[Example]:
+    names = linked([example.links for example in examples])
+    return [replace(example, group=name) for example, name in zip(examples, names, strict=True)]
 
 
 def _records(
     task: Task,
     sources: Mapping[str, Rows],
-    documents: Mapping[str, str] | None,
+    every: Mapping[str, Sequence[Example]],
     examples: dict[str, Example],
     counts: Counter[str],
     notes: list[str],
 ) -> tuple[Record, ...]:
-    """Parse the rows of all sources (by the prefix of their ids) and deduplicate them together; adds to `examples` (by
-    id), `counts` and `notes`."""
-    parsed: list[Example] = []
-    for prefix, rows in sources.items():
-        parsed += parse_rows(task, rows, documents, counts, notes, prefix=prefix)
+    """The rows of these sources (by the prefix of their ids), deduplicated together; adds to `examples` (by id),
+    `counts` and `notes`."""
+    parsed = [example for prefix in sources for example in every[prefix]]
     found, records = distinct(task, parsed, " and ".join(rows.source for rows in sources.values()), counts, notes)
     examples.update(found)
     notes += [note for rows in sources.values() for note in rows.notes]
@@ -205,20 +249,23 @@ def parse_rows(
     *,
     prefix: str = "",
     labelled: bool = True,
+    gaps: bool = False,
 ) -> list[Example]:
     """Every row that has text, copies of one text among them; adds to `counts` and `notes`. labelled: whether targets
-    are read (without, every target is ""). DataError naming file, line and value."""
+    are read (without, every target is ""); gaps: whether rows may lack theirs, which then is "". DataError naming file,
+    line and value."""
     counts.update(rows.counts)
-    needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
+    needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled and not gaps else [])
     needed += [*task.data.sliced, *([task.data.current.column] if task.data.current else [])] if labelled else []
-    for column in needed + ([task.data.group_by] if task.data.group_by else []):
+    needed += [task.data.second_label] if labelled and task.data.second_label else []
+    for column in (*needed, *task.data.group_columns):
         if column not in rows.columns:
             hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
             raise DataError(f"{rows.path}: no column {column!r}; {hint}")
     parsed: list[Example] = []
     empty = 0
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        example = _example(task, row, line, rows, documents, labelled)
+        example = _example(task, row, line, rows, documents, labelled, gaps)
         if example is None:
             empty += 1
         else:
@@ -232,6 +279,8 @@ def parse_rows(
             "make the column `id` name one row each, or give it another name"
         )
     counts["empty_text"] += empty
+    if len(task.data.group_columns) > 1:
+        parsed = _linked(parsed)
     return [replace(example, id=prefix + example.id) for example in parsed]
 
 
@@ -269,64 +318,57 @@ def _strata(task: Task, targets: Sequence[str]) -> list[str]:
 
 
 def _example(
-    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool
+    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool, gaps: bool
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
     where = rows.where(line)
-    inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
+    inputs = {name: text_of(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    target = _target(task, row, where, documents) if labelled else ""
+    known = labelled and not (gaps and blank(row.get(task.data.target)))
+    target = target_of(task, row, where, documents, task.data.target) if known else ""
+    other = task.data.second_label if labelled else None
+    second = None if other is None or blank(row.get(other)) else target_of(task, row, where, documents, other)
     digest = row_hash(inputs)
-    group = digest
-    if task.data.group_by is not None:
-        value = row.get(task.data.group_by)
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise DataError(f"{where}: the group ({task.data.group_by}) is {value!r}; every row needs one")
-        group = str(value)
+    group, links = digest, links_of(row, task.data.group_columns, where)
+    if links:
+        group = links[0] if len(task.data.group_columns) > 1 else links[0].partition("=")[2]
     given = row.get("id")
     has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
     name = str(given) if has_id else rows.name(line)
     if not labelled:
-        return Example(name, inputs, target, group, digest)
-    return Example(name, inputs, target, group, digest, recorded(task, row, where), slices_of(task, row, where))
+        return Example(name, inputs, target, group, digest, links=links)
+    current, slices = recorded(task, row, where), slices_of(task, row, where)
+    return Example(name, inputs, target, group, digest, current, slices, second=second, links=links)
 
 
-def _text(row: Row, column: str, where: str) -> str:
+def blank(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:
     value: Any = row.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
-    return value
-
-
-def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None) -> str:
-    value: Any = row.get(task.data.target)
     if task.output.kind in ("json", "labels", "embedding"):
-        if task.data.target not in row:
-            raise DataError(f"{where}: the target ({task.data.target}) is missing")
+        if column not in row:
+            raise DataError(f"{where}: the target ({column}) is missing")
         try:
             if documents is not None:
                 return relevant(value, task.output.separator, documents)
             return task.output.canonical(_as_json(task.output, value))
         except RequestError as error:
-            raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error
+            raise DataError(f"{where}: the target ({column}): {error.message}") from error
     if not task.labels:
-        text = _text(row, task.data.target, where)
+        text = text_of(row, column, where)
         if not text.strip():
-            raise DataError(f"{where}: the target ({task.data.target}) is empty")
+            raise DataError(f"{where}: the target ({column}) is empty")
         return text
     if isinstance(value, str) and value in task.labels:
         return value
     hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
     what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
-    raise DataError(f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; {hint}")
+    raise DataError(f"{where}: the label {what} in column {column!r} is not one of the task's labels; {hint}")
 
 
 def _as_json(output: OutputSpec, value: Any) -> str:
@@ -336,45 +378,3 @@ def _as_json(output: OutputSpec, value: Any) -> str:
     if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
         raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]:
-    notes: list[str] = []
-    total = sum(len(part) for part in parts.values())
-    groups = len({record.group for part in parts.values() for record in part})
-    for name in SPLITS:
-        part = parts[name]
-        if not part:
-            raise DataError(
-                f"the {name} split is empty: {total} usable rows in {groups} groups do not fill three splits; "
-                "add rows (or groups), or change the fractions"
-            )
-        if len(part) < len(task.labels):
-            raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
-    for name in SPLITS:
-        present = {record.target for record in parts[name]}
-        absent = [label for label in task.labels if label not in present]
-        if absent and name == "train":
-            raise DataError(
-                f"no row of the train split has the label {absent[0]!r}; add such rows or take it off the list"
-            )
-        if absent:
-            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    if task.output.kind == "labels":
-        notes += _check_several(task.output, parts)
-    return notes
-
-
-def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[Record]]) -> list[str]:
-    """A label of several may be rare, so a split without it is a note; one that no row has is an error."""
-    present = {name: {label for r in parts[name] for label in json.loads(r.target)} for name in SPLITS}
-    everywhere = set[str]().union(*present.values())
-    nowhere = next((label for label in output.labels or () if label not in everywhere), None)
-    if nowhere is not None:
-        raise DataError(f"no row has the label {nowhere!r}; add such rows or take it off the list")
-    found: list[str] = []
-    for name in SPLITS:
-        absent = [label for label in output.labels or () if label not in present[name]]
-        if absent:
-            found.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    return found

@@ -38,20 +38,21 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
     """New rows from a .jsonl, .csv, .tsv or .parquet file, with targets where it has such a column. DataError."""
     rows = read_rows(str(source))
     labelled = task.data.target in rows.columns
-    grouped = task.data.group_by is None or task.data.group_by in rows.columns
+    missing = next((name for name in task.data.group_columns if name not in rows.columns), None)
+    grouped = missing is None
     counts: Counter[str] = Counter()
     notes: list[str] = []
     if not labelled:
         notes.append(f"{source} has no column {task.data.target!r}, so nothing is known of the quality on it")
     if not grouped:
         notes.append(
-            f"{source} has no column {task.data.group_by!r}, so each row is taken for a group of its own: where rows "
+            f"{source} has no column {missing!r}, so each row is taken for a group of its own: where rows "
             "belong together, a difference is seen too easily"
         )
         task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
-    # what new rows weigh, and what ran beside them, is not asked of them
-    alone = task.data.model_copy(update={"current": None, "slices": (), "traffic": TrafficSpec()})
-    task = task.model_copy(update={"data": alone})
+    # what new rows weigh, what ran beside them, and second labels are not asked of them
+    unasked = {"current": None, "slices": (), "traffic": TrafficSpec(), "second_label": None}
+    task = task.model_copy(update={"data": task.data.model_copy(update=unasked)})
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     parsed = parse_rows(task, rows, documents, counts, notes, labelled=labelled)
     found, records = distinct(task, parsed, rows.source, counts, notes)

@@ -20,6 +20,7 @@ from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
+from bedplate.evaluation.leaks.seen import judged_by
 from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
@@ -100,6 +101,7 @@ def evaluate(
     split: str = "valid",
     data: TaskData | Any = None,
     confidence: float = 0.95,
+    include_seen: bool = False,
 ) -> Evaluation:
     """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers. What
     embeds, a base as well, ranks the documents of a task whose output is an embedding.
@@ -107,8 +109,10 @@ def evaluate(
     data: rows in place of the task's own source: a DataFrame of pandas or polars, a Dataset of `datasets`, a pyarrow
     Table or a list of mappings, split as the task says; or a mapping (a DatasetDict) of such to train, valid and test.
 
-    Opening test is recorded in the ledger first: a later verdict on these rows is exploratory, because what was seen
-    here may shape what is judged there. The same skin asked again is no new opening.
+    Rows that the skin was trained on, or for test chosen by, are left out and counted (`seen`, `left_out`), where the
+    run that made it is found; include_seen keeps them. Looking at valid or test is recorded in the ledger first: a
+    later verdict on these rows is exploratory, because what was seen here may shape what is judged there. The same skin
+    asked again is no new opening.
     """
     given = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
     if given is not None:
@@ -124,16 +128,17 @@ def evaluate(
             model = opened.enter_context(closing(load_predictor(model)))
         predictor = _asked(model, data, name)
         reason = f"evaluate {task.task}"
-        if split == "test":
-            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
+        if split in ("valid", "test"):
+            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
             opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
             data.test.notes.extend(opening.notes)
-        examples = data.examples(split, reason)
-        rows = (TaskRow(task, example) for example in examples)
+        judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
+        rows = (TaskRow(task, example) for example in judged.examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
-    return _evaluation(task, examples, drafts, split, confidence, seed=0)
+    found = _evaluation(task, judged.examples, drafts, split, confidence, seed=0)
+    return replace(found, seen=judged.seen, left_out=judged.left_out)
 
 
 def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int, PredictionLike | str]]:

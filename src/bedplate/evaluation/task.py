@@ -11,7 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from bedplate.core import shown
 from bedplate.core.config import Grown, Strict, load_config
@@ -25,6 +34,7 @@ from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.production.spec import CurrentSpec, TrafficSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
+from bedplate.evaluation.split_spec import SplitSpec
 from bedplate.skins.output import OUTPUT_KINDS, JsonOutput, LabelsOutput, Output
 
 INPUT_KINDS = ("text",)
@@ -149,59 +159,33 @@ class OutputSpec(Grown):
         return ranked(text) if self.kind == "embedding" else text
 
 
-Part = Annotated[float, Field(gt=0, lt=1)] | str
-
-
-class SplitSpec(Strict):
-    """Train, valid and test: fractions that sum to 1, or three files."""
-
-    train: Part
-    valid: Part
-    test: Part
-
-    @model_validator(mode="after")
-    def _fractions_or_files(self) -> SplitSpec:
-        parts = (self.train, self.valid, self.test)
-        numbers = [part for part in parts if isinstance(part, float)]
-        if 0 < len(numbers) < 3:
-            raise ValueError("give three fractions or three files, not some of each")
-        if numbers and abs(sum(numbers) - 1) > 1e-6:
-            raise ValueError(f"the fractions must sum to 1, not {sum(numbers):g}")
-        if not numbers and len(set(parts)) < 3:
-            raise ValueError("train, valid and test must be three different files")
-        return self
-
-    @property
-    def fractions(self) -> dict[str, float] | None:
-        """Split name → fraction, or None where the splits are files."""
-        parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        found = {name: part for name, part in parts.items() if isinstance(part, float)}
-        return found or None
-
-    @property
-    def files(self) -> dict[str, str] | None:
-        """Split name → file, or None where the splits are fractions."""
-        parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        found = {name: part for name, part in parts.items() if isinstance(part, str)}
-        return found or None
+Column = Annotated[str, Field(min_length=1)]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class DataSpec(Grown):
     """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
     current: the answers of the system that runs today. slices: columns whose values are looked at one by one. traffic:
-    what rows weigh."""
+    what rows weigh. second_label: a column with a second label of some rows, by somebody else.
+    group_by: the column of what must not be split, or several: rows that share a value of any of them, directly or
+    through other rows, are one group. ungrouped_because: why there is none, which a task that is adapted says.
+    not_groups: what looks like groups and is none (a column, `near_duplicates`, `order`), with the reason of each.
+    """
 
-    LATE = ("current", "slices", "traffic")
+    LATE = ("current", "slices", "traffic", "second_label", "ungrouped_because", "not_groups")
 
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
-    group_by: str | None = None
+    group_by: str | Annotated[tuple[Column, ...], Field(min_length=1)] | None = None
+    ungrouped_because: Reason | None = None
+    not_groups: Mapping[str, Reason] = {}
     split: SplitSpec
     seed: int = 0
     limit: Annotated[int, Field(ge=1)] | None = None
     current: CurrentSpec | None = None
     slices: tuple[str, ...] = ()
     traffic: TrafficSpec = TrafficSpec()
+    second_label: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("slices")
     @classmethod
@@ -218,9 +202,23 @@ class DataSpec(Grown):
             raise ValueError("`source` is missing: a data set's name or a file (or give three files under `split`)")
         if self.split.files is not None and (self.source is not None or self.limit is not None):
             raise ValueError("`source` and `limit` do not go with files under `split`")
+        if self.second_label == self.target:
+            raise ValueError("`second_label` is the column of the target itself; name the one of the other labels")
         if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
             raise ValueError("a source is named twice")
+        if len(set(self.group_columns)) < len(self.group_columns):
+            raise ValueError("`group_by` names a column twice")
+        if self.group_by is not None and self.ungrouped_because is not None:
+            raise ValueError("`ungrouped_because` goes with `group_by: null`; take one of the two out")
+        both = next((name for name in self.group_columns if name in self.not_groups), None)
+        if both is not None:
+            raise ValueError(f"{both!r} stands under `group_by` and under `not_groups`; take it out of one of them")
         return self
+
+    @property
+    def group_columns(self) -> tuple[str, ...]:
+        """The columns of `group_by`; none where rows are independent."""
+        return (self.group_by,) if isinstance(self.group_by, str) else self.group_by or ()
 
     @property
     def sliced(self) -> tuple[str, ...]:
@@ -295,6 +293,8 @@ class Task(Strict):
     def _one_query(self) -> Task:
         if self.output.kind == "embedding" and len(self.inputs) > 1:
             raise ValueError("a task with outputs of kind embedding has one input, the query")
+        if self.output.kind == "embedding" and self.data.second_label is not None:
+            raise ValueError("`data.second_label` does not go with outputs of kind embedding")
         return self
 
     def __repr__(self) -> str:
@@ -352,6 +352,8 @@ class Task(Strict):
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
+        for name in ("ungrouped_because", "not_groups"):  # reasons change no row
+            values["data"].pop(name, None)
         if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
             values["metric"] = self.metric_name
         return sha256_json(values)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
+
+from bedplate.report.pages import page
 
 
 def corpus_page(funnel: Mapping[str, Any]) -> str:
     """The page of a funnel (the content of funnel.json). Everything that stands in it is escaped."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bedplate.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (files("bedplate.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("corpus.html.jinja").render(
+    return page(
+        "corpus.html.jinja",
         f=funnel,
-        style=Markup(style),
         lengths=Markup(_lengths(funnel["edges"], funnel["before"], funnel["after"])),
         most=max(1, funnel["documents"]),
     )

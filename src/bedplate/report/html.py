@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
+from bedplate.report.pages import page
 from bedplate.report.said import costs, said, shown_bar
 
 SECTIONS = {
@@ -26,22 +26,13 @@ SECTIONS = {
 
 def adaptation_page(report: Mapping[str, Any]) -> str:
     """The page of a ladder's report (the content of report.json, with or without its rows)."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bedplate.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # written by us from numbers and escaped names, so it may stand as it is
     drawn = {name: None if svg is None else Markup(svg) for name, svg in _plots(report).items()}
-    style = (files("bedplate.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
+    return page(
+        "page.html.jinja",
         r={key: value for key, value in report.items() if key != "rows"},
-        style=Markup(style),
         plots=drawn,
         contents=list(_contents(report)),
         headline=headline(report),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 INK, FAINT, ACCENT, REFERENCE, TARGET = "#111213", "#a1a2a3", "#3165f1", "#8c8d8e", "#d9480f"
 SERIES = ("#0102f0", "#f00102", "#02f001", "#8101f0", "#01b0f0", "#f001b0")
 """Lines that are told apart by colour."""
+LAYOUT: Literal["constrained"] | None = "constrained"
+"""How room is made for what stands around a plot, which takes as long as drawing it."""
 LIGHT = {
     "--ink": "#1b1f24",
     "--faint": "#c9ced6",
@@ -176,7 +178,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own canvas: nothing global is touched, so threads and notebooks are left alone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=LAYOUT)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field
 from bedplate.core.config import Strict
 from bedplate.report.schema_bar import Requirement
 from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_groups import Grouping
+from bedplate.report.schema_labels import LabelBudget, SecondLabels
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
@@ -111,6 +113,8 @@ class Confirmation(Part):
     upper: float | None
     upper_confidence: Share
     passed: bool
+    reached: bool = True
+    """False where nominees are tested in a fixed order, and one before it did not pass."""
     expected: float | None = None
     """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
     reads higher on test than it is. Null in reports from before this was said."""
@@ -245,7 +249,11 @@ class Data(Part):
     licences: tuple[str, ...]
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
+    grouping: Grouping | None = None
+    """Which rows are kept together, and what was looked for before that; null in reports from before it was."""
     card: DataCard
+    second_labels: SecondLabels | None = None
+    """Where the task names a column of second labels."""
 
 
 class BaseUsed(Part):
@@ -363,6 +371,8 @@ class ReportFile(Part):
     export: dict[str, Export]
     ledger: Ledger | None
     """Null where test was not opened."""
+    labels: LabelBudget | None = None
+    """Where labels were bought for this verdict."""
     data: Data
     focus: Focus | None
     """Null where nothing was nominated."""

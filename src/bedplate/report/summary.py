@@ -22,6 +22,9 @@ def summary(report: Mapping[str, Any]) -> str:
         cell(verdict["reason"]),
         "",
     ]
+    second = report["data"].get("second_labels")
+    beside = [one["said"] for one in (report.get("labels"), second) if one]
+    lines += [line for text in beside for line in (cell(text), "")]
     kept_out = verdict.get("kept_out", ())
     if kept_out:
         head = ("would be admitted", "key of `budget`", "given", "would do", f"{target['metric']} on valid")

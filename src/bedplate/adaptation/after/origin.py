@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.adaptation.task.parent import made_in, read_splits
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.drift import Promise
 from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.leaks.seen import made_in, read_splits
 from bedplate.evaluation.task import Task, load_task
 from bedplate.skins.files import read_identified
 from bedplate.skins.run import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run

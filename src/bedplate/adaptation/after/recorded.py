@@ -10,10 +10,11 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.task.parent import Parent, made_in, read_parent
+from bedplate.adaptation.task.parent import Parent, read_parent
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.leaks.seen import made_in
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified, skin_id

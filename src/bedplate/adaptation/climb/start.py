@@ -19,18 +19,21 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
-from bedplate.adaptation.task.parent import Parent, write_splits
+from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.run import SETTINGS_FILE, Run
 
 LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
+LABELS = "labels"
+"""Where files of rows to label lie, below a run's directory."""
 
 
 @contextmanager
@@ -124,7 +127,11 @@ def check_output(out: Path) -> None:
     """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out wants a directory")
-    if out.is_dir() and not (out / SETTINGS_FILE).is_file() and any(one.name != LOCK_FILE for one in out.iterdir()):
+    if (
+        out.is_dir()
+        and not (out / SETTINGS_FILE).is_file()
+        and any(one.name not in (LOCK_FILE, LABELS) for one in out.iterdir())
+    ):
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
     place = out.absolute()
     while not place.exists():

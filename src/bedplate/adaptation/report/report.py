@@ -25,6 +25,7 @@ from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.admission import Admission
 from bedplate.adaptation.verdict.hurdles import Hurdles
 from bedplate.adaptation.verdict.measured import Priced
+from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
@@ -36,6 +37,7 @@ from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
 from bedplate.report.schema_bar import Requirement
+from bedplate.report.schema_labels import LabelBudget
 from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
@@ -59,6 +61,7 @@ def build_report(
     formats: Mapping[str, schema_plan.Formats],
     kept_out: Sequence[Admission] = (),
     reserved: float | None = None,
+    labels: LabelBudget | None = None,
     watch: Stopwatch,
     hurdles: Hurdles,
     required: Mapping[str, Sequence[Requirement]],
@@ -119,12 +122,15 @@ def build_report(
         ledger=None
         if opening is None
         else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha, notes=opening.notes),
+        labels=labels,
         data=schema.Data(
             counts=dict(data.counts),
             hashes=dict(data.hashes),
-            notes=(*data.notes, *_too_long(tested)),
+            notes=(*data.notes, *_too_long(tested), *_one_look(labels)),
             licences=data.licences,
             test_openings=tuple(data.test.openings),
+            second_labels=second_labels(context.task, data, context.spec.target.confidence),
+            grouping=data.grouping,
             card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
         ),
         focus=_focus(judged, valid, evaluations),
@@ -335,6 +341,15 @@ def _timing(result: Result, timing: Latency, rate: float, confidence: float) -> 
 def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
     names = [one.rung for one in left_out if one.what == "rung" and one.kind != "impossible"]
     return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
+
+
+def _one_look(labels: LabelBudget | None) -> tuple[str, ...]:
+    if labels is None or len(labels.looks) == 1:
+        return ()
+    return (
+        "p-values of comparisons on test are those of one look; several were taken, and only the verdict's bounds "
+        "allow for that",
+    )
 
 
 def _exploratory(opening: Opening | None) -> str | None:

@@ -16,14 +16,15 @@ from typing import Any, Literal
 from bedplate.core.config import one_line
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.profile import Profile, profiles
+from bedplate.data.profile import Profile, is_group_name, profiles
 from bedplate.data.rows import Rows
 from bedplate.data.splits import Record, deduplicate, row_hash
 from bedplate.evaluation.metrics import METRICS
 
 MOST_LABELS = 200
 _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
-_GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
+UNGROUPED = "no column was named that says which rows belong together"
+"""What a task file that is written without a group gives as its reason."""
 _FEW = 20
 """Rows of the rarest label below which it is said that there are few."""
 
@@ -118,8 +119,11 @@ def task_text(
         if value not in (None, ()):
             output[key] = list(value) if isinstance(value, tuple) else value
     others = [one for one, metric in METRICS.items() if made.kind in metric.outputs and one != made.metric]
-    group = "" if made.group is None else f", group_by: {one_line(made.group)}"
-    kept = "" if made.group is None else f"# Rows with the same {made.group} stay together in one split.\n"
+    group = f"group_by: {one_line(made.group)}"
+    kept = f"# Rows with the same {made.group} stay together in one split."
+    if made.group is None:
+        group = f"group_by: null, ungrouped_because: {one_line(UNGROUPED)}"
+        kept = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
     return f"""\
 # What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
 task: {one_line(name)}
@@ -132,8 +136,10 @@ output: {one_line(output)}
 instructions: {one_line(instructions or default_instructions(made))}
 
 # The source is a path from this file. Skins are tuned on train, chosen on valid, and judged once, on test.
-{kept}data:
-  {{source: {one_line(source)}, target: {one_line(made.target)}{group},
+{kept}
+data:
+  {{source: {one_line(source)}, target: {one_line(made.target)},
+   {group},
    split: {{train: 0.6, valid: 0.2, test: 0.2}}, seed: 0}}
 
 # What is measured. Also possible: {", ".join(others) or "a function of your own (docs/task-file.md)"}.
@@ -185,7 +191,7 @@ def guess_target(found: Mapping[str, Profile], inputs: Sequence[str] = ()) -> st
         if named:
             return named[0]
     few = [one for one in open_to if 2 <= one.distinct <= MOST_LABELS and one.repeats >= 4 and one.kind == "text"]
-    few = [one for one in few if not _is_group_name(one.name)]
+    few = [one for one in few if not is_group_name(one.name)]
     return min(few, key=lambda one: one.distinct).name if few else None
 
 
@@ -198,15 +204,10 @@ def guess_inputs(found: Mapping[str, Profile], target: str, group: str | None = 
 def guess_group(found: Mapping[str, Profile], without: Sequence[str]) -> str | None:
     """A column whose name says that it holds what rows belong to, with values on more than one row and none missing."""
     for one in found.values():
-        named = _is_group_name(one.name) and one.name not in without
+        named = is_group_name(one.name) and one.name not in without
         if named and not one.empty and one.distinct >= 10 and one.repeats > 1.05 and one.kind in ("text", "number"):
             return one.name
     return None
-
-
-def _is_group_name(name: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    return (words[-1] == "id" and len(words) > 1) or bool({*words} & {*_GROUPS})
 
 
 # --- the answer

@@ -17,6 +17,7 @@ from bedplate.core.config import load_config
 from bedplate.core.errors import ConfigError, HubError, UnknownItemError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.sources import check_source
+from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.task import Task
 from bedplate.hub.pull import check_source as check_base
 
@@ -62,6 +63,8 @@ def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None 
     check_target(spec.target, task, wanted)
     for source in task.data.sources:
         check_source(source, path.parent)
+    if not task.data.group_columns and task.data.ungrouped_because is None:
+        grouping_of(task, sources_of(task))  # raises, with what the rows show
     for base in (*spec.bases, *spec.embedders):
         _check_base(base, path)
     if spec.prompt is not None:

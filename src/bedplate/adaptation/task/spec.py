@@ -101,13 +101,21 @@ class OwnPrompt(Strict):
         return LabelOutput(labels=tuple(labels), continuations=default_continuations(labels, self.format))
 
 
+Testing = Literal["holm", "best_first", "cheapest_first"]
+
+
 class AdaptSpec(Strict):
     """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
 
     bases: Annotated[tuple[str, ...], Field(min_length=1)]
     target: TargetSpec
+    testing: Testing = "holm"
+    """How several nominees share the error: any may pass (Holm), or one after the other, each with the whole error,
+    until the first that fails: the best on valid first, or the cheapest."""
     budget: BudgetSpec = BudgetSpec()
     machine: MachineSpec
+    usd_per_label: Annotated[float, Field(ge=0)] | None = None
+    """What a person is paid for labelling a row; said where labels are bought."""
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""

@@ -12,12 +12,20 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.context.outcome import SLOW, Latency
-from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec
+from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import Admission
 from bedplate.adaptation.verdict.candidate import Nominable, infeasible
 from bedplate.adaptation.verdict.expected import Estimated, expected
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous, values_needed
+from bedplate.core.statistics import (
+    InsufficientGroups,
+    holm,
+    holm_bounds,
+    needed_n,
+    sequence_bounds,
+    simultaneous,
+    values_needed,
+)
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.costs.scale import PLAIN, Scale
@@ -127,13 +135,15 @@ def confirm(
     alpha: float,
     next_alpha: float | None = None,
     holds: Mapping[str, Callable[[float], bool]] | None = None,
+    order: Sequence[str] | None = None,
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
     one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). holds: whether what else
-    is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound.
+    is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
+    nominees, where they are tested one after the other, each with the whole error, until the first that fails.
     """
     if not tested:
         return []
@@ -148,7 +158,12 @@ def confirm(
             return -math.inf
 
     beside = [(holds or {}).get(rung, _nothing_else) for rung, _ in tested]
-    lower = holm_bounds([partial(lower_of, i) for i in range(len(tested))], target, 1 - alpha, beside)
+    bounds = [partial(lower_of, i) for i in range(len(tested))]
+    if order is None:
+        lower = holm_bounds(bounds, target, 1 - alpha, beside)
+    else:
+        names = [rung for rung, _ in tested]
+        lower = sequence_bounds(bounds, target, 1 - alpha, beside, [names.index(rung) for rung in order])
     upper = [None if i in unbounded else one.bound(level, "upper") for i, (_, one) in enumerate(tested)]
     found: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
@@ -165,12 +180,21 @@ def confirm(
                 upper=upper[i],
                 upper_confidence=level,
                 passed=lower[i].passed,
+                reached=lower[i].reached,
                 expected=likely,
                 needed_n=needed_n(likely, target, again, deff=effect, variance=hope.row_variance),
                 reason=unbounded.get(i),
             )
         )
     return found
+
+
+def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Estimated]) -> list[str] | None:
+    """The order in which nominees are tested, fixed on valid; None for Holm, which has none."""
+    if testing == "holm":
+        return None
+    names = list(nomination.nominees)
+    return names if testing == "cheapest_first" else sorted(names, key=lambda name: -valid[name].estimate)
 
 
 def _nothing_else(confidence: float) -> bool:
@@ -292,11 +316,15 @@ def decide(
         else f"{likely}, which is not {'below' if scale.lower_is_better else 'above'} the target: no number of rows is "
         "promised to show that it clears it"
     )
+    behind = [c.rung for c in ordered if not c.reached and c.lower is not None and c.lower > target]
+    whose = f"No {'reached ' if behind else ''}nominee's {clears}"
     text = (
-        f"No nominee's {clears} of {bar} on {rows}, and not every {scale.upper_bound} is "
+        f"{whose} of {bar} on {rows}, and not every {scale.upper_bound} is "
         f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, from "
         f"{scale.said(best.lower or 0.0)}); {hope}."
     )
+    if behind:
+        text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
     undecided = [one.reason for one in requirements.get(first.rung, ()) if one.holds is not True]
     if undecided:
         text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."

@@ -169,7 +169,9 @@ def _better(
     found: Comparison = compare(pair[0], pair[1], seed)
     low, high = found.interval
     held: Held = "true" if low > 0 else "false" if high < 0 else "undecided"
-    difference = f"{found.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    apart = pair[0].scale.difference
+    low, high = sorted((apart(low), apart(high)))
+    difference = f"{apart(found.difference):+.3f} ({low:+.3f} to {high:+.3f})"
     return held, f"{tuned} minus {other} is {difference} on {found.n} rows of {found.split}"
 
 

@@ -8,6 +8,9 @@ paired.py        two candidates on the same rows: exact McNemar, clustered sign-
 quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
 two_sample.py    two estimates from different rows
 betting.py       tests that may be looked at as often as one likes: means, and a sample against one that stays
+counted_bets.py  bounds of a mean that hold at every moment of a stream, by such bets
+looks.py         looking before all rows are there: levels of several looks at one error
+agreement.py     two labels of the same rows, and the ceiling that they leave
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
 
@@ -26,7 +29,15 @@ from bedplate.core.statistics.clusters import (
     intraclass_correlation,
     robust_mean,
 )
-from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
+from bedplate.core.statistics.multiplicity import (
+    HolmBound,
+    holm,
+    holm_bounds,
+    needed_n,
+    sequence_bounds,
+    simultaneous,
+    spent_alpha,
+)
 from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
 from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
@@ -69,6 +80,7 @@ __all__ = [
     "paired_difference",
     "quantile_bounds",
     "robust_mean",
+    "sequence_bounds",
     "sign_flip",
     "simultaneous",
     "spent_alpha",

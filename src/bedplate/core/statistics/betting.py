@@ -46,11 +46,18 @@ class Evidence:
         return self.value >= 1 / alpha
 
 
-def gains(scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, largest: int = 1) -> Gains:
+def gains(
+    scores: ArrayLike,
+    groups: Sequence[Hashable] | None,
+    floor: float,
+    largest: int = 1,
+    times: ArrayLike | None = None,
+) -> Gains:
     """What bets that scores [n] in [0, 1] are below `floor` on average gain on these rows [stakes].
 
     groups: rows of one are not independent and are one bet; None where each row stands for itself. largest: rows of a
-    group that are bet on at most, the first of each: fixed before the rows are seen. UsageError for other scores.
+    group that are bet on at most, the first of each: fixed before the rows are seen. times: how often each score came,
+    for rows without groups that are counted by their scores. UsageError for other scores.
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 1 or (groups is not None and len(groups) != x.size):
@@ -68,7 +75,8 @@ def gains(scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, la
     else:
         largest = 1
     room = max(1 - floor, _SURE) * largest
-    return np.log1p(np.multiply.outer(STAKES, missing) / room).sum(1)
+    won = np.log1p(np.multiply.outer(STAKES, missing) / room)
+    return won.sum(1) if times is None else won @ np.asarray(times, dtype=np.float64)
 
 
 def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, most: int) -> Gains:

@@ -15,8 +15,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, robust_mean
-from bedplate.core.statistics.noninferiority import hidden
+from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums
+from bedplate.core.statistics.noninferiority import bounded_change, hidden
 from bedplate.core.statistics.unequal import check_groups, worth
 
 
@@ -40,11 +40,10 @@ def calibration_bounds(
 ) -> CalibrationBounds:
     """Of rows [n] with `gaps` confidence - right, in these bins (at most ten have rows, or it takes long).
 
-    Bounds are t's for groups of any sizes, and never nearer than what rows of a kind that was not seen could make them.
+    Bounds are those of a drop (`noninferiority`), and the upper one is never nearer than what rows of a kind that was
+    not seen could make it.
     Raises InsufficientGroups as bounds of a mean do.
     """
-    from scipy.special import stdtrit
-
     codes, count = group_codes(groups)
     w = checked_weights(weights, gaps.size)
     sizes = group_sums(w, codes, count)
@@ -54,11 +53,13 @@ def calibration_bounds(
     error = sum(abs(float((w * gaps)[place == one].sum())) for one in range(used.size)) / gaps.size
     upper = 0.0
     for signs in product((-1.0, 1.0), repeat=used.size):
-        mean = robust_mean(np.array(signs)[place] * gaps, codes, weights)
-        upper = max(upper, mean.mean + max(float(stdtrit(mean.freedom, confidence)) * mean.se, unseen))
-    lower = 0.0
+        signed = bounded_change(np.array(signs)[place] * gaps, codes, confidence, unseen, weights)
+        assert signed.upper is not None
+        upper = max(upper, signed.upper)
+    lower, each = 0.0, 1 - (1 - confidence) / (2 * used.size)
     for one in range(used.size):
-        mean = robust_mean(np.where(place == one, gaps, 0.0), codes, weights)
-        half = float(stdtrit(mean.freedom, 1 - (1 - confidence) / (2 * used.size))) * mean.se
-        lower += max(0.0, abs(mean.mean) - half)
+        own = bounded_change(np.where(place == one, gaps, 0.0), codes, each, 0.0, weights)
+        assert own.lower is not None
+        assert own.upper is not None
+        lower += max(0.0, own.lower, -own.upper)
     return CalibrationBounds(error, lower, min(1.0, upper), confidence)

@@ -1,7 +1,9 @@
 """Several nominees on one test, several verdicts on the same rows, and how many rows a verdict needs.
 
-Holm (1979), Scandinavian Journal of Statistics 6:65. Spending over repeated verdicts: sum of 6/(pi^2 j^2) over all j
-is 1, so that any number of verdicts on the same rows stays within alpha (Foster & Stine 2008 use the same series).
+Holm (1979), Scandinavian Journal of Statistics 6:65. In a fixed order: Maurer, Hothorn & Lehmacher (1995), in
+Biometrie in der chemisch-pharmazeutischen Industrie 6:3. Spending over repeated verdicts: the sum of 6/(pi^2 j^2)
+over all j is 1, so that any number of verdicts on the same rows stays within alpha (Foster & Stine 2008 use the same
+series).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ class HolmBound:
     lower: float
     confidence: float
     passed: bool
+    reached: bool = True
+    """Whether it was tested: in a fixed order those behind the first that fails are not."""
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -69,6 +73,32 @@ def holm_bounds(
         best = max(cleared, key=lambda i: cleared[i].lower)
         passed[best] = cleared[best]
     return [passed[i] for i in range(len(lower_at))]
+
+
+def sequence_bounds(
+    lower_at: Sequence[Callable[[float], float]],
+    target: float,
+    confidence: float = 0.95,
+    holds: Sequence[Callable[[float], bool]] | None = None,
+    order: Sequence[int] | None = None,
+) -> list[HolmBound]:
+    """Which nominees' lower bounds clear `target`, each looked at with the whole error in an order that was fixed
+    before (by default as given), until the first that does not (Maurer, Hothorn & Lehmacher 1995; Hsu & Berger 1999,
+    JASA 94:468). The arguments are those of `holm_bounds`, and so is the family-wise error.
+
+    Those behind the first that does not pass are not `passed`, whatever their bound, and not `reached`.
+    """
+    check_confidence(confidence)
+    places = range(len(lower_at)) if order is None else order
+    if sorted(places) != list(range(len(lower_at))):
+        raise UsageError(f"an order names each of {len(lower_at)} nominees once, not {list(places)}")
+    found: dict[int, HolmBound] = {}
+    going = True
+    for i in places:
+        value = lower_at[i](confidence)
+        found[i] = HolmBound(value, confidence, going and value > target, going)
+        going = found[i].passed and (holds is None or holds[i](confidence))
+    return [found[i] for i in range(len(lower_at))]
 
 
 def simultaneous(confidence: float, comparisons: int) -> float:

@@ -72,9 +72,21 @@ def mean_drop(
         raise UsageError("scores must lie between 0 and 1")
     w = checked_weights(weights, x.size)
     alike = worth(group_sums(w, codes, count))
-    unseen = hidden(alike if units is None else units, confidence)
-    icc = intraclass_correlation(x - y, codes)
-    return _drop(w * (x - y), w, codes, count, confidence, unseen, icc, group_sums(w**2, codes, count))
+    return bounded_change(x - y, codes, confidence, hidden(alike if units is None else units, confidence), weights)
+
+
+def bounded_change(
+    change: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    confidence: float,
+    unseen: float,
+    weights: NDArray[np.float64] | None = None,
+) -> Drop:
+    """The mean of `change` [n] as `mean_drop` bounds that of a drop; the bounds are never nearer than `unseen`."""
+    codes, count = group_codes(groups)
+    w = checked_weights(weights, change.size)
+    icc = intraclass_correlation(change, codes)
+    return _drop(w * change, w, codes, count, confidence, unseen, icc, group_sums(w**2, codes, count))
 
 
 def hidden(units: float, confidence: float) -> float:

@@ -96,7 +96,7 @@ def quality(
     except InsufficientGroups as error:
         reason = error.message
     if promise is None:
-        return Quality(after.metric, after.estimate, level, bounds, reason, None, False, False, None, None, None, {})
+        return Quality(after.scored_as, after.estimate, level, bounds, reason, None, False, False, None, None, None, {})
     floors = {"promise": promise.floor, "bar": promise.target}
     needed = _needed(after, promise.target, 1 - level)
     if after.scoring == "counts":
@@ -109,7 +109,7 @@ def quality(
         found = {name: evidence([*(one[name] for one in earlier if name in one), gained[name]]) for name in floors}
         below = {name: one is not None and one.against(level) for name, one in found.items()}
     return Quality(
-        after.metric,
+        after.scored_as,
         after.estimate,
         level,
         bounds,

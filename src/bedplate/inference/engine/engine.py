@@ -18,20 +18,20 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
-from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, Trial
 from bedplate.inference.engine.job import Equipment, Job
 from bedplate.inference.engine.kinds.request import Request, Result
 from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.inference.engine.kinds.table import KINDS
+from bedplate.inference.engine.loading import Loading
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import Asked, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
-from bedplate.inference.forward.adapters import Adapters, Loaded
+from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
@@ -107,7 +107,6 @@ class Engine(Closing):
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
         self._equipment = Equipment(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
-        self._adapters = Adapters(self._free)
         self._runner = Runner(
             cache,
             self._forward,
@@ -118,6 +117,8 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
+        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner)
+        self._adapters = self._loading.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
@@ -263,44 +264,17 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
-            self._adapters.check_new(key)
-            self._adapters.sweep()
-            self._torch.complete()  # an adapter is checked against the weights that it changes
-            slot = self.bank.add(config, tensors)
-            try:
-                self._forward.take(slot)
-            except BaseException:
-                self.bank.remove(slot)
-                raise
-            self._adapters.add(Loaded(key, slot))
+            self._loading.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
         before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
         of the context."""
-        if "generate" not in self.base.can:
-            raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
-        if "encode" in self.base.can:
-            raise UsageError(f"{self.base.name} is an encoder–decoder; soft prompts are for decoders alone")
+        self._loading.check_soft_prompts()
         self._check_open()
         with self._compute:
             self._check_open()
-            self._adapters.check_new(key)
-            vectors = check_vectors(self.base, vectors)
-            if len(vectors) % self._tree.block:
-                raise UsageError(f"on this device a soft prompt must have a multiple of {self._tree.block} vectors")
-            parent = self._adapters.get(adapter)
-            if parent.virtual:
-                raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
-            parent = self._adapters.hold(adapter)
-            loaded = Loaded(key, parent.slot, len(vectors), parent)
-            try:
-                self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
-                self._adapters.add(loaded)
-            except BaseException:
-                self._tree.drop(loaded)
-                self._adapters.release(parent)
-                raise
+            self._loading.load_soft_prompt(key, vectors, adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
@@ -319,15 +293,6 @@ class Engine(Closing):
         with self._compute:
             self._adapters.sweep()
 
-    def _free(self, loaded: Loaded) -> None:
-        """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
-        self._tree.drop(loaded)
-        for layers in range(self.base.spec.deepest + 1):
-            self._tree.drop((loaded, layers))
-        if loaded.parent is None:
-            self._forward.forget(loaded.slot)
-            self.bank.remove(loaded.slot)
-
     def pin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
         """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes.
 
@@ -339,10 +304,7 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
-            loaded = self._adapters.get(adapter)
-            key = (*loaded.virtual_tokens, *tokens)
-            if not self._tree.is_pinned(loaded, key, public=public):
-                self._runner.compute_prefix(loaded, key, public=public)
+            self._loading.pin(tokens, adapter, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
         """Forgets a beginning that was pinned so; nothing happens where there is none."""
@@ -350,9 +312,7 @@ class Engine(Closing):
             return
         self._check_open()
         with self._compute:
-            if tokens and (adapter is None or adapter in self._adapters):
-                loaded = self._adapters.get(adapter)
-                self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens), public=public)
+            self._loading.unpin(tokens, adapter, public=public)
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.pretraining.page.curves import curve, losses
 from bedplate.pretraining.runfile.counts import shown
+from bedplate.report.pages import page
 
 SEEN = "tokens/"
 """What the names of a step's tokens by source begin with."""
@@ -24,20 +24,12 @@ def write_page(path: Path, record: Mapping[str, Any], metrics: Path, judged: Seq
 
 def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
     """The page as HTML: no script, nothing fetched, everything escaped."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bedplate.pretraining.page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (files("bedplate.report") / "templates" / "report.css").read_text(encoding="utf-8")
-    return environment.get_template("run.html.jinja").render(
+    return page(
+        "run.html.jinja",
+        "bedplate.pretraining.page",
         r=record,
-        style=Markup(style),
         plots={name: Markup(svg) for name, svg in _plots(rows, judged).items()},
         facts=facts(record, rows),
         seen=seen(rows),

@@ -17,12 +17,13 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
-from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
+from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.latest import Latest
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
 from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
+from bedplate.serving.settings.route_config import JUDGED_WRONG
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.strict_json import parse_json
 
@@ -59,7 +60,7 @@ class Feedback:
         self._reading = asyncio.Lock()
         self._generation = ""
         self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
-        """Reply id → what its first choice should have been; None: it was called good as it is."""
+        """Reply id → what its first choice should have been; None: it was called good as it is; `JUDGED_WRONG`: bad."""
         self._said: Latest[int] = Latest(MOST_OWNERS)
         """Reply id → how often something was said of it."""
         self.counts: Counter[str] = Counter()
@@ -299,8 +300,10 @@ def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None]
 
 
 def _note(targets: Latest[str | None], row: Row) -> None:
-    if row["index"] == 0 and (row["correction"] is not None or row["rating"] == "good"):
-        targets.note(row["id"], row["correction"])
+    if row["index"] == 0 and (row["correction"] is not None or row["rating"] is not None):
+        called_bad = row["correction"] is None and row["rating"] != GOOD
+        if not (called_bad and targets.get(row["id"]) is not None):  # a correction says more
+            targets.note(row["id"], JUDGED_WRONG if called_bad else row["correction"])
 
 
 def _log_failure(written: Future[None]) -> None:

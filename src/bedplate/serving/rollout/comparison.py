@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bedplate.core.statistics import enough_groups, paired_difference, robust_mean, sign_flip, wilson
+from bedplate.serving.settings.route_config import JUDGED_WRONG
 
 CONFIDENCE = 0.95
 _RESAMPLES = 5000
@@ -21,6 +22,9 @@ Json = dict[str, Any]
 def answer_digest(text: str) -> str:
     """What is remembered of an answer: enough to tell whether another is the same."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+WRONG = answer_digest(JUDGED_WRONG)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,13 @@ def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> J
         "agreement": rate(sum(pair.agrees for pair in pairs), len(pairs)),
         "seconds": _times([(p.ours.seconds, p.shadow.seconds, p.tenant) for p in pairs[-MOST_TIMED:]]),
         "compute_seconds": _times([(p.ours.compute, p.shadow.compute, p.tenant) for p in pairs[-MOST_TIMED:]]),
-        "correctness": _correctness([pair for pair in pairs if pair.id in targets], targets),
+        "correctness": _correctness([pair for pair in pairs if _known(pair, targets)], targets),
     }
+
+
+def _known(pair: ShadowPair, targets: Mapping[str, str | None]) -> bool:
+    """Whether both answers of a pair were judged: where ours was only called bad, nobody knows of another."""
+    return pair.id in targets and (targets[pair.id] != WRONG or pair.ours.answers[0] == pair.shadow.answers[0])
 
 
 def _groups(tenants: Sequence[str]) -> tuple[str, Sequence[Hashable]]:

@@ -22,6 +22,7 @@ from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.rollout.comparison import ShadowPair, answer_digest, compare, rate
 from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
+from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
 from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
 from bedplate.serving.wire.errors import StatusError
 
@@ -48,6 +49,7 @@ class _Route:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
     seen: deque[_Seen] = field(default_factory=lambda: deque[_Seen](maxlen=MOST_KEPT))
     pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
+    verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
 
@@ -64,6 +66,10 @@ class Router(Collector):
                 raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
         self._registry, self._given = state.registry, targets
         self._routes = {name: _Route(config) for name, config in routes.items()}
+        for route in self._routes.values():
+            if route.config.verdict is not None:
+                route.verdict = OnlineVerdict(route.config.verdict, route.config.shadow)
+        self._digests = Digests(targets)
         self._shadows = Shadows(state)
 
     # --- on the way in
@@ -121,7 +127,10 @@ class Router(Collector):
         route.seconds[routed.version] += call.seconds
         if not call.answers:
             return
-        route.seen.append(_Seen(call.id, routed.version, answer_digest(call.answers[0].text)))
+        digest = answer_digest(call.answers[0].text)
+        route.seen.append(_Seen(call.id, routed.version, digest))
+        if route.verdict is not None:
+            route.verdict.told(call.id, routed.version, digest, None, self._digests)
         config = route.config
         mirrored = config.shadow is not None and call.origin is None and routed.path in _MIRRORED
         if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
@@ -130,6 +139,9 @@ class Router(Collector):
         def tell(pair: ShadowPair | None, why: str) -> None:
             if pair is not None:
                 route.pairs.append(pair)
+                if route.verdict is not None:
+                    ours_first, shadow_first = pair.ours.answers[0], pair.shadow.answers[0]
+                    route.verdict.told(pair.id, pair.version, ours_first, shadow_first, self._digests)
                 why = "agreed" if pair.agrees else "differed"
             route.outcomes[why] += 1
 
@@ -184,6 +196,7 @@ class Router(Collector):
                 for version, weight in config.versions.items()
             ],
             "shadow": shadow,
+            "verdict": None if route.verdict is None else route.verdict.report(self._digests),
         }
 
     def _targets(self) -> dict[str, str | None]:

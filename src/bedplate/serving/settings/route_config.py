@@ -7,11 +7,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Strict
 
+JUDGED_WRONG = "\0"
+"""What stands for the right answer of a call that a user called bad without saying what would have been right."""
+
 Weight = Annotated[float, Field(ge=0)]
+
+
+class RouteVerdict(Strict):
+    """What a version, or the shadow, is to be shown to do: be right in `at_least` of its calls, or lose no more than
+    `margin` of them `against` another version. wait_minutes: how long after an answer its outcome is waited for."""
+
+    of: str
+    at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
+    against: str | None = None
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    wait_minutes: Annotated[float, Field(ge=0)] = 1440.0
+
+    @model_validator(mode="after")
+    def _one_question(self) -> RouteVerdict:
+        if (self.at_least is None) == (self.against is None):
+            raise ValueError("give either `at_least`, a share of right answers, or `against`, another version")
+        if self.against == self.of:
+            raise ValueError(f"{self.of!r} cannot be held against itself")
+        if self.margin and self.against is None:
+            raise ValueError("`margin` goes with `against`")
+        return self
 
 
 class RouteConfig(Strict):
@@ -20,13 +45,24 @@ class RouteConfig(Strict):
     versions: model name → weight; weights are shares of their sum, and 0 parks a version. sticky: what keeps a caller
     on one version: its tenant, the `user` (or `safety_identifier`) that its request names, or nothing ("request": every
     call is drawn anew, and so is one that names no user). shadow: a model that gets a copy of `shadow_share` of the
-    calls; its answers are compared and thrown away.
+    calls; its answers are compared and thrown away. verdict: what is to be shown of one of them.
     """
 
     versions: Annotated[dict[str, Weight], Field(min_length=1)]
     sticky: Literal["request", "user", "tenant"] = "request"
     shadow: str | None = None
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    verdict: RouteVerdict | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> RouteConfig:
+        asked = self.verdict
+        if asked is not None:
+            if asked.of not in (*self.versions, self.shadow):
+                raise ValueError(f"verdict.of: {asked.of!r} is neither a version of the route nor its shadow")
+            if asked.against is not None and asked.against not in self.versions:
+                raise ValueError(f"verdict.against: {asked.against!r} is no version of the route")
+        return self
 
     @field_validator("versions")
     @classmethod

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bedplate.core.errors import UsageError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """States [n, D] and targets [n] of a piece → the sum of its losses, a scalar."""
 
 
 def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
     """Σ of `loss` over pieces of so many positions, a scalar. Gradients reach the states, and every parameter that the
-    loss reads; they can be asked for once."""
+    loss reads; they can be asked for once, and have none of their own (`taken`)."""
     if not torch.is_grad_enabled():
         pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
         return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
@@ -45,6 +47,25 @@ def _leaves(made: Tensor) -> tuple[Tensor, ...]:
             found[id(node.variable)] = node.variable
         waiting += [following for following, _ in node.next_functions]
     return tuple(found.values())
+
+
+def taken(ctx: Any) -> Any:
+    """What a forward pass has left in `ctx.found` for its backward pass, which changes it and so has it once.
+
+    UsageError for a second backward pass, and for one whose gradients are to be differentiated themselves.
+    """
+    if torch.is_grad_enabled():
+        raise UsageError(
+            "this loss has no gradients of its gradients: leave create_graph out, or compute the loss with "
+            "torch.nn.functional.cross_entropy"
+        )
+    found, ctx.found = ctx.found, None
+    if found is None:
+        raise UsageError(
+            "the gradients of this loss were computed already, and what they are made of is gone, with retain_graph as "
+            "well: compute the loss again for another backward pass"
+        )
+    return found
 
 
 class _Pieces(torch.autograd.Function):
@@ -71,7 +92,6 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        to_states, to_read = ctx.found
-        ctx.found = None  # given away
+        to_states, to_read = taken(ctx)
         scaled = [None if one is None else one.mul_(grad.to(one.dtype)) for one in (to_states, *to_read)]
         return None, None, None, None, *scaled

@@ -11,21 +11,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bedplate.models.layers.gradients import PIECE, row_pieces
-from bedplate.training.batch import PackedBatch
+from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import summed_losses
+from bedplate.training.objectives.pieces import summed_losses, taken
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 
 
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
-    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
+    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states; what is
+    NO_TARGET among them adds nothing, as in torch's own.
 
-    With more than `rows` positions the logits are made piece by piece, and their gradients with them.
+    Its gradients are computed once: UsageError for a second backward pass over them, or one through them (on a CPU, or
+    piece by piece). With more than `rows` positions the logits are made piece by piece, and their gradients with them.
     """
     if len(targets_N) <= rows:
         return _cross_entropy(model, hidden_ND, targets_N)
@@ -51,19 +52,21 @@ class _CrossEntropy(torch.autograd.Function):
         lost = logits_NV.new_zeros((), dtype=torch.promote_types(logits_NV.dtype, torch.float32))
         for at in row_pieces(logits_NV, 2 * PIECE):
             own, target = logits_NV[at].to(lost.dtype), targets_N[at, None]
+            kept = target != NO_TARGET
+            target = target.where(kept, 0)
             below = own - own.amax(-1, keepdim=True)
             wanted = below.gather(1, target)
             shares = below.exp_()
             total = shares.sum(-1, keepdim=True)
-            lost += (total.log() - wanted).sum()
-            to_logits[at] = shares.div_(total).scatter_add_(1, target, shares.new_full(target.shape, -1.0))
+            lost += (total.log() - wanted).where(kept, 0.0).sum()
+            shares.div_(total.masked_fill(~kept, torch.inf))  # nothing where there is no target
+            to_logits[at] = shares.scatter_add_(1, target, -kept.to(shares.dtype))
         ctx.found = to_logits
         return lost
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        to_logits, ctx.found = ctx.found, None  # given away
+        to_logits = taken(ctx)
         return (to_logits if grad.item() == 1 else to_logits.mul_(grad)), None
 
 

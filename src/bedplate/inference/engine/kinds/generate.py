@@ -28,9 +28,9 @@ from bedplate.inference.engine.kinds.request import (
     Usage,
 )
 from bedplate.inference.engine.kinds.sampling import Grammar, Sampling
+from bedplate.inference.engine.kinds.stopping import TextStream
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.speculate import Drafter
-from bedplate.inference.engine.stopping import TextStream
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.text.json_schema import INVALID
 

@@ -1,0 +1,1 @@
+"""Labels bought one file at a time, until there is a verdict."""

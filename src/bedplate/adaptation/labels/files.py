@@ -1,0 +1,84 @@
+"""Files of rows for people to label: written as CSV, read back when the column of the target is filled in."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import atomic_write
+from bedplate.data.sources import read_rows
+from bedplate.evaluation.examples import Example, blank, target_of
+from bedplate.evaluation.task import Task
+
+KEY, CANNOT = "row_key", "cannot_label"
+"""Columns beside the task's own: what a row is known by, and why it cannot be labelled."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One file. labels: by row hash, of the rows that have one; skipped: those that nobody can label; empty: rows that
+    wait for either."""
+
+    path: Path
+    labels: Mapping[str, str]
+    skipped: frozenset[str]
+    empty: int
+
+
+def file_of(directory: Path, number: int) -> Path:
+    """The file of a round, counted from 1."""
+    return directory / f"round-{number}.csv"
+
+
+def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
+    """The rows with an empty target. UsageError where the task has a column of a name that is needed here."""
+    texts = {spec.column: name for name, spec in task.inputs.items()}
+    grouped = task.data.group_columns
+    columns = (KEY, "id", *texts, *grouped, task.data.target, CANNOT)
+    taken = next((name for name in columns if columns.count(name) > 1), None)
+    if taken is not None:
+        raise UsageError(f"{task.path}: two columns of {path.name} would be called {taken!r}; rename the task's column")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for one in examples:
+        found = one.texts
+        linked = dict(link.split("=", 1) for link in one.links)
+        group = [linked.get(name, "") for name in grouped]
+        writer.writerow([one.row_hash, one.id, *(found[name] for name in texts.values()), *group, "", ""])
+    atomic_write(path, file.getvalue())
+
+
+def read_labels(path: Path, task: Task, asked: Sequence[str]) -> Labelled:
+    """What people wrote. asked: the rows that the file was written with. DataError naming the file and the line."""
+    rows = read_rows(path.name, path.parent)
+    for column in (KEY, task.data.target, CANNOT):
+        if column not in rows.columns:
+            raise DataError(f"{path}: the column {column!r} is gone; fill in the file as it was written")
+    labels: dict[str, str] = {}
+    skipped: set[str] = set()
+    seen: set[str] = set()
+    for row, line in zip(rows.rows, rows.lines, strict=True):
+        where, key = rows.where(line), str(row[KEY])
+        if key not in asked or key in seen:
+            what = "stands twice" if key in seen else "is none that was asked for here"
+            raise DataError(f"{where}: the row_key {key[:12]!r} {what}; leave that column as it is")
+        seen.add(key)
+        filled = not blank(row[task.data.target])
+        if filled and not blank(row[CANNOT]):
+            raise DataError(f"{where}: the row has a label and a reason why it cannot have one; leave one of the two")
+        if filled:
+            labels[key] = target_of(task, row, where, None, task.data.target)
+        elif not blank(row[CANNOT]):
+            skipped.add(key)
+    gone = len(set(asked) - seen)
+    if gone:
+        raise DataError(
+            f"{path}: {gone} rows that were asked for are gone; put them back, and write under {CANNOT} why where one "
+            "cannot be labelled: rows that are left out unseen would make the estimate a biased one"
+        )
+    return Labelled(path, labels, frozenset(skipped), len(seen) - len(labels) - len(skipped))

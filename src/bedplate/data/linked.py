@@ -1,0 +1,47 @@
+"""Groups by several columns: rows that share a value of any of them, directly or through other rows, belong together.
+
+These are the connected components of rows and values (Tarjan 1975, JACM 22:215: union-find, near-linear): with a
+customer and a product for each row, all rows of a customer stay in one split, and so do all of a product. A narrower
+rule, such as the pair of both values, would leave the rows of one customer in two splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bedplate.core.errors import DataError
+from bedplate.data.rows import Row
+
+
+def linked(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Of each row, by the values that it has (at least one), the name of its group: the least of the group's values, so
+    that it does not depend on the order of the rows."""
+    above: dict[str, str] = {}
+
+    def top(value: str) -> str:
+        while above.setdefault(value, value) != value:
+            above[value] = above[above[value]]
+            value = above[value]
+        return value
+
+    for values in rows:
+        for value in values[1:]:
+            one, other = sorted((top(values[0]), top(value)))
+            above[other] = one
+    return [top(values[0]) for values in rows]
+
+
+def links_of(row: Row, columns: Sequence[str], where: str) -> tuple[str, ...]:
+    """What a row has of the columns that make groups, as `column=value`. Of several columns some may be empty: by these
+    it belongs to no other row. DataError, with `where`, for a row that has none."""
+    found: list[str] = []
+    for column in columns:
+        value = row.get(column)
+        given = isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip()
+        if given:
+            found.append(f"{column}={value}")
+        elif len(columns) == 1 or value not in (None, ""):
+            raise DataError(f"{where}: the group ({column}) is {value!r}; every row needs one")
+    if columns and not found:
+        raise DataError(f"{where}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them")
+    return tuple(found)

@@ -1,0 +1,302 @@
+"""Groups that a task does not declare: columns whose values repeat and within which rows are alike, texts that are
+nearly the same, rows that are like their neighbours in the file, and targets that drift.
+
+Of declared groups one row each is looked at, so that what they explain is not found again. Each thing that is looked at
+is tested on at most MOST rows (whole values, at most MOST_OF_ONE rows of each; near-copies are looked for among
+MOST_TEXTS), so the work grows with the columns and hardly with the rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.statistics import holm, worth
+from bedplate.core.statistics.clusters import group_codes
+from bedplate.core.statistics.likeness import Likeness, likeness
+from bedplate.data.profile import is_group_name
+from bedplate.evaluation.leaks.table import Table
+from bedplate.evaluation.leaks.words import near_copies, word_vectors
+from bedplate.report.schema_groups import HiddenGroups
+
+MOST, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
+LEAST_ROWS, LEAST_VALUES = 60, 20
+"""Fewer rows say nothing of groups; a column of fewer values holds kinds of rows, which production has too."""
+LEVEL = 0.01
+"""Of all tests together, that a column or an order is called alike where there is nothing."""
+STRONG_EFFECT, STRONG_COPIES = 1.1, 0.1
+"""From which design effect on, or share of rows with a near-copy, a finding stops a run."""
+BLOCK, PIECES, LONGEST_RUN = 4, 20, 20
+"""Neighbours that are compared in the file; pieces of it between which targets may drift; rows of one target in a row,
+on average, from which on it is sorted by them."""
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?$")
+Codes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Something that was looked at: the sizes of its groups [G], and how alike rows are within them."""
+
+    kind: Literal["column", "order", "drift"]
+    name: str
+    sizes: NDArray[np.float64]
+    targets: Likeness | None
+    texts: Likeness | None
+    may_stop: bool
+
+
+def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
+    """What is found beyond the declared groups, strong findings first, and what was not looked at."""
+    limits: list[str] = []
+    units = table.units
+    if not table.rows:
+        return [], []
+    found = [one for one in (_copies(table, limits),) if one is not None]
+    if units.rows >= LEAST_ROWS:
+        columns = [name for name in units.columns if _repeats(units, name)]
+        if len(columns) > MOST_COLUMNS:
+            limits.append(f"of {len(columns)} columns whose values repeat the first {MOST_COLUMNS} were looked at")
+        if units.rows > MOST:
+            limits.append(f"likeness was measured on {MOST:,} rows of {units.rows:,} at most")
+        columns = columns[:MOST_COLUMNS]
+        permutations = max(999, 200 * (len(columns) + 2))
+        looked = [_column(units, name, permutations) for name in columns]
+        looked += [_neighbours(units, permutations), _drift(units, None, permutations)]
+        looked += [_drift(units, name, permutations) for name, values in units.columns.items() if _dates(values)]
+        found += _tested(looked, units.rows)
+    return sorted(found, key=lambda one: (not one.strong, -one.design_effect)), limits
+
+
+def _repeats(units: Table, name: str) -> bool:
+    """Whether a column's values are on several rows and are not the targets in other words."""
+    values = [value for value in units.columns[name] if value is not None]
+    distinct = len(set(values))
+    if distinct < 2 or len(values) < 1.05 * distinct or _dates(units.columns[name]):
+        return False
+    pairs = len(set(zip(units.columns[name], units.targets, strict=True)))
+    return not (pairs == distinct == len(set(units.targets)))
+
+
+def _dates(values: Sequence[str | None]) -> bool:
+    given = [value for value in values if value is not None]
+    return len(given) == len(values) > 0 and all(_DATE.match(value) for value in given)
+
+
+# --- what is looked at
+
+
+def _column(units: Table, name: str, permutations: int) -> _Looked:
+    values = units.columns[name]
+    named = [f"{row}" if value is None else f"={value}" for row, value in enumerate(values)]
+    codes, count = group_codes(named)
+    sizes = np.bincount(codes, minlength=count).astype(np.float64)
+    chosen = _some(codes, [value is not None for value in values])
+    text = not all(_number(value) for value in values if value is not None)
+    stops = len(set(values) - {None}) >= LEAST_VALUES and (text or is_group_name(name))
+    measured = _measured(units, chosen, codes[chosen], permutations)
+    return _Looked("column", name, sizes, *measured, may_stop=stops)
+
+
+def _some(codes: Codes, given: Sequence[bool]) -> Codes:
+    """Rows whose likeness is measured: some of each value, until there are MOST."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    order = rng.permutation(np.flatnonzero(given))
+    by_value = order[np.argsort(codes[order], kind="stable")]
+    _, starts, counts = np.unique(codes[by_value], return_index=True, return_counts=True)
+    place = np.arange(by_value.size) - np.repeat(starts, counts)
+    kept, sizes = by_value[place < MOST_OF_ONE], np.minimum(counts, MOST_OF_ONE)
+    within = np.zeros(sizes.size, np.bool_)
+    shuffled = rng.permutation(sizes.size)
+    within[shuffled[np.cumsum(sizes[shuffled]) <= MOST]] = True
+    return np.sort(kept[np.repeat(within, sizes)])
+
+
+def _measured(units: Table, rows: Codes, codes: Codes, permutations: int) -> tuple[Likeness | None, Likeness | None]:
+    """How alike targets and texts of the rows are within the groups that `codes` [rows] name."""
+    if rows.size < LEAST_ROWS:
+        return None, None
+    texts = word_vectors([units.texts[row] for row in rows.tolist()])
+    targets = units.target_vectors(rows)
+    return (
+        likeness(targets, codes, permutations=permutations),
+        likeness(texts, codes, permutations=permutations),
+    )
+
+
+def _neighbours(units: Table, permutations: int) -> _Looked:
+    """Rows that stand together in the file: their texts, without what rows of one target have in common, and their
+    targets, without what drifts over the file; where it is sorted by them only the texts. A file that is sorted by its
+    labels is no file of groups."""
+    blocks = units.rows // BLOCK
+    starts = np.unique(np.linspace(0, blocks - 1, min(blocks, MOST // BLOCK)).astype(np.int64)) * BLOCK
+    rows = (starts[:, None] + np.arange(BLOCK)).ravel()
+    texts = word_vectors([units.texts[row] for row in rows.tolist()])
+    labels, count = group_codes([units.targets[row] for row in rows.tolist()])
+    if count < rows.size / 2:
+        texts = _without_means(texts, labels)
+    codes = np.repeat(np.arange(starts.size), BLOCK)
+    targets, runs = None, 1 + sum(a != b for a, b in itertools.pairwise(units.targets))
+    if runs * LONGEST_RUN >= units.rows:
+        pieces = np.arange(rows.size) * PIECES // rows.size
+        targets = likeness(_without_means(units.target_vectors(rows), pieces), codes, permutations=permutations)
+    sizes = np.full(units.rows // BLOCK, float(BLOCK))
+    return _Looked("order", "order", sizes, targets, likeness(texts, codes, permutations=permutations), may_stop=True)
+
+
+def _without_means(vectors: NDArray[np.float64], codes: Codes) -> NDArray[np.float64]:
+    """What is left of vectors [n, d] without the means of their groups."""
+    sums = np.zeros((int(codes.max()) + 1, vectors.shape[1]))
+    np.add.at(sums, codes, vectors)
+    return vectors - (sums / np.maximum(np.bincount(codes), 1)[:, None])[codes]
+
+
+def _drift(units: Table, column: str | None, permutations: int) -> _Looked:
+    """Targets between pieces of the file, in its order or in that of a column of dates."""
+    order = np.arange(units.rows)
+    if column is not None:
+        order = np.array(sorted(range(units.rows), key=lambda row: units.columns[column][row] or ""))
+    rows = order[np.unique(np.linspace(0, units.rows - 1, min(units.rows, MOST)).astype(np.int64))]
+    codes = np.arange(rows.size) * PIECES // rows.size
+    found = likeness(units.target_vectors(rows), codes, permutations=permutations)
+    sizes = np.full(PIECES, units.rows / PIECES)
+    return _Looked("drift", column or "the order of the file", sizes, found, None, may_stop=False)
+
+
+def _number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+# --- what it says
+
+
+def _tested(looked: Sequence[_Looked], rows: int) -> list[HiddenGroups]:
+    """Corrected for all tests; what is not alike is told of columns alone."""
+    tests = [(place, one) for place, item in enumerate(looked) for one in (item.targets, item.texts) if one is not None]
+    corrected: dict[int, float] = {}
+    for (place, _), p_value in zip(tests, holm([one.p_value for _, one in tests]), strict=True):
+        corrected[place] = min(corrected.get(place, 1.0), p_value)
+    found: list[HiddenGroups] = []
+    for place, item in enumerate(looked):
+        alike = corrected.get(place, 1.0) <= LEVEL
+        if alike or item.kind == "column":
+            found.append(_finding(item, rows, corrected.get(place), alike))
+    return found
+
+
+def _finding(item: _Looked, rows: int, p_value: float | None, alike: bool) -> HiddenGroups:
+    targets, texts = (_or_none(one) for one in (item.targets, item.texts))
+    most = max(0.0, targets or 0.0, texts or 0.0)
+    effect = 1.0
+    if alike and item.may_stop:
+        effect = 1 + (float((item.sizes**2).sum() / item.sizes.sum()) - 1) * most
+    strong = effect >= STRONG_EFFECT
+    said = {
+        "column": lambda: _column_says(item, targets, texts, p_value, alike),
+        "order": lambda: (
+            f"rows that stand together in the file are alike ({most:.2f}): rows of one document, user or template seem "
+            "to follow each other"
+        ),
+        "drift": lambda: f"targets drift over {item.name}: a random split judges by rows from between those it learns",
+    }
+    return _made(item.kind, item.name, strong, rows, item.sizes, effect, said[item.kind], targets, texts, p_value)
+
+
+def _column_says(item: _Looked, targets: float | None, texts: float | None, p_value: float | None, alike: bool) -> str:
+    values = f"{item.name} has {item.sizes.size:,} values on {int(item.sizes.sum()):,} rows"
+    if targets is None or p_value is None:
+        return f"{values}, too few of which repeat to tell whether rows of one value are alike"
+    numbers = f"targets {targets:.2f}" + ("" if texts is None else f", texts {texts:.2f}")
+    if not alike:
+        return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
+    kinds = "" if item.may_stop else "; these are kinds or numbers, which new rows have too, and not counted as groups"
+    return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g}){kinds}"
+
+
+def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
+    """Nearly equal texts in different declared groups. Their scores are taken to be the same."""
+    rows = np.arange(table.rows)
+    if table.rows > MOST_TEXTS:
+        rows = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(table.rows)[:MOST_TEXTS])
+        limits.append(f"near-copies were looked for among {MOST_TEXTS:,} rows of {table.rows:,}")
+    first = near_copies([table.texts[row] for row in rows.tolist()])
+    groups = [table.groups[row] for row in rows.tolist()]
+    together, count = group_codes(_joined(groups, first))
+    own, before = group_codes(groups)
+    whole: list[set[int]] = [set() for _ in range(count)]
+    for one, other in zip(together.tolist(), own.tolist(), strict=True):
+        whole[one].add(other)
+    several = np.array([len(one) > 1 for one in whole])
+    copies = Counter(first.tolist())
+    with_copy = sum(
+        several[code] and copies[one] > 1 for code, one in zip(together.tolist(), first.tolist(), strict=True)
+    )
+    if not with_copy:
+        return None
+    sizes = np.bincount(together).astype(np.float64)
+    alone = np.bincount(own, minlength=before).astype(np.float64)
+    effect = float((sizes**2).sum() / (alone**2).sum())
+    strong = bool(with_copy >= STRONG_COPIES * rows.size or effect >= STRONG_EFFECT**2)
+    return _made(
+        "near_duplicates",
+        "near_duplicates",
+        strong,
+        rows.size,
+        sizes,
+        effect,
+        lambda: f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group",
+    )
+
+
+def _joined(groups: Sequence[str], first: Codes) -> list[str]:
+    from bedplate.data.linked import linked
+
+    return linked([(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)])
+
+
+def _made(
+    kind: Literal["column", "near_duplicates", "order", "drift"],
+    name: str,
+    strong: bool,
+    rows: int,
+    sizes: NDArray[np.float64],
+    effect: float,
+    says: Callable[[], str],
+    targets: float | None = None,
+    texts: float | None = None,
+    p_value: float | None = None,
+) -> HiddenGroups:
+    would = ""
+    if effect > 1.005:
+        would = f"; were scores as alike, {rows:,} rows would be worth {rows / effect:,.0f}, and the bound would lie "
+        would += f"{math.sqrt(effect):.2f} times as far from the estimate"
+    return HiddenGroups(
+        kind=kind,
+        name=name,
+        strong=strong,
+        rows=rows,
+        groups=sizes.size,
+        worth=worth(sizes),
+        alike_targets=targets,
+        alike_texts=texts,
+        p_value=p_value,
+        design_effect=effect,
+        effective_rows=rows / effect,
+        wider=math.sqrt(effect),
+        says=says() + would,
+        answer=None,
+    )
+
+
+def _or_none(one: Likeness | None) -> float | None:
+    return None if one is None or math.isnan(one.icc) else one.icc

@@ -1,0 +1,128 @@
+"""Which rows the run of a skin had in which split, and so which rows of a task say nothing of the skin's quality.
+
+A row that a skin was trained on, or chosen by, is answered better than one that it has not seen, and so is a row of the
+same group. The run of a skin keeps its splits; a task whose rows are split by another seed mixes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import atomic_write, read_text
+from bedplate.data.splits import Assigned, Record
+from bedplate.evaluation.examples import SPLITS, Example, TaskData
+from bedplate.evaluation.ledger.keys import keys_of
+from bedplate.evaluation.task import Task, load_task
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import skin_id
+from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, Run, run_above
+from bedplate.skins.skin import Skin
+
+BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
+"""A split that is judged by → those of the skin's run whose rows it may not hold."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows that a skin is judged by. seen: of all rows of the split, how many the skin's run had in each of its
+    splits; None where nothing says so. left_out: rows that it was trained on or chosen by, which are not among
+    `examples`."""
+
+    examples: tuple[Example, ...]
+    seen: Mapping[str, int] | None
+    left_out: int
+
+
+def judged_by(
+    model: object, task: Task, split: str, examples: Sequence[Example], *, include_seen: bool = False
+) -> Judged:
+    """The rows of a task's split that the skin of a predictor has not seen (of anything else all, and with
+    `include_seen`). UsageError where it has seen them all."""
+    from bedplate.inference.predict.composed import Answers
+
+    where = None
+    if isinstance(model, Answers) and model.skin.directory is not None:
+        where = splits_of(examples, model.skin.directory, model.skin, task)
+    if where is None:
+        return Judged(tuple(examples), None, 0)
+    counts = Counter(name for name in where if name is not None)
+    seen = {name: counts[name] for name in SPLITS}
+    kept = tuple(e for e, name in zip(examples, where, strict=True) if include_seen or name not in BEFORE[split])
+    if not kept:
+        raise UsageError(
+            f"the skin has seen all {len(examples):,} rows of {split}: its run had {said(seen)}; give rows that it "
+            "has not seen, or ask with --include-seen (include_seen=True)"
+        )
+    return Judged(kept, seen, len(examples) - len(kept))
+
+
+def said(seen: Mapping[str, int]) -> str:
+    """Counts of rows by the split that they were in, in words."""
+    return ", ".join(f"{count:,} of them in {name}" for name, count in seen.items() if count) or "none of them"
+
+
+def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Task) -> list[str | None] | None:
+    """Of each row the split that it, or its group, had in the run that made a skin; groups only where the task has the
+    run's groups, as their names mean nothing elsewhere. A row is known by its texts as the ledger knows it. None where
+    the run is not found, or kept no splits. DataError for a damaged file."""
+    place = made_in(directory, skin_id(skin), skin)
+    if place is None or not (place / SPLITS_FILE).is_file():
+        return None
+    known, texts = read_splits(place / SPLITS_FILE), read_texts(place / SPLITS_FILE)
+    own = load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
+    if own.data.group_columns != task.data.group_columns:
+        known = Assigned(known.rows, {})
+    keys = keys_of((e.id, e.inputs) for e in examples).exact if texts else [frozenset[str]()] * len(examples)
+    found: list[str | None] = []
+    for example, mine in zip(examples, keys, strict=True):
+        by_text = next((texts[key] for key in sorted(mine) if key in texts), None)
+        record = Record(example.id, example.row_hash, example.target, example.group)
+        found.append(known.split_of(record) or by_text)
+    return found
+
+
+def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
+    """The directory of the run that a skin was made in: above it, or where the catalogue knows that run."""
+    found = run_above(directory, skin.provenance.splits)
+    if found is not None:
+        return found
+    with Catalog.open() as catalog:
+        above = [catalog.get(one) for one in catalog.parents(id_)]
+        runs = [Path(one.path) for one in above if one is not None and one.what == "run" and one.path is not None]
+    return next((place for place in runs if place.is_dir()), None)
+
+
+def write_splits(directory: Path, data: TaskData) -> None:
+    """Which rows and groups are in which split, by hash and name, and by the keys of their texts."""
+    known: dict[str, dict[str, list[str]]] = {
+        name: {"rows": [one.row_hash for one in rows], "groups": sorted({one.group for one in rows})}
+        for name, rows in (("train", data.train), ("valid", data.valid))
+    }
+    known["test"] = {"rows": list(data.test.row_hashes), "groups": list(data.test.group_names)}
+    for name, part in known.items():
+        part["texts"] = data.keys(name).all_exact
+    atomic_write(directory / SPLITS_FILE, json.dumps(known) + "\n")
+
+
+def read_splits(path: Path) -> Assigned:
+    """What `write_splits` wrote. DataError."""
+    try:
+        read: Any = json.loads(read_text(path))
+        rows = {str(row): name for name in SPLITS for row in read[name]["rows"]}
+        groups = {str(group): name for name in SPLITS for group in read[name]["groups"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); restore it, or take it away") from error
+    return Assigned(rows, groups)
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The split of each key of a row's texts in a file that `read_splits` has read; none in files from before there
+    were any."""
+    read: Any = json.loads(read_text(path))
+    return {str(key): name for name in reversed(SPLITS) for key in read[name].get("texts", ())}

@@ -1,0 +1,121 @@
+"""Rows of a task of which some have no target yet: split before anybody labels them, and drawn in an order fixed by the
+seed.
+
+What is in which split, and in which order rows are asked for, depends on texts, groups and the seed alone, never on a
+label. So the first rows of a split that have labels are a random sample of it, and a mean over them is an unbiased
+estimate of the mean over all. Rows that came with a label are taken when their turn comes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import sha256_bytes, sha256_json
+from bedplate.data.sources import read_rows
+from bedplate.data.splits import Record, deduplicate, split, take
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, parsed_rows, task_data
+from bedplate.evaluation.task import Task
+
+
+@dataclass(frozen=True)
+class Pool:
+    """parts: the rows of each split in the order in which they are drawn, with "" for a target that nobody knows."""
+
+    task: Task
+    parts: Mapping[str, tuple[Example, ...]]
+    counts: Mapping[str, int]
+    files: Mapping[str, str]
+    notes: tuple[str, ...]
+    licences: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of the rows and their splits, whatever their labels."""
+        return sha256_json({name: sorted(one.row_hash for one in part) for name, part in self.parts.items()})
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Row hash → split."""
+        return {one.row_hash: name for name, part in self.parts.items() for one in part}
+
+    @property
+    def test(self) -> TestHandle:
+        """All test rows, by a hash in which their labels have no part."""
+        rows = self.parts["test"]
+        groups = len({one.group for one in rows})
+        known = sha256_json(["drawn in turn", self.hash])
+        return TestHandle(len(rows), groups, tuple(one.row_hash for one in rows), known, rows)
+
+    def labelled(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> Pool:
+        """The same with these targets (by row hash), and without rows that nobody can label."""
+        parts = {
+            name: tuple(
+                replace(one, target=labels.get(one.row_hash, one.target)) for one in part if one.row_hash not in skipped
+            )
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=parts)
+
+    def drawn(self, name: str) -> tuple[Example, ...]:
+        """The rows of a split up to the first without a label."""
+        part = self.parts[name]
+        return part[: next((i for i, one in enumerate(part) if not one.target), len(part))]
+
+    def data(self) -> TaskData:
+        """Train and valid as far as they have labels, test as far as it was drawn. DataError for a split that is too
+        small."""
+        rows = {name: [one for one in part if one.target] for name, part in self.parts.items() if name != "test"}
+        rows["test"] = list(self.drawn("test"))
+        records = {name: [Record(e.id, e.row_hash, e.target, e.group) for e in part] for name, part in rows.items()}
+        examples = {example.id: example for part in rows.values() for example in part}
+        counts = {**self.counts, "unlabelled": sum(not one.target for part in self.parts.values() for one in part)}
+        return task_data(self.task, records, examples, counts, self.files, self.notes, self.licences, None)
+
+
+def load_pool(task: Task) -> Pool:
+    """The rows of a task's source, with or without targets. DataError as `load_examples`; UsageError for a task whose
+    splits are files, or that searches documents."""
+    fractions = task.data.split.fractions
+    if fractions is None or task.output.documents is not None:
+        what = "data.split names files" if fractions is None else "outputs of kind embedding have no ladder"
+        raise UsageError(
+            f"{task.path}: labels are bought for one source that `data.split` cuts by fractions (train, valid and test "
+            f"get their shares of the budget); {what}"
+        )
+    counts: Counter[str] = Counter()
+    notes: list[str] = []
+    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
+    parsed = [one for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for one in part]
+    files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
+    notes += [note for rows in sources.values() for note in rows.notes]
+    licences = [rows.licence for rows in sources.values() if rows.licence]
+    known: dict[str, set[str]] = defaultdict(set)
+    for one in parsed:
+        known[one.row_hash].update([one.target] if one.target else [])
+    filled = {one.id: replace(one, target=_shared(known[one.row_hash], one.target)) for one in parsed}
+    # no stratum: where labels decided on the splits, these would change with every label that comes in
+    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group) for e in filled.values()])
+    counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
+    records = result.records
+    if task.data.limit is not None:
+        kept = take(records, task.data.limit, task.data.seed)
+        counts["over_limit"] += len(records) - len(kept)
+        records = kept
+    parts = split(records, fractions, task.data.seed)
+    drawn = {
+        name: tuple(sorted((filled[one.id] for one in part), key=lambda one: _turn(task.data.seed, one.row_hash)))
+        for name, part in parts.items()
+    }
+    return Pool(task, drawn, dict(counts), files, tuple(notes), tuple(dict.fromkeys(licences)))
+
+
+def _shared(targets: set[str], own: str) -> str:
+    """A copy without a label has that of the others, where they agree."""
+    return next(iter(targets)) if len(targets) == 1 else own
+
+
+def _turn(seed: int, row_hash: str) -> str:
+    return sha256_bytes(f"{seed}/labels/{row_hash}".encode())

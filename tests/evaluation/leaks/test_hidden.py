@@ -1,0 +1,242 @@
+"""Groups that are there and not declared are found, others are not; what is found stops a run until it is answered."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.rows import Rows
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.leaks.answered import grouping_of, sources_of
+from bedplate.evaluation.leaks.hidden import hidden_groups
+from bedplate.evaluation.leaks.table import table_of
+from bedplate.evaluation.leaks.words import near_copies, word_vectors
+from bedplate.evaluation.task import Task, load_task
+from bedplate.report.schema_groups import HiddenGroups
+
+WORDS = np.array([f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("ad", "el", "im", "or", "un", "ast", "ent", "ick")])
+
+
+def task(**data: Any) -> Task:
+    split = {"train": 0.6, "valid": 0.2, "test": 0.2}
+    return Task.model_validate(
+        {
+            "task": "t",
+            "inputs": {"text": {"column": "text"}},
+            "output": {"kind": "label", "labels": ["no", "yes"]},
+            "metric": "accuracy",
+            "data": {"source": "rows", "target": "label", "split": split, **data},
+        }
+    )
+
+
+def rows(
+    seed: int, groups: int = 60, each: int = 6, icc: float = 0.0, own: float = 0.0, shuffled: bool = True
+) -> list[dict[str, Any]]:
+    """Rows whose labels are Beta-binomial by group, with `own` of the words being the group's; a column of chance."""
+    rng = np.random.default_rng(seed)
+    made: list[dict[str, Any]] = []
+    for group in range(groups):
+        rate = rng.beta(0.5 * (1 / icc - 1), 0.5 * (1 / icc - 1)) if icc else 0.5
+        some = rng.choice(WORDS, 5)
+        for _ in range(each):
+            words = np.where(rng.random(12) < own, rng.choice(some, 12), rng.choice(WORDS, 12))
+            label = "yes" if rng.random() < rate else "no"
+            made.append(
+                {"text": " ".join(words), "label": label, "customer": f"c{group}", "city": f"v{rng.integers(30)}"}
+            )
+    if shuffled:
+        made = [made[i] for i in rng.permutation(len(made))]
+    return made
+
+
+def look(made: list[dict[str, Any]], **data: Any) -> dict[str, HiddenGroups]:
+    found, _ = hidden_groups(table_of(task(**data), {"": whole(made)}))
+    return {one.name: one for one in found}
+
+
+def whole(made: list[dict[str, Any]]) -> Rows:
+    columns = tuple(dict.fromkeys(name for row in made for name in row))
+    return Rows(tuple(made), tuple(range(1, len(made) + 1)), columns, {}, "0" * 64, "rows", Path("rows"))
+
+
+def strong(found: Mapping[str, HiddenGroups]) -> set[str]:
+    return {name for name, one in found.items() if one.strong}
+
+
+@pytest.mark.parametrize(("icc", "own"), [(0.25, 0.0), (0.0, 0.3)], ids=["targets", "texts"])
+def test_a_column_within_which_rows_are_alike(icc: float, own: float) -> None:
+    found = look(rows(1, icc=icc, own=own))
+    assert strong(found) == {"customer"}
+    one = found["customer"]
+    assert (one.rows, one.groups) == (360, 60)
+    assert one.worth == pytest.approx(60)
+    most = max(one.alike_targets or 0, one.alike_texts or 0)
+    assert one.design_effect == pytest.approx(1 + 5 * most)
+    assert one.effective_rows == pytest.approx(360 / one.design_effect)
+    assert one.p_value is not None
+    assert one.p_value <= 0.01
+    assert not found["city"].strong  # repeats as well, and says nothing
+
+
+def test_what_groups_explain_is_not_found_again() -> None:
+    made = [
+        row | {"order_of": row["customer"], "thread": f"t{i // 2}"}  # three threads to a customer
+        for i, row in enumerate(rows(2, icc=0.3, own=0.3, shuffled=False))
+    ]
+    assert {"customer", "order_of", "order", "thread"} <= strong(look(made))
+    assert "customer" in strong(look(made, group_by="thread"))
+    assert strong(look(made, group_by="customer")) == set()
+    assert strong(look(made, group_by=["customer", "city"])) == set()
+
+
+def test_rows_that_follow_each_other_without_a_column() -> None:
+    def bare(shuffled: bool) -> list[dict[str, Any]]:
+        return [{k: row[k] for k in ("text", "label")} for row in rows(3, icc=0.2, own=0.2, shuffled=shuffled)]
+
+    found = look(bare(False))
+    assert strong(found) == {"order"}
+    assert "follow each other" in found["order"].says
+    assert look(bare(True)) == {}
+
+
+def test_a_file_that_is_sorted_by_its_labels_is_not_taken_for_groups() -> None:
+    made = sorted(rows(4), key=lambda row: row["label"])
+    found = look(made)
+    assert strong(found) == set()
+    assert found["the order of the file"].kind == "drift"
+
+
+def test_near_copies_are_found_and_rows_that_differ_by_a_number_are_not() -> None:
+    made = [{"text": row["text"], "label": row["label"]} for row in rows(5)]
+    assert "near_duplicates" not in look(made)
+    copied = [*made, *({"text": row["text"] + " indeed", "label": row["label"]} for row in made[:60])]
+    found = look(copied)["near_duplicates"]
+    assert found.strong
+    assert found.says.startswith(("11", "12"))  # of 120 in pairs nearly all
+    same = near_copies([f"item {i} costs {2 * i} and weighs {3 * i} grams in lot {5 * i} today" for i in range(50)])
+    assert same.tolist() == list(range(50))
+
+
+def test_targets_that_drift_by_date_are_told_and_do_not_stop() -> None:
+    rng = np.random.default_rng(0)
+    made = [
+        row | {"label": "yes" if rng.random() < i / 360 else "no", "day": f"2026-{1 + i // 31:02}-{1 + i % 31:02}"}
+        for i, row in enumerate(rows(6))
+    ]
+    made = [made[i] for i in rng.permutation(len(made))]
+    found = look(made)
+    assert found["day"].kind == "drift"
+    assert "day" not in strong(found)
+
+
+def test_independent_rows_are_left_alone() -> None:
+    """At a level of 0.01 for all that is looked at; columns that name the target, numbers and few kinds never stop."""
+    stopped = 0
+    for seed in range(25):
+        made = rows(100 + seed, each=5)
+        for i, row in enumerate(made):
+            row |= {"answer": row["label"] * 2, "stars": 4 if row["label"] == "yes" else 1, "kind": f"k{i % 4}"}
+        stopped += bool(strong(look(made)))
+    assert stopped <= 2
+
+
+def test_words_are_compared_by_their_words() -> None:
+    one, other, apart = word_vectors(["alpha beta gamma", "gamma beta alpha", "delta epsilon alpha"])
+    assert float(one @ other) == pytest.approx(1.0)
+    assert float(one @ apart) < 0.9
+
+
+# --- what a task says
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    made = rows(7, icc=0.3, own=0.2)
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(made[0]))
+        writer.writeheader()
+        writer.writerows(made)
+    path = tmp_path / "task.yaml"
+    path.write_text(
+        "task: t\ninputs: {text: {column: text}}\noutput: {kind: label, labels: ['no', 'yes']}\nmetric: accuracy\n"
+        "data: {source: rows.csv, target: label, split: {train: 0.6, valid: 0.2, test: 0.2}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            [],
+            r"data.group_by is not said: .*In the data: customer has 60 values on 360 rows, and rows of one",
+        ),
+        (["data.group_by=null"], "data.group_by is null without a reason"),
+        (
+            ["data.group_by=null", "data.ungrouped_because=I think so"],
+            r"customer has .*declare it: data.group_by: customer.*data.not_groups: \{\"customer\": \"...\"\}",
+        ),
+        (["data.group_by=customer", "data.not_groups={citty: x}"], r"no column 'citty'; did you mean 'city'"),
+    ],
+)
+def test_what_is_not_said_or_not_answered_is_an_error(written: Path, said: list[str], message: str) -> None:
+    asked = load_task(written, said)
+    with pytest.raises(ConfigError, match=message):
+        grouping_of(asked, sources_of(asked))
+
+
+def test_what_is_declared_or_declined_stands_in_the_report(written: Path) -> None:
+    asked = load_task(written, ["data.group_by=customer"])
+    found = grouping_of(asked, sources_of(asked))
+    assert (found.columns, found.unanswered) == (("customer",), ())
+    said = ["data.group_by=null", "data.ungrouped_because=one row each", "data.not_groups={customer: shops resell}"]
+    asked = load_task(written, said)
+    found = grouping_of(asked, sources_of(asked))
+    assert found.ungrouped_because == "one row each"
+    assert {one.name: one.answer for one in found.found if one.strong} == {"customer": "shops resell"}
+    assert json.loads(found.model_dump_json())["found"][0]["design_effect"] > 1.1
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["data.group_by=[]"], "group_by"),
+        (["data.group_by=[a, a]"], "names a column twice"),
+        (["data.not_groups={a: ''}"], "not_groups"),
+        (["data.group_by=a", "data.ungrouped_because=b"], "take one of the two out"),
+        (["data.group_by=a", "data.not_groups={a: b}"], "'a' stands under `group_by` and under `not_groups`"),
+    ],
+)
+def test_what_contradicts_itself(written: Path, said: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_task(written, said)
+
+
+def test_several_columns_keep_together_what_shares_any_value(written: Path) -> None:
+    made = [row | {"branch": f"b{int(row['customer'][1:]) // 2}"} for row in rows(8, each=4)]
+    made[0]["branch"] = ""  # known by its customer alone
+    (written.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    said = ["data.source=rows.jsonl", "data.group_by=[customer, branch]"]
+    asked = load_task(written, said)
+    assert asked.hash == load_task(written, [*said, "data.not_groups={order: x}"]).hash
+    every = load_examples(asked)
+    rows_of = {row["text"]: row for row in made}
+    where: dict[str, str] = {}
+    for name in ("train", "valid", "test"):
+        for example in every.examples(name, "to see its groups"):
+            row = rows_of[str(example.inputs["text"])]
+            assert where.setdefault(row["customer"], name) == name
+            assert where.setdefault(row["branch"] or row["customer"], name) == name
+    assert len({example.group for example in every.train}) < 30
+    made[1] |= {"customer": None, "branch": ""}
+    (written.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    with pytest.raises(DataError, match=r"line 2: none of the groups \(customer, branch\) has a value"):
+        load_examples(asked)

@@ -1,0 +1,134 @@
+"""Rows that a skin was trained on or chosen by are no test of it, whatever split another seed puts them in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.adaptation.conftest import write_rows, write_task
+from tests.tiny import write_tiny_base
+
+import bedplate
+from bedplate.cli.main import main
+from bedplate.core.config import dump_config
+from bedplate.core.errors import UsageError
+from bedplate.core.files import bedplate_home, read_jsonl
+from bedplate.evaluation.examples import SPLITS, load_examples
+from bedplate.evaluation.leaks.seen import write_splits
+from bedplate.evaluation.task import load_task
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.run import SETTINGS_FILE, Run
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Provenance, Skin
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A skin in the directory of the run that made it, and the task that it was made for."""
+    place = tmp_path_factory.mktemp("seen")
+    base = write_tiny_base(place / "base")
+    path = write_task(place / "task", base, rows=write_rows(place / "rows.jsonl", groups=80))
+    task = load_task(path)
+    data, labels = load_examples(task), task.labels
+    asked = {"task": task.task, "task_file": str(path), "seed": 0, "rungs": ("zero_shot",), "exhaustive": False}
+    (place / "run").mkdir()
+    Run.model_validate({"id": "1" * 64, "budget_seconds": None, "data": dict(data.hashes), **asked}).write(
+        place / "run"
+    )
+    (place / "run" / SETTINGS_FILE).write_text(dump_config(task), "utf-8")
+    write_splits(place / "run", data)
+    skin = Skin(
+        name="plain",
+        bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=labels, continuations=default_continuations(labels)),
+        prompt=default_prompt(task.task, task.instructions, ["review"], labels),
+        evaluated_with=EvaluatedWith(weights="float32"),
+        provenance=Provenance(task=task.task, splits={name: data.hashes[name] for name in SPLITS}),
+    )
+    return write_skin(skin, place / "run" / "skins" / skin.name), path
+
+
+def groups(task: Path, *said: str) -> dict[str, set[str]]:
+    data = load_examples(load_task(task, said))
+    return {name: {e.group for e in data.examples(name, "to count")} for name in ("train", "valid", "test")}
+
+
+def test_its_own_splits_are_judged_whole(made: tuple[Path, Path]) -> None:
+    skin, task = made
+    found = bedplate.evaluate(skin, task, split="test")
+    assert (found.left_out, found.seen) == (0, {"train": 0, "valid": 0, "test": found.n})
+    found = bedplate.evaluate(skin, task)
+    assert (found.left_out, found.seen) == (0, {"train": 0, "valid": found.n, "test": 0})
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_what_another_seed_mixes_is_left_out_and_counted(made: tuple[Path, Path], split: str) -> None:
+    skin, task = made
+    before, after = groups(task), groups(task, "data.seed=1")
+    other = load_task(task, ["data.seed=1"])
+    found = bedplate.evaluate(skin, other, split=split)
+    had = before["train"] | (before["valid"] if split == "test" else set())
+    assert {row.group for row in found.rows} == after[split] - had
+    assert found.left_out == 2 * len(after[split] & had) > 0
+    assert found.seen == {name: 2 * len(after[split] & before[name]) for name in before}
+    every = bedplate.evaluate(skin, other, split=split, include_seen=True)
+    assert (every.n, every.left_out, every.seen) == (found.n + found.left_out, 0, found.seen)
+
+
+def test_rows_of_other_groups_are_known_by_their_texts(made: tuple[Path, Path]) -> None:
+    skin, task = made
+    data = load_examples(load_task(task))
+    trained = {e.row_hash for e in data.train} | {e.row_hash for e in data.valid}
+    said = ["data.group_by=null", "data.seed=2"]
+    found = bedplate.evaluate(skin, load_task(task, said), split="test")
+    wanted = load_examples(load_task(task, said)).test.row_hashes
+    assert {row.row_hash for row in found.rows} == {*wanted} - trained
+    assert found.left_out > 0
+
+
+def test_rows_that_were_touched_up_are_known(made: tuple[Path, Path], tmp_path: Path) -> None:
+    skin, task = made
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {"text": line["text"].upper() + "\u200b!", "group": f"other {i // 2}", "id": f"x{i}"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = bedplate.evaluate(skin, load_task(task, [f"data.source={tmp_path / 'rows.jsonl'}"]), split="test")
+    assert found.seen is not None
+    assert sum(found.seen.values()) == found.n + found.left_out
+    assert found.n == found.seen["test"]
+
+
+def test_nothing_is_left(made: tuple[Path, Path], tmp_path: Path) -> None:
+    skin, task = made
+    data = load_examples(load_task(task))
+    lines = {json.loads(line)["id"]: line for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()}
+    parts = {"train": data.test.open("to mix"), "valid": data.valid, "test": data.train}
+    for name, examples in parts.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[e.id] for e in examples) + "\n")
+    files = json.dumps({name: str(tmp_path / f"{name}.jsonl") for name in parts})
+    mixed = load_task(task, ["data.source=null", f"data.split={files}"])
+    with pytest.raises(UsageError, match=r"has seen all .* rows of test: its run had .* of them in train"):
+        bedplate.evaluate(skin, mixed, split="test")
+
+
+def test_the_command_says_it_and_looks_are_in_the_ledger(
+    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    skin, task = made
+    for asked in (["--split", "test"], ["--split", "test"], [], ["--split", "train"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(skin), str(task), *asked, "data.seed=1"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("are left out" in shown) == (asked != ["--split", "train"])
+    data = load_examples(load_task(task, ["data.seed=1"]))
+    entries = read_jsonl(bedplate_home() / "ledger" / "test-openings.jsonl")
+    assert len(entries) == 2  # test once, and valid
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(skin), str(task), "--split", "test", "--include-seen", "--json", "data.seed=1"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n"], found["left_out"]) == (data.test.n, 0)
+    assert found["seen"]["train"] > 0

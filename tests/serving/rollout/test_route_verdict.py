@@ -1,0 +1,146 @@
+"""A verdict on routed traffic: outcomes that come late, or never, and what is said of them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from bedplate.core.statistics.counted_bets import lower_bound
+from bedplate.serving.durable.feedback import _note  # pyright: ignore[reportPrivateUsage]
+from bedplate.serving.durable.latest import Latest
+from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest, compare
+from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
+from bedplate.serving.settings.route_config import JUDGED_WRONG, RouteConfig, RouteVerdict
+
+VERSIONS = {"old": 0.9, "new": 0.1}
+
+
+class Traffic:
+    """A clock that is turned, what users said, and calls whose answer is `a`."""
+
+    def __init__(self, shadow: str | None = None, **asked: object) -> None:
+        self.now, self.said = 0.0, dict[str, str | None]()
+        self.known = Digests(self.said)
+        config = RouteConfig.model_validate({"versions": VERSIONS, "shadow": shadow, "verdict": asked})
+        assert config.verdict is not None
+        self.verdict = OnlineVerdict(config.verdict, shadow, lambda: self.now)
+
+    def call(self, id: str, version: str, shadow: str | None = None, **said: str | None) -> None:
+        if said:
+            self.said[id] = said["said"]
+        copy = None if shadow is None else answer_digest(shadow)
+        self.verdict.told(id, version, answer_digest("a"), copy, self.known)
+
+    def report(self) -> dict[str, object]:
+        return self.verdict.report(self.known)
+
+
+def test_calls_count_once_their_time_is_over_and_what_is_late_still_counts() -> None:
+    traffic = Traffic(of="new", at_least=0.8, wait_minutes=60)
+    for i in range(100):
+        traffic.call(str(i), "new")
+        traffic.call(f"o{i}", "old", said=None)  # not of the version that is judged
+    assert (traffic.report()["judged"], traffic.report()["pending"]) == ({"new": 0}, 100)
+    traffic.said.update({str(i): None if i < 78 else "b" for i in range(80)})  # said only now; 20 never
+    assert traffic.report()["judged"] == {"new": 0}  # complaints come sooner than praise
+    traffic.now = 3600.0
+    found = traffic.report()
+    assert (found["judged"], found["missing"], found["pending"]) == ({"new": 80}, {"new": 20}, 0)
+    assert found["estimate"] == pytest.approx(78 / 80)
+    assert found["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 2}))
+    assert found["status"] == "PASS"
+    worst = found["worst_case"]
+    assert isinstance(worst, dict)
+    assert worst["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 22}))
+    assert worst["status"] == "INSUFFICIENT_DATA"
+    assert "20 calls of which nothing was said are left out" in str(found["reason"])
+    traffic.said["99"] = "b"  # after its time
+    assert traffic.report()["missing"] == {"new": 20}
+
+
+def test_a_canary_is_held_against_the_version_of_today() -> None:
+    traffic = Traffic(of="new", against="old", margin=0.05, wait_minutes=0)
+    rng = random.Random(0)
+    for i in range(6000):
+        version = "new" if i % 2 else "old"
+        traffic.call(str(i), version, said=None if rng.random() < 0.9 else "b")
+    found = traffic.report()
+    assert (found["status"], found["needed"]) == ("PASS", -0.05)
+    assert "it may lose 0.05" in str(found["reason"])
+    worse = Traffic(of="new", against="old", margin=0.05, wait_minutes=0)
+    for i in range(3000):
+        worse.call(str(i), "new" if i % 2 else "old", said=None if i % 2 == 0 or rng.random() < 0.7 else "b")
+    assert worse.report()["status"] == "FAIL"
+
+
+def test_a_shadow_is_compared_on_the_same_calls() -> None:
+    traffic = Traffic("next", of="next", against="old", margin=0.02, wait_minutes=0)
+    for i in range(1000):
+        traffic.call(str(i), "old", shadow="a", said=None)
+        traffic.call(f"n{i}", "new", shadow="a", said=None)  # a pair with another version
+    found = traffic.report()
+    assert (found["estimate"], found["judged"]) == (0.0, {"next": 1000})
+    assert found["status"] == "PASS"  # differences of no pair: a margin is soon shown
+    lost = Traffic("next", of="next", against="old", wait_minutes=0)
+    for i in range(400):
+        lost.call(str(i), "old", shadow="a" if i % 4 else "b", said=None)
+    assert lost.report()["estimate"] == pytest.approx(-0.25)
+    assert lost.report()["status"] == "FAIL"
+
+
+def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() -> None:
+    targets: Latest[str | None] = Latest(10)
+    for row in ({"rating": "bad", "correction": None}, {"rating": None, "correction": None}):
+        _note(targets, {"id": "x", "index": 0, **row})
+    assert targets["x"] == JUDGED_WRONG
+    _note(targets, {"id": "x", "index": 0, "rating": None, "correction": "b"})
+    _note(targets, {"id": "x", "index": 0, "rating": "bad", "correction": None})
+    assert targets["x"] == "b"  # a correction says more
+    traffic = Traffic("next", of="next", at_least=0.5, wait_minutes=0)
+    traffic.call("same", "old", shadow="a", said=JUDGED_WRONG)
+    traffic.call("other", "old", shadow="b", said=JUDGED_WRONG)
+    found = traffic.report()
+    assert (found["judged"], found["missing"], found["estimate"]) == ({"next": 1}, {"next": 1}, 0.0)
+    pairs = [
+        ShadowPair(name, "t", "old", AnsweredCall((answer_digest("a"),), 1.0, 1.0), AnsweredCall((digest,), 1.0, 1.0))
+        for name, digest in (("same", answer_digest("a")), ("other", answer_digest("b")))
+    ]
+    wrong = answer_digest(JUDGED_WRONG)
+    assert compare(pairs, {"same": wrong, "other": wrong})["correctness"]["n"] == 1
+
+
+def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promised() -> None:
+    rng = np.random.default_rng(1)
+    passed = 0
+    for _ in range(100):
+        traffic = Traffic(of="new", at_least=0.8, wait_minutes=0)
+        for i, right in enumerate(rng.random(400) < 0.8):
+            traffic.call(str(i), "new", said=None if right else "b")
+            if i % 100 == 99 and traffic.report()["status"] == "PASS":
+                passed += 1
+                break
+    assert passed / 100 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ({"of": "new"}, "either `at_least`"),
+        ({"of": "new", "at_least": 0.9, "against": "old"}, "either `at_least`"),
+        ({"of": "new", "against": "new"}, "against itself"),
+        ({"of": "new", "at_least": 0.9, "margin": 0.1}, "goes with `against`"),
+        ({"of": "other", "at_least": 0.9}, "neither a version of the route nor its shadow"),
+        ({"of": "new", "against": "other"}, "no version of the route"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(verdict: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        RouteConfig.model_validate({"versions": VERSIONS, "verdict": verdict})
+
+
+def test_a_verdict_is_there_before_anything_was_seen() -> None:
+    found = OnlineVerdict(RouteVerdict(of="new", at_least=0.9), None).report(Digests({}))
+    assert (found["status"], found["estimate"], found["lower"], found["upper"]) == ("INSUFFICIENT_DATA", None, 0, 1)
