@@ -33,7 +33,7 @@ CONTEXT.set_forkserver_preload(
 
 def _main(arguments: list[str], environment: Mapping[str, str], out: str, errors: str, main: str) -> None:
     for name, descriptor in ((out, 1), (errors, 2)):
-        opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOCTTY)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.clear()
@@ -45,16 +45,21 @@ def _main(arguments: list[str], environment: Mapping[str, str], out: str, errors
 
 class Command:
     """A running `bedplate ...`, or another module's main() or function (`module:function`); what it prints goes to
-    `directory`, made if need be."""
+    `directory`, made if need be, or to stderr to a terminal of this name."""
 
     def __init__(
-        self, directory: Path, *arguments: str | Path, main: str = "bedplate.cli.main", **environment: str
+        self,
+        directory: Path,
+        *arguments: str | Path,
+        main: str = "bedplate.cli.main",
+        terminal: str | None = None,
+        **environment: str,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         number = sum(1 for _ in directory.glob("*.out"))
         self._out, self._errors = (directory / f"{number}.{name}" for name in ("out", "errors"))
         whole = {**os.environ, **environment}
-        said = (str(self._out), str(self._errors), main)
+        said = (str(self._out), terminal or str(self._errors), main)
         self._process = CONTEXT.Process(target=_main, args=([*map(str, arguments)], whole, *said))
         self._process.start()
         assert self._process.pid is not None

@@ -127,7 +127,7 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     assert "Climb again: accuracy is 0.000 on the new rows where the skin's verdict promises 0.360" in printed
     assert "promises at least 0.360 (97.0%, by its verdict); evidence of less" in printed
     assert "below the bar and the promise beyond chance; new rows differ from old ones in inputs and length" in printed
-    assert "words that came:" in printed
+    assert "words that are more frequent now:" in printed
 
 
 def test_rows_without_labels_are_compared_by_input_alone(

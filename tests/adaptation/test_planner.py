@@ -17,12 +17,13 @@ from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.outcome import Latency, Plan, Result, RungOutcome
 from bedplate.adaptation.context.outcome import Tested as OnTest
-from bedplate.adaptation.context.throughput import Reading
+from bedplate.adaptation.context.throughput import Reading, read_texts
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import rules
+from bedplate.core.processor import processor
 
 
 def context(
@@ -42,6 +43,7 @@ def context(
         default_prompt=lambda: (None, None),
         is_encoder=False,
         pace=1.0,
+        slower=1.0,
         format_gain=gain,
         spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
         usd_left=usd_left,
@@ -59,6 +61,41 @@ def rung(name: str) -> Any:
 
 
 # --- time and money
+
+
+def test_a_wait_for_processors_that_other_work_has_excludes_no_rung() -> None:
+    def skipped(reading: Reading) -> Any:
+        found = context(call=2.0, p95_ms=150)
+        found.again = lambda *_: reading
+        return planner.ruled_out(found, rung("lora"))
+
+    busy, quiet = 1e4, 0.1
+    assert skipped(Reading(0.9, 3, busy, 0.12)) is None
+    assert skipped(Reading(0.9, 3, quiet, 0.12)) is not None  # it waits for something else: memory, a disk
+    assert skipped(Reading(0.9, 3, None, 0.12)) is not None
+    over = skipped(Reading(0.9, 3, busy, 0.2))
+    assert "takes 200 ms here (the least of 3 medians; load average 10000.0, without 700 ms of waiting" in over.reason
+    assert over.needs == {"p95_ms": pytest.approx(200)}
+
+
+def test_calls_are_timed_by_the_wall_and_by_their_own_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, worked, load = [0.0], [0.0], [1e4]
+    module = "bedplate.adaptation.context.throughput"
+    monkeypatch.setattr(f"{module}.time.process_time", lambda: worked[0])
+    monkeypatch.setattr(f"{module}.time.perf_counter", lambda: wall[0])
+    monkeypatch.setattr(f"{module}.load_average", lambda: load[0])
+
+    def embed(texts: list[str]) -> None:
+        wall[0] += 0.9 * len(texts)
+        worked[0] += 0.12 * processor().threads * len(texts)
+
+    model: Any = SimpleNamespace(embed=embed)
+    found = read_texts(model, ["a", "b", "c"], limit=0.15)
+    assert (found.call, found.times, found.load) == (pytest.approx(0.9), 3, 1e4)
+    assert found.quiet == pytest.approx(0.12)
+    load[0] = 0.0
+    assert read_texts(model, ["a", "b", "c"], limit=0.15).quiet == pytest.approx(0.9)
+    assert read_texts(model, ["a", "b", "c"], limit=1.0).times == 1
 
 
 def test_the_clock_stops_at_whichever_is_spent_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +162,8 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
 
     class Seen:
         clock = SimpleNamespace(used=100.0)
-        exhaustive, usd_left, train, format_gain, pace = False, float("inf"), [None] * 500, 1.0, 1.0
+        exhaustive, usd_left, train = False, float("inf"), [None] * 500
+        format_gain = pace = slower = 1.0
         throughput = SimpleNamespace(call=0.1, token=0.001)
         spec = SimpleNamespace(
             budget=BudgetSpec(),

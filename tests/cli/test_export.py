@@ -33,9 +33,17 @@ def test_a_directory_keeps_its_dtype_and_a_gguf_becomes_float32(
     facts = json.loads(printed)
     assert (code, facts["stored"], facts["same_values"]) == (0, "bfloat16", True)
     assert facts["weights_id"] == load_base(tiny).identity.weights_id
+    code, _, error = run(capsys, "export", tiny, tmp_path / "b")
+    assert (code, "b exists already; choose another name, or replace it with --overwrite" in error) == (2, True)
+    code, _, error = run(capsys, "export", tmp_path / "b", tmp_path / "b", "--overwrite")
+    assert (code, "is the base itself" in error) == (2, True)
+    code, printed, _ = run(capsys, "export", tiny, tmp_path / "b", "--dtype", "float32", "--overwrite", "--json")
+    assert (code, json.loads(printed)["stored"]) == (0, "float32")
     code, printed, _ = run(capsys, "export", tiny, tmp_path / "c.gguf", "--format", "gguf", "--type", "bf16")
     assert code == 0
     assert "equal to the source's" in printed
+    again = ("export", tiny, tmp_path / "c.gguf", "--format", "gguf", "--type", "bf16")
+    assert [run(capsys, *again, *more)[0] for more in ((), ("--overwrite",))] == [2, 0]
     code, printed, _ = run(capsys, "export", tmp_path / "c.gguf", tmp_path / "d", "--json")
     facts = json.loads(printed)
     assert (code, facts["stored"], facts["same_values"]) == (0, "float32", True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.terminals import shown_on
 
 from bedplate.adaptation.task.draft import guess_group, guess_inputs, guess_target
 from bedplate.adaptation.task.first_look import look
@@ -162,19 +163,10 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
     os.write(ours, b"categry\rcategory\rmessage\rnone\rSort the message.\r")
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(ours, 1 << 16)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(ours)
-    assert child.wait(timeout=30) == 0, shown.decode()
-    assert "Which column is the answer? [category]" in shown.decode()
-    assert "There is no column 'categry'" in shown.decode()
+    shown = shown_on(ours)
+    assert child.wait(timeout=30) == 0, shown
+    assert "Which column is the answer? [category]" in shown
+    assert "There is no column 'categry'" in shown
     values = yaml.safe_load(out.read_text("utf-8"))
     assert (values["data"]["target"], values["data"]["group_by"]) == ("category", None)
     assert values["instructions"] == "Sort the message."

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from tests.forked import Command
-from tests.tiny import write_tiny_base
+from tests.made import label_skin
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
@@ -20,28 +20,13 @@ from bedplate.data.table_files import FileRow
 from bedplate.inference.predict import bulk
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import default_continuations, default_prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
-
-LABELS = ("negative", "positive")
+from bedplate.skins.files import read_skin
+from bedplate.skins.skin import Skin
 
 
 @pytest.fixture(scope="module")
 def skin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("skin")
-    base = load_base(write_tiny_base(root / "base"))
-    skin = Skin(
-        name="sentiment",
-        bases={"main": BaseReference.of(str(root / "base"), "llama", base.identity)},
-        inputs={"review": InputField()},
-        output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS)),
-        prompt=default_prompt("reviews", "Decide.", ["review"], LABELS),
-        evaluated_with=EvaluatedWith(weights="float32"),
-    )
-    return write_skin(skin, root / "skin")
+    return label_skin(tmp_path_factory.mktemp("skin"))
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

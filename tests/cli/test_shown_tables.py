@@ -77,7 +77,7 @@ def test_of_commands(
     if command == "keys":
         limits = ["--tokens-per-month", "200M", "--requests-per-minute", "1k", "--usd-per-month", "1234.5"]
         for name in ("a-rather-long-name-of-a-key", "shop"):
-            assert run("keys", "create", name, "--model", "reviews-lora", "--file", names["KEYS"], *limits) == 0
+            assert run("keys", "create", name, "reviews-lora", "--file", names["KEYS"], *limits) == 0
         capsys.readouterr()
     assert run(*(names.get(word, word) for word in COMMANDS[command])) == 0
     is_whole(capsys.readouterr().out, seen)

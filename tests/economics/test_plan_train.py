@@ -142,7 +142,7 @@ def test_a_budget_and_a_model_say_how_many_tokens(capsys: pytest.CaptureFixture[
         (("gpt2", "--tokens", "1e999"), "above 0"),
         (("gpt3", "--tokens", "1T"), "gpt3-175b"),
         (("gpt2", "--tokens", "1B", "--device", "h1000"), "did you mean h100"),
-        (("gpt2", "--tokens", "1B", "--devices", "0"), "devices is 0"),
+        (("gpt2", "--tokens", "1B", "--devices", "0"), "'0' is not a whole number above 0"),
         (("gpt2", "--tokens", "1B", "--usd-per-hour", "nan"), "usd_per_hour is nan"),
         (("gpt2", "--tokens", "1B", "--usd-per-hour", "0"), "usd_per_hour is 0"),
         (("gpt2", "--tokens", "1B", "--mfu", "40"), "mfu is 40"),

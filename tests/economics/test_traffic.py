@@ -22,6 +22,7 @@ def test_lengths_are_read_as_they_are_written(low: int, more: int) -> None:
     assert parse_lengths(f"{low}", "it") == Lengths("fixed", low, low)
     assert parse_lengths(f" {low} - {low + more} ", "it") == Lengths("uniform", low, low + more)
     assert parse_lengths(f"{low}~{low + more + 1}", "it") == Lengths("lognormal", low, low + more + 1)
+    assert parse_lengths(f"{low}k-{low}M", "it") == Lengths("uniform", low * 1000, low * 1_000_000)
     for text in (f"{low}", f"{low}-{low + more}", f"{low}~{low + more + 1}"):
         assert parse_lengths(str(parse_lengths(text, "it")), "it") == parse_lengths(text, "it")
 
@@ -33,6 +34,8 @@ def test_lengths_are_read_as_they_are_written(low: int, more: int) -> None:
         ("-5", "write 300"),
         ("1.5", "write 300"),
         ("nan", "write 300"),
+        ("1e400", "write 300"),
+        ("1-2-3", "write 300"),
         ("0", "at least 1 token"),
         ("9-3", "must not be below the first"),
         ("9~9", "for one length write 9"),

@@ -75,8 +75,8 @@ def test_one_canonical_form(order: list[str], count: int) -> None:
     ("text", "message"),
     [
         ('["red"', "not JSON, or not the whole"),
-        ('"red"', "no JSON list of labels"),
-        ("[1]", "no JSON list of labels"),
+        ('"red"', "not a JSON list of labels"),
+        ("[1]", "not a JSON list of labels"),
         ('["gren"]', "'gren' is not one of the labels; did you mean 'green'"),
     ],
 )
@@ -121,8 +121,8 @@ def test_a_rare_label_is_spread_over_the_splits(tmp_path: Path) -> None:
     [
         (["gren"], r"line 31: the target \(y\): 'gren' is not one of the labels; did you mean 'green'"),
         ("red, green", r"line 31: .*one text; say under output.separator"),
-        (None, "line 31: .*no JSON list of labels"),
-        ([1], "line 31: .*no JSON list of labels"),
+        (None, "line 31: .*not a JSON list of labels"),
+        ([1], "line 31: .*not a JSON list of labels"),
     ],
 )
 def test_a_bad_target_is_named(tmp_path: Path, target: object, message: str) -> None:

@@ -235,7 +235,7 @@ def test_a_search_goes_on_and_grows(corpus: Path, monkeypatch: pytest.MonkeyPatc
     again = search(run, place / "out", runs=20)
     assert len(third.ran) in (8, 9)
     assert again.to_json() == more.to_json()
-    with pytest.raises(UsageError, match=r"begun otherwise: tokens: 2304 before, 4608 now; give another --out"):
+    with pytest.raises(UsageError, match=r"begun with other values: tokens: 2304 before, 4608 now; give another --out"):
         search(run_of(place, tokens=4608), place / "out")
     assert search(run_of(place, log_steps=5), place / "out", runs=20).to_json() == more.to_json()
     (place / "out/search.json").write_text("{")

@@ -362,7 +362,7 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     path = tmp_path / "keys.yaml"
     on = ("--file", str(path))
     made = keys_command(
-        *("create", "shop", *on, "--model", "tiny", "--tenant", "shop", "--requests-per-minute", "5"),
+        *("create", "shop", "tiny", *on, "--tenant", "shop", "--requests-per-minute", "5"),
         *("--tokens-per-day", "1000", "--expires", "2099-01-01"),
     )
     store = KeyStore(path)

@@ -206,6 +206,8 @@ def test_mistakes(tiny, tmp_path, capsys):
         (("show", lora, "--out", new), 2, "No such option: --out"),
         (("merge", probe, "--out", new), 2, "only LoRA weights"),
         (("export", lora, "--out", tmp_path / "full"), 2, "exists already"),
+        (("export", lora, "--out", tmp_path / "full", "--overwrite"), 2, "is a directory without prompt.json"),
+        (("merge", lora, "--out", lora, "--overwrite"), 2, "is a directory without base.json"),
         (("merge", prompt, "--out", new), 2, "only LoRA weights"),
         (("merge", lora, "--out", tmp_path / "full"), 2, "exists already"),
         (("merge", lora, "--out", new, "--dtype", "int3"), 2, "not known"),
@@ -215,3 +217,6 @@ def test_mistakes(tiny, tmp_path, capsys):
         assert (code, message in error) == (status, True), (arguments, error)
     assert not new.exists()
     assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert run(capsys, "export", prompt, "--out", new)[0] == 0
+    assert run(capsys, "export", lora, "--out", new, "--overwrite")[0] == 0
+    assert (new / "adapter_config.json").is_file()

@@ -1,6 +1,6 @@
 """Climb the ladder: tune every rung on valid, nominate, open test once, and decide.
 
-Everything that finishes is kept in the output directory, so that the same command goes on where it was interrupted.
+Everything that finishes is kept in the output directory, so that the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def adapt(
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
     data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
-    task's rows as far as they have labels (`adapt_with_labels`). The same call again goes on where an interrupted one
+    task's rows as far as they have labels (`adapt_with_labels`). The same call again resumes where an interrupted one
     stopped; what it did and what a limit made it leave out stays as it was.
 
     Raises ConfigError (also for a task file that does not say which rows belong together, or does not answer what its
@@ -173,6 +173,7 @@ class _Ladder:
             self.spec.budget,
             {} if clock.seconds is None else {"train_minutes": clock.seconds / 60},
             self.task.scale,
+            {name: result.latency.load for name, result in results.items()},
         )
         decision = gate.decide(
             nomination,

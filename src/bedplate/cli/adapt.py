@@ -45,7 +45,9 @@ def adapt(
     out: Annotated[
         Path,
         typer.Option(
-            help="The run's directory; the same command resumes in it.", show_default=False, callback=paths.directory
+            help="The run's directory; the same command resumes the run there.",
+            show_default=False,
+            callback=paths.directory,
         ),
     ],
     overrides: Overrides = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, duration
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, duration, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +41,14 @@ def chat(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Default: 1024 for a base here; else the skin's or server's own.", show_default=False),
+        whole(help="Default: 1024 for a base here; else the skin's or server's own."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.", show_default=False)] = None,
     base: Annotated[
-        str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Where the skin's base is, when not where it was made.", show_default=False, callback=paths.base
+        ),
     ] = None,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,

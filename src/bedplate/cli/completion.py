@@ -58,6 +58,8 @@ def _command(path: tuple[str, ...], function: Any, line: str) -> _Place:
     for one in command_of(function, line, path[-1]).params:
         choices = _choices(hints.get(one.name))
         names = [*one.opts, *one.secondary_opts]
+        if getattr(one, "hidden", False):
+            continue
         if one.param_type_name == "option":
             options.update(dict.fromkeys(names, (one.help or "").partition(". ")[0]))
             values.update(dict.fromkeys(names, choices) if choices else {})

@@ -9,24 +9,16 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.export import write_out
+from bedplate.cli.options import BaseSource, Overwrite
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="Catalogue name, directory, .gguf file or hf:owner/name.",
-            show_default=False,
-            callback=paths.base,
-        ),
-    ],
+    source: BaseSource,
     destination: Annotated[
         Path,
         typer.Argument(
-            metavar="DST",
             help="What to write: NAME.gguf, or else a Hugging Face directory.",
-            callback=paths.new_directory,
+            callback=paths.new,
         ),
     ],
     dtype: Annotated[
@@ -40,6 +32,7 @@ def convert(
         ),
     ] = None,
     shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Convert a checkpoint: Hugging Face directory (one file, shards; GPTQ, AWQ, float8 and ONNX become plain) or GGUF.
@@ -47,4 +40,4 @@ def convert(
     The result is read back, and the values are compared with the source's: equal, or rounded by so much.
     """
     to_gguf = destination.suffix == ".gguf"
-    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, as_json)
+    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, overwrite, as_json)

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, Overrides, Wide
+from bedplate.cli.options import (
+    AllowOtherWeights,
+    JudgedDtype,
+    JudgedKernel,
+    JudgedWeights,
+    Overrides,
+    Overwrite,
+    Wide,
+    whole,
+)
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, numbers, show
 
@@ -47,10 +56,11 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
     ] = None,
+    overwrite: Overwrite = False,
     suite: Annotated[
         list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite: so many items at most. Default: all.")] = None,
+    limit: Annotated[int | None, whole(help="Of a suite: so many items at most. Default: all.")] = None,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
     kernel: JudgedKernel = None,
@@ -80,6 +90,7 @@ def evaluate(
       bedplate evaluate runs/x/skins/lora october.jsonl
       bedplate evaluate smollm2-135m --suite core --limit 300
     """
+    paths.free(out, overwrite)
     if suite:
         if rows is not None or split or task is not None or overrides or allow_other_weights or include_seen:
             raise UsageError("--suite takes a base alone; of the other options only --limit, --out, --json and its way")
@@ -142,14 +153,13 @@ def _on_split(
 def _on_suites(
     base: str, names: Sequence[str], limit: int | None, way: tuple[Any, Any, Any], out: Path | None, as_json: bool
 ) -> None:
-    from bedplate.evaluation.suites.items import CORE
-    from bedplate.evaluation.suites.suite_scores import need_suite, run_suite
+    from bedplate.evaluation.suites import suites_of
+
+    wanted = suites_of(names)  # before anything heavy is imported
+    from bedplate.evaluation.suites.suite_scores import run_suite
     from bedplate.inference.predict.opening import Asked, open_base
     from bedplate.inference.ways.threads import use_cores
 
-    wanted = list(dict.fromkeys(one for name in names for one in (CORE if name == "core" else (name,))))
-    for name in wanted:
-        need_suite(name)
     use_cores()
     with open_base(base, Asked(*way)).model() as model:
         found = {name: run_suite(model, name, limit) for name in wanted}
@@ -209,7 +219,7 @@ def _show_drift(found: Drift) -> None:
     for one in found.shifts:
         if one.differs and any(one.words):
             came, went = (", ".join(words) or "none" for words in one.words)
-            print(f"words that came: {came}; that went: {went}")
+            print(f"words that are more frequent now: {came}; less frequent: {went}")
     if found.quality is not None:
         print(_quality(found.quality))
     for note in found.notes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bedplate.cli import paths
+from bedplate.cli.options import BaseSource, Overwrite
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,15 +17,10 @@ if TYPE_CHECKING:
 
 
 def export(
-    base: Annotated[
-        str,
-        typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
-        ),
-    ],
+    base: BaseSource,
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new_directory),
+        typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new),
     ],
     file_format: Annotated[
         Literal["hf", "gguf"], typer.Option("--format", help="hf: a directory for transformers; gguf: one file.")
@@ -38,10 +34,11 @@ def export(
         typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="f16"),
     ] = None,
     shard_gb: Annotated[float, typer.Option(help="hf: the size of one weights file at most, in GB.")] = 5.0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a base as a Hugging Face directory or a GGUF file, read it back, and show who it is."""
-    write_out(base, out, file_format, dtype, matrix_type, shard_gb, as_json)
+    write_out(base, out, file_format, dtype, matrix_type, shard_gb, overwrite, as_json)
 
 
 def write_out(
@@ -51,10 +48,11 @@ def write_out(
     dtype: str | None,
     matrix_type: str | None,
     shard_gb: float,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Writes it, reads it back, compares the values, and prints what it is."""
-    _check(out, file_format, dtype, matrix_type, shard_gb)
+    _check(base, out, file_format, dtype, matrix_type, shard_gb, overwrite)
     from bedplate.models.checkpoints.base import load_base, locate
     from bedplate.models.checkpoints.export import export_base, export_gguf
 
@@ -62,10 +60,10 @@ def write_out(
     exact = "float32" if file_format == "gguf" or locate(base).is_file() else "auto"
     loaded = load_base(base, dtype=exact, device="cpu")
     if file_format == "gguf":
-        export_gguf(loaded, out, matrix_type or "f16")
+        export_gguf(loaded, out, matrix_type or "f16", replace=overwrite)
         written = load_base(out.absolute(), dtype="float32", device="cpu")
     else:
-        export_base(loaded, out, dtype=dtype, shard_bytes=max(1, int(shard_gb * 1e9)))
+        export_base(loaded, out, dtype=dtype, shard_bytes=max(1, int(shard_gb * 1e9)), replace=overwrite)
         written = load_base(out.absolute(), device="cpu")
     facts = _facts(loaded, written, out)
     if as_json:
@@ -80,7 +78,9 @@ def write_out(
     print("values         " + ("equal to the source's" if facts["same_values"] else rounded))
 
 
-def _check(out: Path, file_format: str, dtype: str | None, matrix_type: str | None, shard_gb: float) -> None:
+def _check(
+    base: str, out: Path, file_format: str, dtype: str | None, matrix_type: str | None, shard_gb: float, overwrite: bool
+) -> None:
     """What can be known to fail is refused before a model is loaded."""
     if file_format == "gguf" and dtype is not None:
         raise UsageError("--dtype is for --format hf; a GGUF file takes --type")
@@ -88,8 +88,9 @@ def _check(out: Path, file_format: str, dtype: str | None, matrix_type: str | No
         raise UsageError("--type is for --format gguf; a Hugging Face directory takes --dtype")
     if not shard_gb > 0:
         raise UsageError(f"--shard-gb is {shard_gb}; it must be above 0")
-    if out.exists():
-        raise UsageError(f"{out} exists already; choose another name or remove it")
+    paths.free(out, overwrite, None if file_format == "gguf" else "base.json")
+    if out.exists() and Path(base).exists() and out.samefile(base):
+        raise UsageError(f"{out} is the base itself; choose another name")
     if file_format == "gguf" and out.suffix != ".gguf":
         raise UsageError(f"{out}: the name of a GGUF file must end in .gguf")
 

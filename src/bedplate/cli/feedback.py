@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide
+from bedplate.cli.options import Overwrite, Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.tables import numbers, show
@@ -36,12 +36,22 @@ def feedback(
     tenant: Annotated[list[str] | None, typer.Option(help="purge: everything of a tenant. Repeatable.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="purge: all that was kept of the skin.")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="The server's state directory. Default: serve/ in BEDPLATE_HOME.")
+        Path | None,
+        typer.Option(
+            help="The server's state directory. Default: serve/ in BEDPLATE_HOME.", callback=paths.existing_directory
+        ),
     ] = None,
+    overwrite: Overwrite = False,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
+    if action == "export":
+        if skin is None or out is None:
+            raise UsageError("`bedplate feedback export` takes a skin and --out FILE.jsonl")
+        if out.suffix != ".jsonl":
+            raise UsageError(f"{out}: task data is written as .jsonl; give such a name")
+        paths.free(out, overwrite)
     from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore
     from bedplate.serving.settings.config import state_directory
 
@@ -49,8 +59,8 @@ def feedback(
     if action == "list":
         _list(store, as_json)
     elif action == "export":
-        if skin is None or out is None:
-            raise UsageError("`bedplate feedback export` takes a skin and --out FILE.jsonl")
+        assert skin is not None
+        assert out is not None
         _export(store, skin, out, task, target, as_json)
     else:
         _purge(store, skin, id or [], tenant or [], everything, as_json)
@@ -66,10 +76,6 @@ def _list(store: FeedbackStore, as_json: bool) -> None:
 
 
 def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:
-    if out.suffix != ".jsonl":
-        raise UsageError(f"{out}: task data is written as .jsonl; give such a name")
-    if out.exists():
-        raise UsageError(f"{out} exists already; choose another name or remove it")
     if skin not in store.models():
         known = ", ".join(store.models()) or "none"
         raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {known}")

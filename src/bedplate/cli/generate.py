@@ -9,8 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bedplate.cli import paths
-from bedplate.cli.options import Dtype, Kernel, Weights
+from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
 from bedplate.core.libraries import torch_beside
@@ -24,18 +23,13 @@ WITHOUT_TORCH = (
 
 
 def generate(
-    base: Annotated[
-        str,
-        typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
-        ),
-    ],
+    base: BaseSource,
     prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template; else continue the text.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="A system message (with --chat).", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    max_tokens: Annotated[int, whole(help="Tokens to generate at most.", shown=True)] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest of this total probability.")] = 1.0,

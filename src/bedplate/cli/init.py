@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide, duration, program
+from bedplate.cli.options import Overwrite, Wide, duration, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
@@ -64,7 +64,7 @@ def init(
     budget: Annotated[float, duration(help="What the whole search may take. Default: 10m.")] = 600.0,
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a task file that is there.")] = False,
+    overwrite: Overwrite = False,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; asks nothing.")] = False,
 ) -> None:
@@ -78,8 +78,7 @@ def init(
       bedplate init tickets.csv --target category --input message --group customer_id --yes
       bedplate adapt task.yaml --out runs/tickets
     """
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists already; choose another name with --out, or give --overwrite")
+    paths.free(out, overwrite)
     if bar is not None and not 0 < bar < 1:
         raise UsageError(f"--bar is {bar:g}; it lies between 0 and 1")
     if not budget > 0:

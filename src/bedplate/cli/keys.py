@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import Wide, whole
+from bedplate.cli import paths
+from bedplate.cli.options import Wide, count, moved, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
@@ -24,19 +25,21 @@ def keys(
         str | None,
         typer.Argument(help="create: a name for the key; revoke and rotate: the key's id.", show_default=False),
     ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="create: models that it may use. Default: all.", show_default=False),
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="The keys file. Default: keys.yaml in BEDPLATE_HOME.")] = None,
     tenant: Annotated[
         str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="create: a model that the key may use. Repeatable. Default: all.")
-    ] = None,
+    model: Annotated[str | None, moved("--model", now="bedplate keys create NAME MODEL...")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
     requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
     tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help="create: calls that run at once.")] = None,
-    usd_per_day: Annotated[float | None, typer.Option(help="create: dollars a day; needs the server's price.")] = None,
-    usd_per_month: Annotated[float | None, typer.Option(help="create: dollars a month.")] = None,
+    concurrent: Annotated[int | None, whole(help="create: calls that run at once.")] = None,
+    usd_per_day: Annotated[float | None, count(help="create: dollars a day; needs the server's price.")] = None,
+    usd_per_month: Annotated[float | None, count(help="create: dollars a month.")] = None,
     tokens_per_day: Annotated[int | None, whole(help="create: tokens a day, such as 2M.")] = None,
     tokens_per_month: Annotated[int | None, whole(help="create: tokens a month.")] = None,
     expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
@@ -50,6 +53,9 @@ def keys(
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     from bedplate.core.files import bedplate_home
 
+    if models and action != "create":
+        raise UsageError(f"`bedplate keys {action}` takes {'no name' if action == 'list' else 'one id'}")
+    paths.new_file(file) if action == "create" else paths.existing(file)
     path = file or bedplate_home() / "keys.yaml"
     if action == "list":
         if which is not None:
@@ -62,7 +68,7 @@ def keys(
         given: dict[str, Any] = {
             "name": which,
             "tenant": tenant,
-            "models": tuple(model) if model else "all",
+            "models": tuple(models) if models else "all",
             "admin": admin,
             "limits": {
                 "requests_per_minute": requests_per_minute,

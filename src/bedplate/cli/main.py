@@ -151,6 +151,9 @@ Options:
   --version  Show the version.
   --help     Show this text.
 
+Amounts are written 50k, 2M or 15.6T and times 500ms, 90s, 10m or 1.5h, in options and in files; KEY=VALUE behind a
+file (`adapt`, `evaluate`, `pretrain`, `data build`, `plan decide` …) is a value in the place of the file's own.
+
 Environment: BEDPLATE_HOME (cache and catalogue, default ~/.cache/bedplate), BEDPLATE_TRACEBACK=1 (tracebacks),
 BEDPLATE_DATA_LEDGER=off (no test ledger beside data), HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the
 package index."""

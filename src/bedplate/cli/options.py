@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.quantities import count_of, seconds_of
@@ -19,6 +20,12 @@ from bedplate.core.tables import Column, show, show_wide
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False),
+]
+BaseSource = Annotated[
+    str,
+    typer.Argument(
+        help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False, callback=paths.base
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
@@ -51,7 +58,16 @@ AllowOtherWeights = Annotated[
     ),
 ]
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
 
+CorpusDirectory = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False, callback=paths.existing_directory),
+]
+Hardware = Annotated[
+    Path | None,
+    typer.Option(help="A YAML file of your own devices.", show_default=False, callback=paths.existing),
+]
 Formulas = Annotated[bool, typer.Option("--formulas", help="Also how each figure is computed, and the source.")]
 
 
@@ -84,16 +100,30 @@ def count(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, parser=_counted, metavar="COUNT")
 
 
-def whole(*names: str, help: str) -> Any:
-    """An option for a whole number above 0 that is None by default, written as with `count`; of type int."""
+def whole(*names: str, help: str, least: int = 1, shown: bool = False) -> Any:
+    """An option for a whole number, not below `least`, written as with `count`; a parameter of type int. shown:
+    whether the help adds the default."""
 
     def parsed(given: str | int) -> int:
         value = _counted(given)
-        if value < 1 or value != int(value):
-            raise typer.BadParameter(f"{given!r} is not a whole number above 0")
+        if value < least or not float(value).is_integer():
+            above = "above 0" if least == 1 else f"from {least:,} on"
+            raise typer.BadParameter(f"{given!r} is not a whole number {above}")
         return int(value)
 
-    return typer.Option(*names, help=help, parser=parsed, metavar="COUNT", show_default=False)
+    return typer.Option(*names, help=help, parser=parsed, metavar="COUNT", show_default=shown)
+
+
+def milliseconds(*names: str, help: str) -> Any:
+    """An option for a short time, a number of ms or such as 0.5s; a parameter of type float, in milliseconds."""
+
+    def parsed(given: str | float) -> float:
+        value = seconds_of(given, "ms") if isinstance(given, str) else given / 1000
+        if value is None or not 0 < value < math.inf:
+            raise typer.BadParameter(f"{given!r} is not a length of time above 0; write for example 500, 500ms or 0.5s")
+        return value * 1000
+
+    return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
 
 
 def duration(*names: str, help: str) -> Any:
@@ -109,6 +139,17 @@ def duration(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
 
 
+def moved(*names: str, now: str) -> Any:
+    """A hidden option of an earlier version, which teaches how it is written `now`; a parameter of type str | None."""
+
+    def refused(given: str | None) -> str | None:
+        if given is not None:
+            raise UsageError(f"{names[0]} is no longer an option; write {now}")
+        return given
+
+    return typer.Option(*names, hidden=True, callback=refused)
+
+
 def program() -> str:
     """What the command is called by here: a shell finds it by its name only where its directory is on the path."""
     path = Path(sys.argv[0])
@@ -119,7 +160,7 @@ def _checked_page(path: Path | None) -> Path | None:
     """Before anything is computed; what else may be wrong with a path is found when it is written."""
     if path is not None and (path.suffix.lower() not in {".html", ".htm"} or path.is_dir()):
         raise UsageError(f"--page is {path}: name a file that ends in .html")
-    return path
+    return paths.new_file(path)
 
 
 PageFile = Annotated[

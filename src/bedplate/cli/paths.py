@@ -30,7 +30,7 @@ def new_file(path: Path | None) -> Path | None:
 
 
 def directory(path: Path | None) -> Path | None:
-    """A directory that is written."""
+    """A directory that is written, or written on in."""
     if path is not None:
         if path.is_file():
             raise UsageError(f"cannot write {path}: it is a file; name a directory")
@@ -38,11 +38,23 @@ def directory(path: Path | None) -> Path | None:
     return path
 
 
-def new_directory(path: Path | None) -> Path | None:
-    """A directory that is written and must not be there yet."""
-    if path is not None and path.exists():
-        raise UsageError(f"{path} exists already; choose another name or remove it")
-    return directory(path)
+def new(path: Path | None) -> Path | None:
+    """A file or a directory that is written; `free` says whether it may be, once --overwrite is known."""
+    if path is not None:
+        check_writable(path)
+    return path
+
+
+def free(path: Path | None, overwrite: bool, holding: str | None = None) -> None:
+    """UsageError for an output that is there already, unless --overwrite replaces it. holding: the file in it by which
+    a directory is known to be an earlier output of the same command; any other directory is never replaced."""
+    if path is None or str(path) == "-" or not path.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{path} exists already; choose another name, or replace it with --overwrite")
+    if path.is_dir() and (holding is None or not (path / holding).is_file()):
+        what = "a directory" if holding is None else f"a directory without {holding}"
+        raise UsageError(f"{path} is {what}, and --overwrite does not replace that; choose another name")
 
 
 def base(source: str | None) -> str | None:
@@ -72,6 +84,20 @@ def skin_directories(paths: Sequence[str] | None) -> Sequence[str] | None:
     for path in paths or ():
         skin_directory(path)
     return paths
+
+
+def directories(places: Sequence[Path] | None) -> Sequence[Path] | None:
+    """Directories that are read."""
+    for place in places or ():
+        existing_directory(place)
+    return places
+
+
+def existing_directory(path: Path | None) -> Path | None:
+    """A directory that is read."""
+    if path is not None and not path.is_dir():
+        raise UsageError(f"{path} {'is a file, not a directory' if path.exists() else 'does not exist'}")
+    return path
 
 
 def known(target: str | None) -> str | None:

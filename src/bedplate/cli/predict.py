@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, Overwrite
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
 
@@ -38,7 +38,10 @@ def predict(
     ],
     out: Annotated[str, typer.Option(help="The predictions, JSON lines; - is stdout.", show_default=False)],
     base: Annotated[
-        str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Where the skin's base is, when not where it was made.", show_default=False, callback=paths.base
+        ),
     ] = None,
     format: Annotated[
         Format | None, typer.Option(help="Of the rows, where their file's name does not say it (stdin: jsonl).")
@@ -46,7 +49,7 @@ def predict(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="A row that cannot be read gets an error, and does not end the run.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it exists.")] = False,
+    overwrite: Overwrite = False,
     batch: Annotated[int, typer.Option(help="Rows that are computed together.", min=1)] = 64,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
@@ -106,11 +109,10 @@ def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool,
         raise UsageError(f"{rows}: no such file")
     elif format is None and Path(rows).suffix.lower() not in (known := [f".{one}" for one in get_args(Format)]):
         raise UsageError(f"{rows}: rows are read from files that end in {', '.join(known)}; or say their --format")
-    if out != "-" and Path(out).exists():
-        if not overwrite:
-            raise UsageError(f"{out} exists already; choose another name, or replace it with --overwrite")
-        if rows != "-" and Path(out).samefile(rows):
-            raise UsageError(f"{out} is the file of the rows itself; choose another name")
+    paths.new_file(Path(out))
+    paths.free(Path(out), overwrite)
+    if "-" not in (out, rows) and Path(out).exists() and Path(out).samefile(rows):
+        raise UsageError(f"{out} is the file of the rows itself; choose another name")
 
 
 @dataclass(frozen=True)

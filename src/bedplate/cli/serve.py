@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import duration
+from bedplate.cli.options import duration, whole
 from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.serving.call.state import ServerState
+    from bedplate.serving.settings.config import ServerConfig
 
 BESIDE_CONFIG = frozenset(("base", "more", "config", "skin", "as_json"))
 """Parameters that also go with a server's file."""
@@ -55,7 +58,11 @@ def serve(
         ),
     ] = None,
     skins_directory: Annotated[
-        Path | None, typer.Option(help="Serve every skin below it, and take more from it while the server runs.")
+        Path | None,
+        typer.Option(
+            help="Serve every skin below it, and take more from it while the server runs.",
+            callback=paths.existing_directory,
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
@@ -74,16 +81,18 @@ def serve(
         typer.Option(help="What computes: torch, or the compiled decoder for CPUs. auto: the skins', else the faster."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are refused with status 429.")] = 256,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Larger requests are refused with status 413.")] = 2
-    * 1024
-    * 1024,
+    max_rows: Annotated[int, whole(help="Generations that run at once.", shown=True)] = 16,
+    max_waiting: Annotated[int, whole(help="Queued requests; more are refused with status 429.", shown=True)] = 256,
+    max_body_bytes: Annotated[
+        int, whole(help="Larger requests are refused with status 413.", least=1024, shown=True)
+    ] = 2 * 1024 * 1024,
     grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
-    keys: Annotated[Path | None, typer.Option(help="The file of API keys (`bedplate keys`).")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="The file of API keys (`bedplate keys`).", callback=paths.existing)
+    ] = None,
     open_to_all: Annotated[
         bool, typer.Option("--open", help="Without keys, serve other machines than this one too.")
     ] = False,
@@ -110,6 +119,7 @@ def serve(
     if config is not None:
         _only_with_base(context)
         settings = load_config(config, ServerConfig, overrides)
+        _check_places(settings)
     elif overrides:
         raise UsageError(f"{overrides[0]} is a value of a server's file; give it with --config, or use the options")
     try:
@@ -142,7 +152,10 @@ def serve(
     use_cores()
     write_logs(settings.logs)
 
+    starting = contextlib.ExitStack()
+
     def announce(url: str, state: ServerState) -> None:
+        starting.close()
         models = list(state.registry.models)
         if as_json:
             print(json.dumps({"url": url, "models": models}), flush=True)
@@ -150,11 +163,23 @@ def serve(
             more = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
             print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
 
-    if not run(settings, skin or (), on_ready=announce):
+    with starting:
+        starting.enter_context(Progress("starting the server", unit=""))
+        ended = run(settings, skin or (), on_ready=announce)
+    if not ended:
         # A thread still loads weights or hangs in a step: it takes as long as it takes, and has nothing to write.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _check_places(settings: ServerConfig) -> None:
+    """What a server's file names is there, as far as that can be said without loading anything."""
+    for base in settings.bases:
+        paths.base(base.source)
+    paths.skin_directories([str(one.source) for one in settings.skins])
+    paths.existing_directory(settings.skins_directory)
+    paths.existing(settings.keys)
 
 
 def _only_with_base(context: typer.Context) -> None:

@@ -1,4 +1,5 @@
-"""What was measured of this machine, kept below BEDPLATE_HOME so that it is measured once."""
+"""What was measured of this machine, kept below BEDPLATE_HOME so that it is measured once, and again where other work
+had disturbed it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, sha256_json
+from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import Progress
 
 T = TypeVar("T")
@@ -23,24 +25,42 @@ def measured_once(
     from_json: Callable[[Any], T],
     *,
     again: bool = False,
+    timed: bool = True,
 ) -> T:
     """What `measure` found earlier under the same key, or finds now. key: all that the numbers depend on, the processor
     included, since a home directory may be shared by machines of different kinds.
 
-    again: whatever was kept. A file that is damaged or of another key is measured again; one that cannot be written
-    costs a warning.
+    again: whatever was kept. timed: whether other work on the machine changes what is found: the load average is kept
+    with it, and what was found beside much other work is measured again once most of that is gone. A file that is
+    damaged or of another key is measured again; one that cannot be written costs a warning.
     """
     path = bedplate_home() / "machine" / f"{kind}-{sha256_json(dict(key))[:16]}.json"
+    load = load_average() if timed else None
     try:
         record = {} if again else json.loads(path.read_text("utf-8"))
-        if record["key"] == json.loads(json.dumps(dict(key))):
+        if record["key"] == json.loads(json.dumps(dict(key))) and not (timed and _was_disturbed(record, load)):
             return from_json(record["found"])
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # none yet, or a damaged one
     with Progress(f"measuring this machine ({kind})", unit=""):
         found = measure()
+    values: dict[str, Any] = {"key": dict(key), "found": to_json(found)}
+    if timed:
+        values["load"] = max((one for one in (load, load_average()) if one is not None), default=None)
     try:
-        atomic_write(path, json.dumps({"key": dict(key), "found": to_json(found)}, indent=1) + "\n")
+        atomic_write(path, json.dumps(values, indent=1) + "\n")
     except UsageError as error:
         log.warning("the measurement of this machine is not kept, and is made again next time: %s", error)
     return found
+
+
+def _was_disturbed(record: Mapping[str, Any], load: float | None) -> bool:
+    """Whether a record was made beside other work, most of which is gone. Each is made again a few times at most, since
+    the load average halves each time. load: the present one. One that does not say its load was made by an earlier
+    version, and is not known to be undisturbed."""
+    if load is None or is_busy(load):
+        return False
+    if "load" not in record:
+        return True
+    before = record["load"]
+    return before is not None and is_busy(before) and load <= before / 2

@@ -28,6 +28,8 @@ _TELLS_APART = (
 )
 """Fields of /proc/cpuinfo, of x86 and of ARM."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_BUSY = 1.5
+"""A load average of so many times the processors is more than what computes here makes by itself."""
 
 # (implementer, part) of /proc/cpuinfo → name, from Linux's arch/arm64/include/asm/cputype.h.
 _ARM: dict[tuple[int, int], str] = {
@@ -138,6 +140,20 @@ def processor_kind(root: Path = Path("/")) -> str:
     machines call several generations, with and without products of bfloat16, just "AMD EPYC"."""
     fields = _first(root)
     return f"{processor_name(root)} {sha256_json([fields.get(key) for key in _TELLS_APART])[:8]}"
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited for a processor, of the whole machine, averaged over the last minute; None where the
+    system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def is_busy(load: float) -> bool:
+    """Whether at such a load average a process that computes on every processor has to share them with others."""
+    return load > _BUSY * processor().online
 
 
 def _first(root: Path) -> dict[str, str]:

@@ -86,7 +86,7 @@ def python_metric(reference: str, directory: Path, *, values: bool) -> PythonMet
 def _module(path: Path, digest: str) -> object:
     spec = importlib.util.spec_from_file_location(f"bedplate_metric_{digest[:16]}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"metric: {path} is no Python file; its name must end in .py")
+        raise ConfigError(f"metric: {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks up what its annotations mean
     try:

@@ -75,7 +75,7 @@ def ranked(text: str) -> str:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RequestError(f"the output is no JSON list of document ids: {text[:80]!r}")
+        raise RequestError(f"the output is not a JSON list of document ids: {text[:80]!r}")
     if len(set(names)) < len(names):
         raise RequestError(f"the output ranks a document more than once: {text[:80]!r}")
     return json.dumps(names, ensure_ascii=False)

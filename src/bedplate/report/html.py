@@ -78,7 +78,7 @@ def headline(report: Mapping[str, Any]) -> str:
     if not by_rung:
         return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
     best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
-    seen = f"the best, {best['rung']}, reads {said(report, best['estimate'])} on test"
+    seen = f"the best, {best['rung']}, scores {said(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
         return f"No adaptation reaches {metric} {bar}: {seen}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {seen}."

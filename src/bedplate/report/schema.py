@@ -117,7 +117,7 @@ class Confirmation(Part):
     """False where nominees are tested in a fixed order, and one before it did not pass."""
     expected: float | None = None
     """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
-    reads higher on test than it is. Null in reports from before this was said."""
+    scores higher on test than it truly is. Null in reports from before this was said."""
     needed_n: Count | None
     """Test rows in all for 80% power at the next verdict, were it the only nominee and `expected` the truth; null where
     none are promised."""

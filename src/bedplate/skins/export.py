@@ -20,14 +20,14 @@ from bedplate.skins.verify import verify_skin
 PROMPT_JSON = "prompt.json"
 
 
-def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> list[str]:
+def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None, replace: bool = False) -> list[str]:
     """Writes the new directory `out`, and returns the names of its files.
 
     Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads; probes and classical
     models those of `head_files`. base: where the skin's base is, when not where it was made; only a soft prompt needs
     it, because peft wants to know its heads and layers. UsageError for a cascade, for a skin that looks something up in
     each call, for LoRA weights with a soft prompt, where the package onnx is needed and missing, and where `out` holds
-    something.
+    something that it is not to `replace`.
     """
     if skin.cascade is not None:
         raise UsageError(
@@ -54,7 +54,7 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
         files |= prompt_peft_files(skin.soft_prompt, loaded.spec, base_name=skin.base.name)
     if skin.head is not None:
         files |= head_files(skin)
-    with atomic_directory(out) as draft:
+    with atomic_directory(out, replace) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
     return sorted(files)

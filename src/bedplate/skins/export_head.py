@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -40,9 +41,18 @@ def head_files(skin: Skin) -> dict[str, bytes]:
     found = {
         ONNX_FILE: _graph(skin, arrays),
         WEIGHTS_FILE: packed.getvalue(),
-        RECIPE_FILE: (files("bedplate.skins.recipes") / recipe).read_bytes(),
+        RECIPE_FILE: _recipe(recipe),
     }
     return found | ({} if model is None else {VOCABULARY_FILE: model.files()[VOCABULARY_FILE]})
+
+
+def _recipe(name: str) -> bytes:
+    """A recipe as it is exported: what it imports of Bedplate stands in it, before its own functions."""
+    folder = files("bedplate.skins.recipes")
+    own, shared = ((folder / one).read_text("utf-8") for one in (name, "labels.py"))
+    functions = shared[shared.index("def ") :].strip()
+    own = re.sub(r"^from bedplate\..*\n\n", "", own, flags=re.MULTILINE)
+    return own.replace("\n\n\ndef ", f"\n\n\n{functions}\n\n\ndef ", 1).encode()
 
 
 def head_fields(skin: Skin) -> dict[str, Any]:

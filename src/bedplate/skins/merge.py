@@ -60,19 +60,23 @@ class Merged:
 
 
 @torch.no_grad()
-def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: str | None = None) -> Merged:
+def merge_skin(
+    skin: Skin, out: Path, *, base: str | Path | None = None, dtype: str | None = None, overwrite: bool = False
+) -> Merged:
     """Writes the new Hugging Face directory `out`: the base with the skin's LoRA weights added to its own.
 
     base: where the skin's base is, when not where it was made. dtype: how weights are stored; by default as in the
     source, float32 for a GGUF, whose quantised blocks are merged as the values that they stand for. UsageError for a
-    skin without LoRA weights, SkinError for another base, and where `out` exists.
+    skin without LoRA weights, SkinError for another base, and where `out` exists and is not to be overwritten.
     """
     if skin.lora is None:
         raise UsageError(f"skin {skin.name!r} is of kind {skin.kind!r}; only LoRA weights can be merged into a base")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
-    if out.exists():
+    if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; choose another directory or remove it")
+    if out.exists() and Path(base or skin.base.name).exists() and out.samefile(base or skin.base.name):
+        raise UsageError(f"{out} is the skin's base itself; choose another directory")
     source = load_base(base or skin.base.name, dtype="float32", device="cpu")
     verify_skin(skin, source, allow_other_weights=True)
     weights = family_of(skin.base.family).of(source.spec).weights
@@ -86,7 +90,7 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
     # It is no longer what its file holds; the base it comes from stays its parent.
     identity = replace(source.identity, equivalent_of=None)
     lineage = source.lineage | {"merged_skin": {"name": skin.name, "id": skin_id(skin)}}
-    export_base(replace(source, identified=identity, lineage=lineage), out, dtype=stored)
+    export_base(replace(source, identified=identity, lineage=lineage), out, dtype=stored, replace=overwrite)
     bank.close()
     written = load_base(out.absolute(), dtype="float32", device="cpu")
     drift = _drift(expected, _distributions(skin, written, prompts))

@@ -198,7 +198,7 @@ class LabelsOutput(Grown):
         cut off, or holds what is no label."""
         value = _json_value(text)
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            raise RequestError(f"the output is no JSON list of labels: {text[:80]!r}")
+            raise RequestError(f"the output is not a JSON list of labels: {text[:80]!r}")
         return self.canonical(value)
 
     def choose(self, logits: Sequence[float]) -> tuple[str, dict[str, float]]:

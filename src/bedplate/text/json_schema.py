@@ -283,7 +283,7 @@ def _digits(value: float) -> Decimal:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

@@ -308,7 +308,7 @@ def _valid(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
-            "Unicode text; decode the input as UTF-8 (or UTF-16) before it comes here"
+            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is "
+            "not Unicode text; decode the input as UTF-8 (or UTF-16) before it comes here"
         ) from error
     return text

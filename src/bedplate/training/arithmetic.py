@@ -28,12 +28,12 @@ from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.training.batch import TrainingExample
+from bedplate.training.config import Asked
 from bedplate.training.objectives import AnyModel, Sft
 from bedplate.training.packing import pack_examples
 
 TrainedPart = Literal["adapters", "weights"]
 """What a run trains: something beside a frozen base, or the base's own weights."""
-Asked = Literal["auto", "bfloat16", "float32"]
 
 LEAST_WEIGHTS = 2_000_000
 """A base with fewer in its blocks is not measured: its steps are calls, not arithmetic, and it keeps its own dtype."""

@@ -8,9 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
-from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
+Asked = Literal["auto", "bfloat16", "float32"]
+"""The arithmetic that training is to use."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 OptimizerName = Literal["adamw", "muon"]

@@ -42,7 +42,8 @@ class Machine:
 
     def works(self, tokens: float, calls: int = 1) -> None:
         seconds = tokens * self.token + calls * self.call
-        self.now += seconds * (3 if self.now - self.start < self.busy else 1)
+        busy = min(seconds, max(0.0, self.busy - (self.now - self.start)) / 3)
+        self.now += 3 * busy + (seconds - busy)
 
     @property
     def time(self) -> Any:

@@ -63,6 +63,7 @@ def test_labels_are_asked_for_until_there_is_a_verdict(unlabelled: tuple[Path, F
     assert adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS).report is not None  # and again, the same
 
 
+@pytest.mark.slow  # five looks, each a ladder's end
 def test_a_bar_that_is_not_reached_spends_the_budget_and_says_so(unlabelled: tuple[Path, Fill], tmp_path: Path) -> None:
     task, fill = unlabelled
     out = tmp_path / "out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,7 +18,7 @@ FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 def crossing(levels: tuple[float, ...], shares: tuple[float, ...]) -> float:
     """The probability that any of the standardised sums exceeds its boundary, by scipy's multivariate normal."""
     times = np.array(shares)
-    together = np.sqrt(np.minimum.outer(times, times) / np.maximum.outer(times, times))
+    together: Any = np.sqrt(np.minimum.outer(times, times) / np.maximum.outer(times, times))
     inside = stats.multivariate_normal.cdf(stats.norm.isf(levels), np.zeros(len(times)), together)
     return float(1 - inside)
 

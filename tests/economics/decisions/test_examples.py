@@ -35,10 +35,10 @@ def test_hosted_wins_at_low_volume() -> None:
     found = worked("hosted_at_low_volume")
     assert found.answer == "prompt-large"
     assert answer(found).startswith("Prompt a hosted model: prompt-large costs $6,806 over 365 days (90%: $6,")
-    assert answer(found).endswith("$0.0212 a call; next is tune-small, $8,775 dearer.")
+    assert answer(found).endswith("$0.0212 a call; next is tune-small, which costs $8,775 more.")
     why = reasons(found)
     assert why[0] == "prompt-small is out: its quality is only shown to be at least 0.83; 0.88 is wanted."
-    assert why[1].startswith("tune-small is $8,775 dearer: +$5,500 tuning work, +$2,967 tuning again")
+    assert why[1].startswith("tune-small costs $8,775 more: +$5,500 tuning work, +$2,967 tuning again")
     assert "tune-open: 1 reserved machine is paid day and night and busy 0.065% of the time." in why
 
     # the volume from which tuning pays: USD of a call of each, and what tuning costs beyond the other's setup
@@ -73,7 +73,7 @@ def test_open_weights_and_tuning_win_at_volume() -> None:
     assert answer(found).startswith("Tune open weights: tune-open costs $230,060 over 730 days (90%: $2")
     why = reasons(found)
     assert why[0] == "prompt-open is out: its quality is at most 0.912; 0.93 is wanted."
-    assert why[1].startswith("tune-hosted is $209,663 dearer: +$180,191 output (calls), +$165,175 input (calls)")
+    assert why[1].startswith("tune-hosted costs $209,663 more: +$180,191 output (calls), +$165,175 input (calls)")
     assert "-$105,120 reserved machines" in why[1]
     assert "tune-open: 2 reserved machines are paid day and night and busy 30% of the time." in why
 
@@ -112,8 +112,8 @@ def test_retrieval_wins_as_knowledge_changes() -> None:
         "Prompt a hosted model with retrieval: retrieval-small costs $22,685 over 365 days (90%: $2"
     )
     why = "\n".join(reasons(found))
-    assert "tune-small is $23,904 dearer: +$32,358 tuning again, +$6,600 tuning work" in why
-    assert "handbook-in-prompt is $127,243 dearer: +$140,991 repeated prompt (calls)" in why
+    assert "tune-small costs $23,904 more: +$32,358 tuning again, +$6,600 tuning work" in why
+    assert "handbook-in-prompt costs $127,243 more: +$140,991 repeated prompt (calls)" in why
 
     # tuned again n times in the year; retrieval wins while that costs more than the rest saves
     run = 3000 * 3 * (60 + 25 + 120) * 1.33 * 5 / 1e6

@@ -260,7 +260,8 @@ def input_vectors(
     base is here."""
     engine = _engine(predictor)
     if engine is None:
-        notes.append("no base of the skin is on this machine: inputs are compared by their words")
+        why = "no base of the skin is on this machine" if predictor.skin.bases else "the skin has no base"
+        notes.append(f"{why}: inputs are compared by their words")
         return _word_vectors(old, new, first)
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys([*old, *new]))

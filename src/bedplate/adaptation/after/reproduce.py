@@ -85,7 +85,7 @@ def reproduce(directory: Path | str, out: Path | str, *, task_file: Path | None 
     """Make the skin in `directory` again in `out`, a new directory, and compare the two.
 
     task_file: the task, where the run's own directory is gone or its task file has moved. What was made from other data
-    or on another base is not made again; the answer says what differs. The same call goes on where an interrupted one
+    or on another base is not made again; the answer says what differs. The same call resumes where an interrupted one
     stopped. Raises UsageError where nothing says how the skin was made, SkinError, ConfigError.
     """
     out = Path(out)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.abstention import abstaining
 from bedplate.adaptation.climb.fingerprint import config_of, limits_of
 from bedplate.adaptation.climb.kept import read_plan, read_result, read_skip, write_plan, write_result, write_skip
+from bedplate.adaptation.climb.pacing import planned_now
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Result, RungOutcome, Skip
 from bedplate.adaptation.rungs import RUNGS
@@ -72,7 +72,7 @@ def fit(context: Context, rung: str, directory: str, config: str) -> Result | Sk
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
     place, within = Path(directory), context.within
     kept = read_plan(place, config)
-    plan = planner.planned(context, RUNGS[rung]) if kept is None else kept
+    plan = planned_now(context, RUNGS[rung]) if kept is None else kept
     if isinstance(plan, Skip):
         return plan
     if within is not None and plan.seconds > within.left:

@@ -101,7 +101,7 @@ def _timed(calls: Sequence[Prediction]) -> Latency:
 def _opened(candidate: Candidate, result: Result) -> Predictor:
     predictor = candidate.rung.predictor(candidate.context, result)
     if not isinstance(predictor, Predictor):
-        raise UsageError(f"{candidate.name} is no skin that runs on a base of this machine")
+        raise UsageError(f"{candidate.name} is not a skin that runs on a base of this machine")
     return predictor
 
 

@@ -16,7 +16,8 @@ from bedplate.report.schema_plan import Forecast, NotTried
 
 def ruled_out(context: Context, rung: Rung) -> Skip | None:
     """Why a rung is not worth planning, by what was measured and by rule, or None. A call that would be over the budget
-    is timed again with the rung's own lightest prompt before it excludes it."""
+    is timed again with the rung's own lightest prompt before it excludes it, and what such a call waits for a processor
+    that other work has does not count."""
     if context.exhaustive:
         return None
     traits = rung.traits
@@ -34,15 +35,15 @@ def ruled_out(context: Context, rung: Rung) -> Skip | None:
     if context.throughput.call <= limit:
         return None
     found = context.again(*rung.lightest(context), limit)
-    if found.call <= limit:
+    if found.quiet <= limit:
         return None
     even = "" if times == 1.0 else f", and {times:.1f} times less in a format"
-    call, needs = found.call / times, dict[str, float]()
+    call, needs = found.quiet / times, dict[str, float]()
     if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
         needs["p95_ms"] = call * 1000
     if budget.usd_per_1k_calls is not None and call * rate > budget.usd_per_1k_calls:
         needs["usd_per_1k_calls"] = call * rate
-    takes = f"a call with its lightest prompt takes {found.call * 1000:.0f} ms here ({found.said}){even}"
+    takes = f"a call with its lightest prompt takes {found.quiet * 1000:.0f} ms here ({found.said}){even}"
     asked = {
         "p95_ms": f"the budget's p95 is {budget.p95_ms} ms",
         "usd_per_1k_calls": f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${call * rate:.4f}",
@@ -77,7 +78,7 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
         context.until = before
     if isinstance(plan, Skip):
         return _with_needs(context, plan)
-    plan = replace(plan, seconds=plan.seconds * context.pace, pace=context.pace)
+    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
     return over_budget(context, plan) or plan
 
 

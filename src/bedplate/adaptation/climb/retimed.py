@@ -14,10 +14,10 @@ from pathlib import Path
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.fingerprint import config_of
 from bedplate.adaptation.context.outcome import Latency, Result, latency
-from bedplate.adaptation.context.throughput import load_average
 from bedplate.adaptation.rungs.answers import single_calls
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.core.processor import load_average
 from bedplate.inference.predict.predictor import Predictor
 
 

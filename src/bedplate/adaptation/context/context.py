@@ -92,30 +92,25 @@ class Context:
 
     unfit: str | None = None
     """Why no rung can be climbed on this base."""
-
     until: float = math.inf
     """Seconds on the clock by which the rungs of this base are to be done, so that later bases have their share."""
-
     exhaustive: bool = False
     """Whether budgets and rules of thumb leave nothing out."""
-
     parent: Parent | None = None
     """The skin that the new ones take over from."""
-
     within: Clock | None = None
     """Whose time and money plans have to keep to, beside their own; more is a skip."""
-
     climb: Callable[[Context, str, Path], RungOutcome] | None = None
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
     that directory."""
-
     likely: list[str] = field(default_factory=list[str])
     """Candidates that would be asked on test if the climb ended now: one list for all contexts of a ladder."""
-
     settled: bool = False
     """Whether every candidate was climbed, so that `likely` is all there will be."""
     pace: float = 1.0
     """Seconds that this rung was seen to take for each that it was expected to take."""
+    slower: float = 1.0
+    """How many times slower the base is now than when its speed was measured, because of what else the machine does."""
     before: Mapping[str, Any] | None = None
     """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
 
@@ -308,7 +303,8 @@ class Context:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        return min(self.clock.left - self.test_reserve, self.until - self.clock.used) / self.pace
+        left = min(self.clock.left - self.slower * self.test_reserve, self.until - self.clock.used)
+        return left / (self.pace * self.slower)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""

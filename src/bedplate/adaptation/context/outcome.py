@@ -3,13 +3,13 @@ those that build on it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.context.bases import TaskBase
+from bedplate.core.processor import load_average
 from bedplate.core.statistics import quantile_bounds, robust_mean
 from bedplate.evaluation.harness import Evaluation, Predicts
 
@@ -94,9 +94,8 @@ def latency(seconds: Sequence[float]) -> Latency:
     """Mean, median and 95th percentile (nearest rank) of single calls that were just made."""
     ordered = sorted(seconds)
     rank = max(0, -(-95 * len(ordered) // 100) - 1)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     middle = ordered[len(ordered) // 2]
-    return Latency(sum(ordered) / len(ordered), middle, ordered[rank], len(ordered), tuple(seconds), load)
+    return Latency(sum(ordered) / len(ordered), middle, ordered[rank], len(ordered), tuple(seconds), load_average())
 
 
 @dataclass(frozen=True)

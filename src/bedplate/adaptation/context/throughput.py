@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bedplate.adaptation.task.task_prompt import Written
+from bedplate.core.processor import is_busy, load_average, processor
 from bedplate.core.values import Values
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -16,6 +16,7 @@ from bedplate.skins.output import LabelOutput
 
 BATCH, CALLS = 64, 12
 LEAST_BATCH, LEAST_CALLS = 4, 3
+FEW = 3
 PACE_SHARE = 0.05
 REPEATS, REPEAT_SECONDS = 3, 6.0
 """So often are calls timed before they exclude a rung, and about so long each time."""
@@ -24,12 +25,17 @@ WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 """Where answers are written, a row takes many times as long."""
 
 
+def _now() -> float:
+    return time.monotonic()
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes."""
+    answer, which is what a tuned skin writes. few: seconds of the first FEW of those calls, the median. at: when it
+    was measured, on the machine's own clock."""
 
     token: float
     call: float
@@ -37,6 +43,8 @@ class Throughput:
     decode: float = 0.0
     written: float = 0.0
     target: float = 0.0
+    few: float = 0.0
+    at: float = field(default_factory=_now, compare=False)
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""
@@ -50,46 +58,52 @@ class Throughput:
 @dataclass(frozen=True)
 class Reading:
     """Calls with one prompt. call: seconds, the least of `times` medians. load: processes that wanted a processor,
-    averaged over a minute; None where the system does not say."""
+    averaged over a minute; None where the system does not say. own: seconds that this process's processors worked for
+    such a call, spread over the threads that it may have; None where that is not known."""
 
     call: float
     times: int
     load: float | None
+    own: float | None = None
+
+    @property
+    def quiet(self) -> float:
+        """Seconds that a call takes as far as this process itself is the reason. Where more wants to compute than there
+        are processors, the time that a call waits for one says nothing of the call."""
+        if self.own is None or self.load is None or not is_busy(self.load):
+            return self.call
+        return min(self.call, self.own)
 
     @property
     def said(self) -> str:
         times = "the median" if self.times == 1 else f"the least of {self.times} medians"
-        return times if self.load is None else f"{times}; load average {self.load:.1f}"
+        load = "" if self.load is None else f"; load average {self.load:.1f}"
+        waited = f", without {1000 * (self.call - self.quiet):.0f} ms of waiting for a processor"
+        return times + load + (waited if self.quiet < self.call else "")
 
 
 def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> Reading:
     """Of a skin's calls."""
     predictor.predict(rows[:1])
-    return _read(lambda count, tenant: median_call(predictor, rows[:count], tenant), limit)
+    return _read(lambda count, tenant: median(call_seconds(predictor, rows[:count], tenant)), len(rows), limit)
 
 
 def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
     """Of texts that are embedded alone."""
-    return _read(lambda count, _: median_text(model, texts[:count]), limit)
+    return _read(lambda count, _: median(text_seconds(model, texts[:count])), len(texts), limit)
 
 
-def _read(timed: Callable[[int, str], float], limit: float) -> Reading:
+def _read(timed: Callable[[int, str], float], most: int, limit: float) -> Reading:
     """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
-    many calls of a tenant."""
-    call, times = math.inf, 0
+    many calls of a tenant, `most` at most."""
+    call, own, times = math.inf, math.inf, 0
     while times < REPEATS and call > limit:
         count = CALLS if times == 0 or call * CALLS <= REPEAT_SECONDS else max(3, int(REPEAT_SECONDS / call))
+        worked = time.process_time()
         call = min(call, timed(count, f"timing {times}"))
+        own = min(own, (time.process_time() - worked) / min(count, most) / processor().threads)
         times += 1
-    return Reading(call, times, load_average())
-
-
-def load_average() -> float | None:
-    """Processes that wanted a processor, averaged over a minute."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):  # not every system has it
-        return None
+    return Reading(call, times, load_average(), own)
 
 
 def measure_throughput(
@@ -103,8 +117,9 @@ def measure_throughput(
         starts = (0, size) if room / 2 >= 2 * size * first else (0,)
         batches = [predictor.predict(rows[i : i + size]) for i in starts if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
-        call = median_call(predictor, rows[:count])
-        return Throughput(min(batch[0].seconds for batch in batches) / tokens, call, tokens)
+        calls = call_seconds(predictor, rows[:count])
+        token = min(batch[0].seconds for batch in batches) / tokens
+        return Throughput(token, median(calls), tokens, few=median(calls[:FEW]))
     batch = rows[: _within(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.ask(predictor.requests(batch, predictor.sampling(max_tokens=1)))
@@ -114,8 +129,8 @@ def measure_throughput(
     count = sum(p.completion_tokens for p in whole)
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
-    call = median_call(predictor, rows[:WRITTEN_CALLS])
-    return Throughput(token, call, tokens, decode, count / len(whole), written.mean)
+    calls = call_seconds(predictor, rows[:WRITTEN_CALLS])
+    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean, median(calls[:FEW]))
 
 
 def pace_seconds(left: float) -> float:
@@ -137,13 +152,13 @@ def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = 
         count = sum(len(model.text_tokens(text)) for text in batch)
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
-    return Throughput(seconds, median_text(model, texts[:CALLS]), tokens / len(texts[: 2 * size]))
+    calls = text_seconds(model, texts[:CALLS])
+    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), few=median(calls[:FEW]))
 
 
-def median_text(model: LocalModel, texts: Sequence[str]) -> float:
-    """The median of texts that are embedded alone."""
-    calls = sorted(_seconds(model, [text]) for text in texts)
-    return calls[len(calls) // 2]
+def text_seconds(model: LocalModel, texts: Sequence[str]) -> list[float]:
+    """Of texts that are embedded alone, each."""
+    return [_seconds(model, [text]) for text in texts]
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:
@@ -157,8 +172,12 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
     return max(1.0, sum(p.prompt_tokens - p.cached_tokens for p in predictions) / len(predictions))
 
 
-def median_call(predictor: Predictor, rows: Sequence[Values], tenant: str = "timing") -> float:
-    """The median of single calls."""
+def call_seconds(predictor: Predictor, rows: Sequence[Values], tenant: str = "timing") -> list[float]:
+    """Of single calls, each."""
     # as another tenant, for whom these rows are new, as those of calls are
-    calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant))
-    return calls[len(calls) // 2]
+    return [p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant)]
+
+
+def median(seconds: Sequence[float]) -> float:
+    """The upper one where there are two in the middle."""
+    return sorted(seconds)[len(seconds) // 2]

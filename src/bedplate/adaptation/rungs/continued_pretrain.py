@@ -56,7 +56,7 @@ class ContinuedPretrain(Rung):
         if text is None:
             return Skip("the task file names no text of the domain (`adapt.raw_text`)")
         if "encode" in context.model.base.can:
-            return Skip("raw text goes on after itself, and this base writes beside an encoder that reads")
+            return Skip("raw text is learned by a decoder, and this base is an encoder–decoder")
         unfit = no_room(context, MICRO_TOKENS)
         if unfit is not None:
             return unfit

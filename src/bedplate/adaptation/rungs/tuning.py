@@ -165,7 +165,7 @@ class TuningRung(Rung):
             return False
         prompts = self.prompts(context)
         return name != list(prompts)[-1] and (
-            context.again(*prompts[name], limit / 1000 * context.format_gain).call * 1000 > limit * context.format_gain
+            context.again(*prompts[name], limit / 1000 * context.format_gain).quiet * 1000 > limit * context.format_gain
         )
 
     def recipe_on(self, context: Context) -> Recipe:

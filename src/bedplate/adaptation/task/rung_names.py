@@ -21,5 +21,5 @@ RUNG_LINES: dict[str, str] = {
     "full": "every weight trained on the task (full fine-tuning)",
     "continued_pretrain": "raw text first, then climbed again (domain adaptation)",
     "hosted": "a remote model behind an API (adapt.hosted)",
-    "cascade": "unsure cases go to a dearer skin (model cascade)",
+    "cascade": "unsure cases go to a more expensive skin (model cascade)",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict.candidate import Nominable, over
+from bedplate.core.processor import is_busy
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 
 
@@ -27,11 +28,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Admission:
-    """Of one candidate: every change that it needs. estimate: on valid; None where it was not tried."""
+    """Of one candidate: every change that it needs. estimate: on valid; None where it was not tried. load: processes
+    that wanted a processor while its calls were timed, where those were more than there are."""
 
     rung: str
     changes: tuple[Change, ...]
     estimate: float | None = None
+    load: float | None = None
     scale: Scale = PLAIN
 
     @property
@@ -39,7 +42,8 @@ class Admission:
         """`p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
         changes = " and ".join(change.said for change in self.changes)
         seen = "which was not tried" if self.estimate is None else f"{self.scale.said(self.estimate)} on valid"
-        return f"{changes} would admit {self.rung} ({seen})"
+        beside = "" if self.load is None else f", timed beside other work at a load average of {self.load:.1f}"
+        return f"{changes} would admit {self.rung} ({seen}{beside})"
 
 
 def round_up(value: float) -> float:
@@ -56,12 +60,13 @@ def admissions(
     budget: BudgetSpec,
     limits: Mapping[str, float],
     scale: Scale = PLAIN,
+    loads: Mapping[str, float | None] | None = None,
 ) -> list[Admission]:
     """Of every candidate that was measured to be over the budget, and every rung that a limit left out: those that
     look best first, then those that ask for the least.
 
     limits: what was given for keys that the command line may have set in the place of the task file. scale: says the
-    candidates' estimates.
+    candidates' estimates. loads: the load average while a candidate's calls were timed.
     """
     given = {**{key: value for key, value in budget.model_dump().items() if value is not None}, **limits}
     found: list[Admission] = []
@@ -70,7 +75,10 @@ def admissions(
         if keys and one.broken is None:
             shown = {"p95_ms": one.p95_ms}  # as it was measured: only its bound keeps it out
             changes = tuple(Change(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
-            found.append(Admission(one.rung, changes, one.estimate, scale))
+            timed = {key for key, *_ in keys} & {"p95_ms", "usd_per_1k_calls"}
+            load = (loads or {}).get(one.rung) if timed else None
+            busy = load if load is not None and is_busy(load) else None
+            found.append(Admission(one.rung, changes, one.estimate, busy, scale))
     for name, outcome in outcomes.items():
         needs = {key: value for key, value in outcome.needs.items() if key in given}
         if outcome.status == "skipped" and needs:

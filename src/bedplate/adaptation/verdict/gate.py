@@ -260,8 +260,8 @@ def decide(
             )
             if c.expected is not None and scale.said(min(c.expected, c.estimate)) != scale.said(c.estimate):
                 text += (
-                    f" What passed reads {'low' if scale.lower_is_better else 'high'}: with valid and the other "
-                    f"candidates, expect {scale.said(c.expected)}."
+                    f" What passed scores {'low' if scale.lower_is_better else 'high'} by luck as well: with valid and "
+                    f"the others, expect {scale.said(c.expected)}."
                 )
             if requirements.get(c.rung):
                 text += f" What else is required holds: {'; '.join(one.reason for one in requirements[c.rung])}."

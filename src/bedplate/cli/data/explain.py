@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bedplate.cli.options import CorpusDirectory
+
 
 def explain(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
+    directory: CorpusDirectory,
     id: Annotated[
         str,
         typer.Argument(

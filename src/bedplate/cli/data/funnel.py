@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.options import PageFile, Wide, write_page
+from bedplate.cli.options import CorpusDirectory, PageFile, Wide, write_page
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
 
 
 def funnel(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
+    directory: CorpusDirectory,
     page: PageFile = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -69,9 +69,12 @@ def search_mixture(
     \b
       bedplate data search-mixture run.yaml model.params=1M tokens=2M --tokens 2B
     """
-    from bedplate.pretraining.runfile.file import load_run
+    from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
 
     wanted, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
+    look(run, overrides or ())
+    from bedplate.pretraining.runfile.file import load_run
+
     found = load_run(run, overrides or ())
     from bedplate.inference.ways.threads import use_cores
     from bedplate.pretraining.mixing.search import search

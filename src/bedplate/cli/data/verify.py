@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from bedplate.cli.options import CorpusDirectory
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
+    directory: CorpusDirectory,
 ) -> None:
     """Whether every shard of a corpus is as it was written: all is read and held against the hashes in corpus.json."""
     from bedplate.data.corpus.shards import Corpus

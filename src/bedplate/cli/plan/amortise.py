@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Overrides, Wide
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 def amortise(
     account_file: Annotated[
-        Path, typer.Argument(metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False, callback=paths.existing
+        ),
     ],
     overrides: Overrides = None,
     wide: Wide = False,

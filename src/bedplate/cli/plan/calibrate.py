@@ -10,6 +10,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import Dtype, Kernel, Weights, Wide
 from bedplate.core.errors import UsageError
+from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
@@ -113,6 +114,10 @@ def _show(machine: Machine, out: Path) -> None:
     for one in machine.tuning:
         rate = 1024 / one.seconds(1024, 1024 * 64 / 2, 16)
         console().print(f"tuning {one.base}, {one.dtype}, rank {one.rank}: {rate:,.0f} tokens/s", markup=False)
+    load = load_average()
+    if load is not None and is_busy(load):
+        said = f"note: other work is running (load average {load:.1f}), so these speeds are too low"
+        console().print(f"{said}; calibrate again on a quiet machine", markup=False)
     console().print(f"kept in {out}", markup=False)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import PageFile, Wide, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
@@ -37,7 +38,10 @@ def decide(
         ),
     ],
     prices: Annotated[
-        Path | None, typer.Option(help="The price file. Default: the one that each case names.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The price file. Default: the one that each case names.", show_default=False, callback=paths.existing
+        ),
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")
@@ -91,6 +95,12 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
     if prices is None and len(found) > 1:
         raise UsageError(f"there are two price files: {found[0]} and {found[1]}; give one")
     files = [path for path in files if path not in found]
+    report = next((path for path in files if path.is_file() and _is_report(path)), None)
+    if report is not None:
+        raise UsageError(
+            f"{report} is a ladder's report; an option of a decision file names it, as `report: {{file: {report}, "
+            "rung: NAME}` (docs/economics.md shows such a file)"
+        )
     if not files:
         raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
     return files, overrides, prices or (found[0] if found else None)
@@ -100,6 +110,11 @@ def _is_price_file(path: Path) -> bool:
     """By its top keys, so that `decide DIRECTORY/*.yaml` works where the prices lie beside the cases."""
     text = read_text(path)
     return bool(_PRICES.search(text)) and not _CASE.search(text)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether it is a report.json: what `adapt` wrote, and not what is decided on."""
+    return path.suffix == ".json" and '"schema_version"' in read_text(path)
 
 
 def _show(decision: Decision, screen: Console, everything: bool) -> None:

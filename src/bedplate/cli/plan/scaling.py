@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Wide
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import numbers, show
@@ -16,7 +17,12 @@ from bedplate.core.tables import numbers, show
 def scaling(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN…", help="Directories of finished runs, at least four.", show_default=False),
+        typer.Argument(
+            metavar="RUN…",
+            help="Directories of finished runs, at least four.",
+            show_default=False,
+            callback=paths.directories,
+        ),
     ],
     form: Annotated[
         Literal["power", "floor", "chinchilla"] | None,
@@ -59,7 +65,7 @@ def scaling(
     constants = ", ".join(f"{name} {value:.4g}" for name, value in found.law.constants.items())
     print(f"law: {found.law.form}, {constants}; scatter {found.law.residual:.2%} of the loss")
     where = "inside" if found.inside else "OUTSIDE"
-    print(f"the held-out run reads {found.held.loss:.4f}, {where} of the interval of what was predicted")
+    print(f"the held-out run has a loss of {found.held.loss:.4f}, {where} the interval of what was predicted")
     for point, guess in found.asked:
         print(
             f"{point.parameters:.3g} parameters on {point.tokens:.3g} tokens: {guess.loss:.4f} "

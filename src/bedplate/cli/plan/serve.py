@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bedplate.cli.options import Formulas, PageFile, Wide, as_given, count, show_formulas, write_page
+from bedplate.cli.options import (
+    Formulas,
+    Hardware,
+    PageFile,
+    Wide,
+    as_given,
+    count,
+    milliseconds,
+    show_formulas,
+    whole,
+    write_page,
+)
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
@@ -32,17 +43,19 @@ def serve(
     model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
     calls_per_day: Annotated[float, count(help="Calls of an average day, such as 50k.")] = 50_000,
     prompt_tokens: Annotated[
-        str, typer.Option(help="300 (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
+        str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
     ] = "300",
     output_tokens: Annotated[str, typer.Option(help="Of an answer, written like --prompt-tokens.")] = "100",
-    skin_tokens: Annotated[int, typer.Option(help="Of the skin's own prompt before each call's, cached.")] = 0,
-    skins: Annotated[int, typer.Option(help="Different skins, asked evenly.")] = 1,
+    skin_tokens: Annotated[
+        int, whole(help="Of the skin's own prompt before each call's, cached.", least=0, shown=True)
+    ] = 0,
+    skins: Annotated[int, whole(help="Different skins, asked evenly.", shown=True)] = 1,
     adapter_rank: Annotated[int, typer.Option(help="Of each skin's LoRA weights; 0: none.")] = 0,
     p95_ms: Annotated[
-        float | None, typer.Option(help="Target: 95% of calls end within so many ms.", show_default=False)
+        float | None, milliseconds(help="Target: 95% of calls end within it, such as 500 or 0.5s.")
     ] = None,
     first_token_ms: Annotated[
-        float | None, typer.Option(help="Target: 95% of calls have a first token by then.", show_default=False)
+        float | None, milliseconds(help="Target: 95% of calls have a first token by then.")
     ] = None,
     peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
     spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
@@ -55,8 +68,8 @@ def serve(
         _Formats | None,
         typer.Option(help="What products read. Default: what was measured last; bfloat16.", show_default=False),
     ] = None,
-    max_rows: Annotated[int | None, typer.Option(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
-    max_step_tokens: Annotated[int | None, typer.Option(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
+    max_rows: Annotated[int | None, whole(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
+    max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
     usd_per_hour: Annotated[
@@ -69,7 +82,7 @@ def serve(
     machine: Annotated[
         Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,
-    hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,
     wide: Wide = False,

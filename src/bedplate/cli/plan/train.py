@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import Formulas, PageFile, Wide, as_given, show_formulas, write_page
+from bedplate.cli.options import Formulas, Hardware, PageFile, Wide, as_given, show_formulas, whole, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, parse_count
@@ -35,10 +34,10 @@ def train(
         str | None, typer.Option(help="Tokens to train on: 15.6T, 300B or 1e12.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
-    devices: Annotated[int, typer.Option(help="How many of them.")] = 8,
+    devices: Annotated[int, whole(help="How many of them.", shown=True)] = 8,
     sequence_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a sequence. Default: 8192, or the model's context.", show_default=False),
+        whole(help="Tokens of a sequence. Default: 8192, or the model's context."),
     ] = None,
     global_batch_tokens: Annotated[
         str | None, typer.Option(help="Tokens of an optimizer step. Default: DeepSeek LLM's fit.", show_default=False)
@@ -65,7 +64,7 @@ def train(
     inference_tokens: Annotated[
         str | None, typer.Option(help="With --budget-usd: tokens of the model's use, in all.", show_default=False)
     ] = None,
-    hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,
     wide: Wide = False,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide
+from bedplate.cli.options import Overwrite, Wide
 from bedplate.core.tables import numbers, show
 
 
@@ -40,6 +40,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
     ] = None,
+    overwrite: Overwrite = False,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
@@ -53,6 +54,7 @@ def compare(
     \b
       bedplate skins compare runs/x/skins/probe runs/x/skins/lora october.jsonl
     """
+    paths.free(out, overwrite)
     from bedplate.adaptation.after.compare_skins import side_by_side
     from bedplate.core.files import atomic_write
 

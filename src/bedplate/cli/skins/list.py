@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
+from bedplate.cli import paths
 from bedplate.cli.options import Wide
 from bedplate.core.tables import show
 
 
 def list(
     directories: Annotated[
-        builtins.list[str] | None, typer.Argument(help="Directories to look through and record.", show_default=False)
+        builtins.list[Path] | None,
+        typer.Argument(help="Directories to look through and record.", show_default=False, callback=paths.directories),
     ] = None,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

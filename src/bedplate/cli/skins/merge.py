@@ -9,29 +9,30 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
+from bedplate.cli.options import Overwrite
 
 
 def merge(
     skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
     out: Annotated[
         Path,
-        typer.Option(
-            help="The directory to write; it must not exist yet.", show_default=False, callback=paths.new_directory
-        ),
+        typer.Option(help="The directory to write.", show_default=False, callback=paths.directory),
     ],
-    base: Annotated[str | None, typer.Option(help="Where the skin's base is now.")] = None,
+    base: Annotated[str | None, typer.Option(help="Where the skin's base is now.", callback=paths.base)] = None,
     dtype: Annotated[str, typer.Option(help="How the weights are stored.")] = "auto",
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Add LoRA weights to the base's and write a Hugging Face directory that transformers loads.
 
     It says how far that is from base and adapter."""
+    paths.free(out, overwrite, "base.json")
     from dataclasses import asdict
 
     from bedplate.skins.files import read_skin
     from bedplate.skins.merge import merge_skin
 
-    merged = merge_skin(read_skin(skin), out, base=base, dtype=None if dtype == "auto" else dtype)
+    merged = merge_skin(read_skin(skin), out, base=base, dtype=None if dtype == "auto" else dtype, overwrite=overwrite)
     if as_json:
         print(json.dumps(asdict(merged) | {"out": str(out)}))
         return

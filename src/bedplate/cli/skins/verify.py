@@ -8,15 +8,20 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
+from bedplate.cli.options import moved
 
 
 def verify(
     skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
-    base: Annotated[str | None, typer.Option(help="Check the skin against this base too.", callback=paths.base)] = None,
-    dtype: Annotated[str, typer.Option(help="--base: how the base's weights would be held.")] = "auto",
+    base: Annotated[
+        str | None,
+        typer.Argument(help="A base that it is to fit.", show_default=False, callback=paths.base),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="How the base's weights would be held.")] = "auto",
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")
     ] = False,
+    base_option: Annotated[str | None, moved("--base", now="bedplate skins verify SKIN BASE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that every file of a skin is as it was written, and that it fits a base."""

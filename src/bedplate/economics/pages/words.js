@@ -36,7 +36,7 @@ function answerText(decision) {
   let said = `${method[0].toUpperCase()}${method.slice(1).toLowerCase()}: ${chosen.name} costs ${usd(chosen.total)} ${days}${span}, ${usd(chosen.per_call)} a call`;
   if (chosen.option.doubted) said += ", on a report without a PASS that holds";
   if (DATA.must_pay) said += `, and brings in ${usd(-chosen.net)} more than it costs`;
-  if (ranking.length > 1) said += `; next is ${ranking[1].name}, ${usd(ranking[1].net - chosen.net)} dearer`;
+  if (ranking.length > 1) said += `; next is ${ranking[1].name}, which costs ${usd(ranking[1].net - chosen.net)} more`;
   else if (outcomes.length > 1) said += "; no other option is feasible";
   return `${said}.`;
 }
@@ -84,7 +84,7 @@ function compared(one, chosen) {
   ]);
   const whole = differences.reduce((sum, [, amount]) => sum + Math.abs(amount), 0);
   const told = differences.filter(([, amount]) => Math.abs(amount) > 0.05 * whole).sort((a, b) => b[1] - a[1]);
-  return `${one.name} is ${usd(one.net - chosen.net)} dearer: ${told.map(([what, amount]) => `${amount > 0 ? "+" : "-"}${usd(Math.abs(amount))} ${what}`).join(", ")}.`;
+  return `${one.name} costs ${usd(one.net - chosen.net)} more: ${told.map(([what, amount]) => `${amount > 0 ? "+" : "-"}${usd(Math.abs(amount))} ${what}`).join(", ")}.`;
 }
 
 function byName(one) {

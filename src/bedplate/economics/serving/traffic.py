@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
+from bedplate.core.quantities import count_of
 
 SECONDS_PER_DAY = 86_400.0
 _Z95 = 1.6448536269514722  # the standard normal's 95th percentile
@@ -67,28 +68,29 @@ class Lengths:
 
 
 def parse_lengths(text: str, what: str) -> Lengths:
-    """`300` (each), `100-500` (evenly between), `250~900` (log-normal: median and 95th percentile), or `@FILE`, a file
-    of one length a line. UsageError for anything else."""
+    """`300` or `1.5k` (each), `100-500` (evenly between), `250~900` (log-normal: median and 95th percentile), or
+    `@FILE`, a file of one length a line. UsageError for anything else."""
     if text.startswith("@"):
         return _listed(Path(text[1:]), what)
-    found = re.fullmatch(r"\s*(\d+)\s*(?:([-~])\s*(\d+))?\s*", text)
-    if found is None:
+    between = re.search(r"[-~]", text)
+    parts = [count_of(part) for part in re.split(r"[-~]", text)]
+    if len(parts) > 2 or not all(part is not None and part.is_integer() for part in parts):
         raise UsageError(
-            f"{what} is {text!r}; write 300 (each call), 100-500 (evenly between), 250~900 (log-normal: median and "
-            "95th percentile) or @FILE (one length a line)"
+            f"{what} is {text!r}; write 300 or 1.5k (each call), 100-500 (evenly between), 250~900 (log-normal: median "
+            "and 95th percentile) or @FILE (one length a line)"
         )
-    low = int(found[1])
-    high = low if found[3] is None else int(found[3])
+    low, high = (int(part or 0) for part in (parts[0], parts[-1]))
     if low < 1:
         raise UsageError(f"{what} is {text!r}: a call has at least 1 token")
     if high < low:
         raise UsageError(f"{what} is {text!r}: the second number must not be below the first")
-    if found[2] == "~" and high == low:
+    sign = None if between is None else between[0]
+    if sign == "~" and high == low:
         raise UsageError(
             f"{what} is {text!r}: the 95th percentile must be above the median; for one length write {low}"
         )
     kind: dict[str | None, Literal["fixed", "uniform", "lognormal"]] = {None: "fixed", "-": "uniform", "~": "lognormal"}
-    return Lengths(kind[found[2]], low, high)
+    return Lengths(kind[sign], low, high)
 
 
 def _listed(path: Path, what: str) -> Lengths:

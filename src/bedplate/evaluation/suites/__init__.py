@@ -11,26 +11,55 @@ refusals.py         requests to refuse and requests to answer, the detector of r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from bedplate.evaluation.suites.items import CORE, core_items
-from bedplate.evaluation.suites.refusals import refusal_items
-from bedplate.evaluation.suites.skills import arithmetic_items, code_items, fact_items, grammar_items
-from bedplate.evaluation.suites.suite import Items
-from bedplate.evaluation.suites.text import text_items
+from bedplate.core.errors import UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 
-Suite = Callable[[int | None], Items[Any]]
+if TYPE_CHECKING:
+    from bedplate.evaluation.suites.suite import Items
+
+Suite = Callable[[int | None], "Items[Any]"]
 """At most so many items (None: all), the same every time. HubError where they cannot be pulled."""
 
+
+def _later(place: str, /, *arguments: str, **named: Any) -> Suite:
+    """The function `module:name` in this folder, imported when called: a typo in a suite's name loads no torch."""
+    module, _, name = place.partition(":")
+
+    def items(limit: int | None) -> Items[Any]:
+        return getattr(import_module(f"{__name__}.{module}"), name)(*arguments, limit, **named)
+
+    return items
+
+
+CORE_NAMES = ("piqa", "openbookqa", "commonsenseqa", "boolq")
+"""Multiple choice: what `core` stands for on the command line."""
+
 SUITES: Mapping[str, Suite] = {
-    **{name: partial(core_items, sets=(name,)) for name in CORE},
-    "vader-news": partial(text_items, "vader-news"),
-    "vader-movies": partial(text_items, "vader-movies"),
-    "refusals": refusal_items,
-    "grammar": grammar_items,
-    "facts": fact_items,
-    "arithmetic": arithmetic_items,
-    "code": code_items,
+    **{name: _later("items:core_items", sets=(name,)) for name in CORE_NAMES},
+    "vader-news": _later("text:text_items", "vader-news"),
+    "vader-movies": _later("text:text_items", "vader-movies"),
+    "refusals": _later("refusals:refusal_items"),
+    "grammar": _later("skills:grammar_items"),
+    "facts": _later("skills:fact_items"),
+    "arithmetic": _later("skills:arithmetic_items"),
+    "code": _later("skills:code_items"),
 }
+
+
+def need_suite(name: str) -> None:
+    """UsageError where there is no suite of this name."""
+    if name not in SUITES:
+        hint = did_you_mean(nearest(name, SUITES)) or f"there are {', '.join(SUITES)}"
+        raise UsageError(f"there is no suite {name!r}; {hint}")
+
+
+def suites_of(names: Sequence[str]) -> list[str]:
+    """The suites that are asked for, each once; `core` is four. UsageError where there is no such suite."""
+    found = list(dict.fromkeys(one for name in names for one in (CORE_NAMES if name == "core" else (name,))))
+    for name in found:
+        need_suite(name)
+    return found

@@ -7,10 +7,8 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bedplate.core.errors import UsageError
 from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
-from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.evaluation.suites import SUITES
+from bedplate.evaluation.suites import SUITES, need_suite
 from bedplate.evaluation.suites.suite import grades
 from bedplate.inference.predict.local import LocalModel
 
@@ -38,13 +36,6 @@ class SuiteResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def need_suite(name: str) -> None:
-    """UsageError where there is no suite of this name."""
-    if name not in SUITES:
-        hint = did_you_mean(nearest(name, SUITES)) or f"there are {', '.join(SUITES)}"
-        raise UsageError(f"there is no suite {name!r}; {hint}")
 
 
 def run_suite(model: LocalModel, name: str, limit: int | None = None) -> SuiteResult:

@@ -113,7 +113,7 @@ class Steps:
                 self._on_step(record)
             except Exception:
                 self._on_step = None
-                log.exception("what is told of the engine's steps failed; it is told no more of them")
+                log.exception("a listener to the engine's steps failed; it is told no more of them")
 
     def _share_rows(self) -> None:
         """Says how many rows each tenant may hold, and takes back what one has beyond that while others wait: its

@@ -100,7 +100,7 @@ class Stream:
                 listener()
             except Exception:
                 self._listener = None
-                log.exception("what listens to a request's answer failed; it is told no more of it")
+                log.exception("a listener to a request's answer failed; it is told no more of it")
 
     def finish(self, result: Result) -> None:
         self._result = result

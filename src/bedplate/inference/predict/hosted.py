@@ -53,7 +53,7 @@ def api_key(reference: EndpointSpec) -> str | None:
         )
     if not is_key(key):
         raise UsageError(
-            f"the environment variable {name}, for {reference.url}, holds no key: something in it is no printable "
+            f"the environment variable {name}, for {reference.url}, holds no key: something in it is not printable "
             "ASCII, or white space (a line break at its end?); export the key alone"
         )
     return key

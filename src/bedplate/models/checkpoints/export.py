@@ -99,10 +99,11 @@ def _differs(name: str, one: object, other: object) -> bool:
     return getattr(one, name) != getattr(other, name)
 
 
-def export_gguf(base: Base, path: Path, kind: str) -> Path:
-    """Writes `base` as one GGUF file with matrices of type `kind` (see gguf.WRITABLE)."""
+def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> Path:
+    """Writes `base` as one GGUF file with matrices of type `kind` (see gguf.WRITABLE). replace: in the place of what is
+    there."""
     family = family_in(base, "gguf")
-    if path.exists():
+    if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name or remove it")
     draft = path.with_name(path.name + ".tmp")
     about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}

@@ -114,7 +114,7 @@ class Filling:
             steps = [[step.ours, step.theirs] for step in self.family.weights.steps(self.spec)]
             key: dict[str, Any] = {"version": 1, "files": [list(state) for state in states], "packing": packing}
             key |= {"family": list(self.family.key), "spec": self.spec.key(), "names": sha256_json(steps)}
-            found = measured_once("weights", key, get, str, _hash)
+            found = measured_once("weights", key, get, str, _hash, timed=False)
         self._unchanged(states)
         return found
 

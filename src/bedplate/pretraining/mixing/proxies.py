@@ -1,5 +1,5 @@
-"""Small runs that differ in their mixture alone, and what each reads on held-out texts: runs like any other, which the
-same call goes on with where they were stopped."""
+"""Small runs that differ in their mixture alone, and the loss of each on held-out texts: runs like any other, which the
+same call resumes where they were stopped."""
 
 from __future__ import annotations
 

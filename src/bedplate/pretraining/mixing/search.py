@@ -1,7 +1,7 @@
 """From a run file to a mixture: small runs over mixtures, a response for each domain, the best, one run to check it.
 
 What is done here follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for
-that in large ones. Each run stays in the directory; the same call goes on, also with more of them.
+that in large ones. Each run stays in the directory; the same call resumes, also with more of them.
 """
 
 from __future__ import annotations
@@ -223,7 +223,9 @@ def _same(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
         if changed:
-            raise UsageError(f"{out} holds a search that was begun otherwise: {'; '.join(changed)}; give another --out")
+            raise UsageError(
+                f"{out} holds a search that was begun with other values: {'; '.join(changed)}; give another --out"
+            )
     atomic_write(path, json.dumps(asked, indent=1) + "\n")
 
 

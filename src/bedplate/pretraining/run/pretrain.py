@@ -1,4 +1,4 @@
-"""A run from its file to a base: `bedplate pretrain`. The same call goes on with a run that was stopped or killed.
+"""A run from its file to a base: `bedplate pretrain`. The same call resumes a run that was stopped or killed.
 
 In a group of processes (torchrun, Slurm) each makes this call. All of them train; the first one writes.
 """
@@ -30,9 +30,8 @@ from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.run.written import Planned, Pretrained, Written
 from bedplate.pretraining.runfile.file import RunFile, load_run
-from bedplate.pretraining.suites import check_suites
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.arithmetic import Asked
+from bedplate.training.config import Asked
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import CorruptedSource, Corrupting, Models, Words
 from bedplate.training.parallel.launch import launched
@@ -55,7 +54,7 @@ def pretrain(
     *,
     catalogued: bool = True,
 ) -> Pretrained:
-    """Trains what a run file says in the directory `out` (None: runs/NAME), or goes on where a saved state was left.
+    """Trains what a run file says in the directory `out` (None: runs/NAME), or resumes where a saved state was left.
 
     overrides: `key=value`, where `run` is a file's path. catalogued: whether the base is entered in the catalogue.
 
@@ -64,7 +63,6 @@ def pretrain(
     KeyboardInterrupt, after which the same call resumes.
     """
     run = run if isinstance(run, RunFile) else load_run(run, overrides)
-    check_suites(run.evaluation.suites)
     out = Path("runs") / run.run if out is None else Path(out)
     with launched(), ExitStack() as around:
         processes = Processes()

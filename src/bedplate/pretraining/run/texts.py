@@ -10,9 +10,7 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.documents import Document, read_documents, read_whole_documents
 from bedplate.data.stdlib import LICENCE, read_modules
-from bedplate.pretraining.runfile.file import TextSource
-
-STDLIB = "stdlib"
+from bedplate.pretraining.runfile.file import STDLIB, TextSource
 
 
 @dataclass(frozen=True)

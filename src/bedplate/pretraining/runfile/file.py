@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, UsageError
 from bedplate.data.mixture import MixtureConfig
+from bedplate.evaluation.suites import need_suite
 from bedplate.models.specs.recompute import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.arithmetic import Asked
-from bedplate.training.config import Fraction, RouterConfig
+from bedplate.training.config import Asked, Fraction, RouterConfig
 from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.schedules import ScheduleName
 
@@ -26,6 +26,8 @@ Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
 """A whole number, or text such as 5M, 300k or 1.5B."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
+STDLIB = "stdlib"
+"""The source of texts that is this Python's own library."""
 
 
 class TextSource(Strict):
@@ -190,6 +192,16 @@ class EvaluationPart(Strict):
     items: Annotated[int, Field(ge=1)] = 60
     baselines: bool = True
 
+    @field_validator("suites")
+    @classmethod
+    def _there_are(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for name in names:
+                need_suite(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return names
+
 
 class HardwarePart(Strict):
     """What a dry run counts with: a device of the table and how many; None: this machine."""
@@ -266,10 +278,16 @@ class RunFile(Strict):
         return str(place) if "/" in self.base and place.exists() else self.base
 
 
-def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
-    """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
+def read_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
+    """Reads a run file without looking at what its objective needs, which loads torch. ConfigError as `load_run`."""
     found = load_config(path, RunFile, overrides)
     found.lies_in(Path(path).parent)
+    return found
+
+
+def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
+    """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
+    found = read_run(path, overrides)
     try:
         found.made_objective()
     except ConfigError as error:

@@ -343,7 +343,9 @@ class BatchStore:
         if after is not None:
             found = self._all(f"SELECT seq FROM {table} WHERE id = ? AND tenant = ?", (after, tenant))
             if not found:
-                raise StatusError(400, f"after: there is no {after[:80]!r} to go on after", "invalid_value", "after")
+                raise StatusError(
+                    400, f"after: there is no {after[:80]!r}; give the last id of a page", "invalid_value", "after"
+                )
             seq = found[0]["seq"]
         query = f"SELECT * FROM {table} WHERE tenant = ? {where} AND seq {sign} ? ORDER BY seq {order} LIMIT ?"
         return self._all(query, (tenant, *values, seq, limit + 1))

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from bedplate.skins.recipes.labels import labels_of, log_probabilities
+
 HERE = Path(__file__).parent
 ASKED: dict[str, Any] = json.loads((HERE / "prompt.json").read_text("utf-8"))
 with np.load(HERE / "weights.npz") as file:
@@ -28,22 +30,9 @@ def pooled(states: np.ndarray) -> np.ndarray:
 def scores(features: np.ndarray) -> np.ndarray:
     """Log-probabilities [N, C] of the labels, in the order of prompt.json, from features [N, D]: of each label among
     them all, or where any number may be right, of each by itself."""
-    logits = features @ WEIGHTS["weight"].T + WEIGHTS["bias"]
-    if ASKED["output"]["kind"] == "labels":
-        return -np.logaddexp(0.0, -logits)
-    highest = logits.max(axis=1, keepdims=True)
-    return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+    return log_probabilities(features @ WEIGHTS["weight"].T + WEIGHTS["bias"], ASKED["output"])
 
 
 def answers(features: np.ndarray) -> list[Any]:
     """The label of each row (or what is said where it is too unsure), or its list of labels."""
-    output, given = ASKED["output"], scores(features)
-    if output["kind"] == "labels":
-        chosen = given >= np.log(output["threshold"])
-        return [[label for label, one in zip(output["labels"], row, strict=True) if one] for row in chosen]
-    found = [output["labels"][i] for i in given.argmax(axis=1)]
-    unsure = output.get("abstain")
-    if unsure is None:
-        return found
-    below = given.max(axis=1) < np.log(unsure["below"])
-    return [unsure["answer"] if no else label for label, no in zip(found, below, strict=True)]
+    return labels_of(scores(features), ASKED["output"])

@@ -17,7 +17,7 @@ from bedplate.models.layers.experts import FeedForwards
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.split import Cut, cuts_of
-from bedplate.training.arithmetic import Asked
+from bedplate.training.config import Asked
 from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.parallel.mesh import Mesh
 from bedplate.training.parallel.styles import Experts, Linears

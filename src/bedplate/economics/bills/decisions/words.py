@@ -35,7 +35,7 @@ def answer(decision: Decision) -> str:
         said += f", and brings in {usd(best.profit_usd)} more than it costs"
     if len(decision.ranking) > 1:
         second = decision.outcome(decision.ranking[1])
-        said += f"; next is {second.name}, {usd(second.net_usd - best.net_usd)} dearer"
+        said += f"; next is {second.name}, which costs {usd(second.net_usd - best.net_usd)} more"
     elif len(decision.outcomes) > 1:
         said += "; no other option is feasible"
     return f"{said}."
@@ -98,7 +98,7 @@ def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
         key=lambda pair: -pair[1],
     )
     parts = [f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {what}" for what, amount in told]
-    return f"{one.name} is {usd(one.net_usd - best.net_usd)} dearer: {', '.join(parts)}."
+    return f"{one.name} costs {usd(one.net_usd - best.net_usd)} more: {', '.join(parts)}."
 
 
 def _by_name(one: OptionOutcome) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""Rungs that take long are planned by how fast the machine is now: other work may have come since a base's speed was
+measured, and what was planned before it would then run over."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from bedplate.adaptation.climb import planner
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Skip
+from bedplate.adaptation.context.throughput import FEW, call_seconds, median, text_seconds
+from bedplate.adaptation.rungs.rung import Rung
+from bedplate.core.processor import load_average
+from bedplate.skins.phrasings import text_prompt
+
+LONG = 20.0
+"""Seconds that a rung is to take, and that a measurement is old, before it is worth measuring again."""
+NOTABLY, MOST = 1.25, 4.0
+"""Times slower that change a plan, and that are believed of a few calls at most."""
+
+
+def planned_now(context: Context, rung: Rung) -> Plan | Skip:
+    """The rung's plan. One that trains for long on a machine that has become slower is made smaller, and says why; a
+    machine that has become faster changes nothing, since what is left in the end goes to larger fits."""
+    plan = planner.planned(context, rung)
+    if not isinstance(plan, Plan) or not rung.traits.trained or plan.seconds < LONG:
+        return plan
+    few = context.throughput.few
+    if context.within is not None or math.isinf(context.left) or context.settled or not few:
+        return plan
+    if time.monotonic() - context.throughput.at < LONG:
+        return plan
+    slower = min(MOST, calls_now(context) / few)
+    if slower < NOTABLY:
+        return plan
+    context.slower = slower
+    try:
+        smaller = planner.planned(context, rung)
+    finally:
+        context.slower = 1.0
+    if isinstance(smaller, Skip) or smaller.settings == plan.settings:
+        return smaller
+    load = load_average()
+    beside = "" if load is None else f" (load average {load:.1f})"
+    said = f"the machine is {slower:.1f} times slower than when the base's speed was measured{beside}"
+    return replace(smaller, left_out=(*smaller.left_out, said))
+
+
+def calls_now(context: Context) -> float:
+    """Seconds of the first few calls that the base's speed was measured with, as they are now: the median."""
+    rows = [example.inputs for example in context.ordered(context.valid, "pace")[:FEW]]
+    if context.is_encoder:
+        prompt = text_prompt(context.fields)
+        return median(text_seconds(context.model, [str(prompt.text(one)) for one in rows]))
+    with context.model.predictor(context.skin("pace", *context.task_prompt())) as predictor:
+        predictor.predict(rows[:1])
+        # as another tenant again, for whom nothing is cached
+        return median(call_seconds(predictor, rows, f"pace at {context.clock.used:.1f} s"))

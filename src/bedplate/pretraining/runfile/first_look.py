@@ -1,0 +1,80 @@
+"""A first look at a run file, before anything heavy is imported: typos and missing files in it are answered at once.
+
+It reads what the run will read again, with the same classes; what takes a model or a text to be found out is found out
+later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.documents import TEXT_FILES
+from bedplate.data.sources import check_source
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.model.named_model import resolve
+from bedplate.hub.pull import check_source as check_base
+from bedplate.models.families import find_family
+from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextSource, read_run
+
+OBJECTIVES = ("next_token", "masked", "span_corruption", "mixture_of_denoisers", "fill_in_middle", "sft")
+"""What `objective` may name; the last is then refused with what to use in its place."""
+
+
+def look(path: Path | str, overrides: Sequence[str] = (), *, reads_data: bool = True) -> RunFile:
+    """The run file, as far as it can be judged without a model. reads_data: what it learns from has to be there.
+
+    Raises ConfigError for what is wrong in the file or its overrides, DataError for texts, a corpus or a recipe that
+    are not there, UnknownItemError for a base that is not, UsageError for a preset or a device that there is not, and
+    UnsupportedModelError for such a family.
+    """
+    run = read_run(path, overrides)
+    if run.objective not in OBJECTIVES:
+        hint = did_you_mean(nearest(run.objective, OBJECTIVES)) or f"use {', '.join(OBJECTIVES[:-1])}"
+        raise ConfigError(f"{path}: there is no objective {run.objective!r}; {hint}")
+    if reads_data:
+        _check_data(run)
+    if run.base is not None:
+        check_base(run.base_source)
+    if run.model is not None:
+        find_family("hf", run.model.family, f"{path}: model.family")
+        if run.model.preset is not None:
+            resolve(run.model.preset)
+    if run.hardware.device is not None:
+        find_device(run.hardware.device)
+    return run
+
+
+def _check_data(run: RunFile) -> None:
+    data = run.data
+    for source in data.sources:
+        try:
+            _check_text(source, run.directory)
+        except BedplateError as error:
+            raise DataError(f"data.sources, {source.name}: {error}") from error
+    if data.corpus is not None and not run.place(data.corpus).is_dir():
+        raise DataError(f"data.corpus: {run.place(data.corpus)} does not exist; `bedplate data build` makes a corpus")
+    if data.recipe is not None:
+        place = run.place(data.recipe)
+        if not place.is_file():
+            raise DataError(f"data.recipe: {place} does not exist")
+        load_recipe(place)
+    if data.tokenizer is not None and data.tokenizer.source is not None:
+        place = run.place(data.tokenizer.source)
+        if not place.is_dir():
+            check_base(data.tokenizer.source)
+
+
+def _check_text(source: TextSource, directory: Path) -> None:
+    """As `run.texts.read_source` tells texts apart."""
+    if source.source == STDLIB:
+        return
+    place = directory / Path(source.source).expanduser()
+    if place.is_dir() or (place.suffix.lower() in TEXT_FILES and place.is_file()):
+        return
+    if place.suffix.lower() in TEXT_FILES:
+        raise DataError(f"{place} does not exist")
+    check_source(source.source, directory)

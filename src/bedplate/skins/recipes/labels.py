@@ -1,0 +1,28 @@
+"""From a linear head's numbers to labels: what the recipes share, which the exporter writes into each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def log_probabilities(logits: np.ndarray, output: dict[str, Any]) -> np.ndarray:
+    """Of the labels, [N, C]: of each among them all, or where any number may be right, of each by itself."""
+    if output["kind"] == "labels":
+        return -np.logaddexp(0.0, -logits)
+    highest = logits.max(axis=1, keepdims=True)
+    return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
+
+
+def labels_of(given: np.ndarray, output: dict[str, Any]) -> list[Any]:
+    """The label of each row of log-probabilities (or what is said where it is too unsure), or its list of labels."""
+    if output["kind"] == "labels":
+        chosen = given >= np.log(output["threshold"])
+        return [[label for label, one in zip(output["labels"], row, strict=True) if one] for row in chosen]
+    found = [output["labels"][i] for i in given.argmax(axis=1)]
+    unsure = output.get("abstain")
+    if unsure is None:
+        return found
+    below = given.max(axis=1) < np.log(unsure["below"])
+    return [unsure["answer"] if no else label for label, no in zip(found, below, strict=True)]

@@ -1,0 +1,84 @@
+"""What is planned for long is planned by how fast the machine is now, not when the base's speed was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bedplate.adaptation.climb import pacing
+from bedplate.adaptation.context.outcome import Plan, Skip, no_time
+from bedplate.adaptation.context.throughput import Throughput
+from bedplate.adaptation.rungs import RUNGS
+
+Planned = Callable[..., tuple[Plan | Skip, int]]
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """The plan of a rung, and how often calls were timed for it. A row takes a second where the machine is as it was;
+    10 rows are the least."""
+    timed: list[float] = []
+    monkeypatch.setattr(pacing.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(pacing, "load_average", lambda: 9.5)
+
+    def plan(context: Any, rung: Any) -> Plan | Skip:
+        rows = min(400, int(context.left / context.slower))
+        return no_time(10 * context.slower, context.left) if rows < 10 else Plan({"rows": rows}, rows * context.slower)
+
+    monkeypatch.setattr(pacing.planner, "planned", plan)
+
+    def made(left: float, call: float = 0.1, age: float = 60.0, name: str = "lora", **more: Any) -> Any:
+        timed.clear()
+        monkeypatch.setattr(pacing, "calls_now", lambda _: timed.append(call) or call)
+        speed = replace(Throughput(1e-3, 0.12, 40.0, few=0.1), at=1000.0 - age)
+        context: Any = SimpleNamespace(left=left, slower=1.0, throughput=speed, within=None, settled=False)
+        context.__dict__.update(more)
+        found = pacing.planned_now(context, RUNGS[name])
+        assert context.slower == 1.0
+        return found, len(timed)
+
+    return made
+
+
+def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) -> None:
+    plan, timed = planned(300.0, call=0.3)
+    assert isinstance(plan, Plan)
+    assert (plan.settings, plan.seconds, timed) == ({"rows": 100}, pytest.approx(300.0), 1)
+    assert plan.left_out[-1] == (
+        "the machine is 3.0 times slower than when the base's speed was measured (load average 9.5)"
+    )
+    hardly, timed = planned(300.0, call=0.11)
+    assert (hardly, timed) == (Plan({"rows": 300}, 300.0), 1)
+    faster, _ = planned(300.0, call=0.03)  # what is left in the end goes to a larger fit
+    assert faster == Plan({"rows": 300}, 300.0)
+    wild, _ = planned(300.0, call=50.0)  # a few calls are not believed beyond bounds
+    assert isinstance(wild, Plan)
+    assert wild.settings == {"rows": 75}
+    whole, _ = planned(4000.0, call=0.2)  # all rows fit nevertheless: nothing is left out
+    assert (whole.settings, whole.left_out) == ({"rows": 400}, ())  # type: ignore[union-attr]
+    none, _ = planned(25.0, call=0.4)
+    assert isinstance(none, Skip)
+    assert none.kind == "budget"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"left": 15.0},
+        {"left": 300.0, "age": 5.0},
+        {"left": 300.0, "settled": True},
+        {"left": 300.0, "within": object()},
+        {"left": 300.0, "name": "probe"},
+    ],
+    ids=str,
+)
+def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, given: dict[str, Any]) -> None:
+    plan, timed = planned(call=9.0, **given)
+    assert isinstance(plan, Plan)
+    assert (plan.left_out, timed) == ((), 0)
+    assert not math.isinf(plan.seconds)
