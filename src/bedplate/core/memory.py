@@ -4,6 +4,7 @@ whether what it has freed is given back to the system, or kept to be used again.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from bedplate.core.control_groups import Group, lines, own_groups, text
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+HEAPS = 2
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 """glibc's numbers of what mallopt(3) sets."""
 _MIB = 1 << 20
 _KEEPING = ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0))
@@ -52,6 +54,15 @@ def give_back() -> None:
     trim = _glibc("malloc_trim", ctypes.c_size_t)
     if trim is not None:
         trim(0)
+
+
+def share_heaps() -> None:
+    """Lets this process's threads allocate from `HEAPS` heaps, where glibc would give each of them its own, up to eight
+    for every processor. What a thread has freed is then used by the others; a heap that only one of many threads uses
+    keeps pages that hold next to nothing. For a process of many threads, before they are started. Whoever set
+    MALLOC_ARENA_MAX or GLIBC_TUNABLES has chosen already. Other C libraries are left to themselves."""
+    if not {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
+        _set(((_ARENA_MAX, HEAPS),))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bedplate.core.memory import share_heaps
 from bedplate.serving.call.call import json_response
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.server.connections import TimedConnection, allow_connections
@@ -93,6 +94,7 @@ class Server(uvicorn.Server):
         is dropped once it is there; or an engine's step hangs, or a request is still worked on for a client that has
         been told. Raises what loading raised."""
         allow_connections()
+        share_heaps()
         try:
             with _returning_on_sigterm():
                 self.run(sockets=[listener])
