@@ -55,7 +55,8 @@ def device_bytes(
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
     kept = _kept(run, spec, rows * sizes.length, value, axes["tensor"])
-    logits, waiting = _logits(spec, rows * sizes.length, value)
+    once = on_cpu and not run.objective_settings.get("z")  # a CPU's own cross-entropy, without a second reading
+    logits, waiting = _logits(spec, rows * sizes.length, value, 2 if once else 3)
     again = rows * sizes.length * value * _between(spec.main) / axes["tensor"]
     passing = {
         # Logits are gone when the first block is made again; what they gave is not, and the block has gradients.
@@ -127,16 +128,17 @@ def _kept(run: RunFile, spec: TextSpec, tokens: int, value: int, tensor: int) ->
     return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
 
 
-def _logits(spec: TextSpec, tokens: int, value: int) -> tuple[float, float]:
-    """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it. Of more
-    tokens than that the gradients of the head and of what it reads are made at once, and wait: how many bytes."""
+def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
+    """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it, or on a CPU
+    the logits and one gradient (`copies`). Of more tokens than that the gradients of the head and of what it reads are
+    made at once, and wait: how many bytes."""
     rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
     softmax = rows * size * float(MASTER)
     if tokens == rows:
-        return 3 * softmax, softmax
+        return copies * softmax, softmax
     hidden = spec.main.hidden_size
     head, states = float(size * hidden * value), float(tokens * hidden * value)
-    return max(3 * softmax + head, softmax + 2 * head) + states, head + states
+    return max(copies * softmax + head, softmax + 2 * head) + states, head + states
 
 
 def _between(spec: TransformerSpec) -> int:
