@@ -79,7 +79,7 @@ def test_plan_serves_as_the_command_line_does(capsys: pytest.CaptureFixture[str]
     said = json.loads(capsys.readouterr().out)
     assert said["usd_per_call"] == found["central"].usd_per_call
     assert said["range"]["low"]["capacity_calls_per_second"] == found["low"].capacity_calls_per_second
-    with pytest.raises(BedplateError, match="was not measured yet"):
+    with pytest.raises(BedplateError, match="was not measured"):
         plan.serve("smollm2-135m", traffic, 100)
 
 

@@ -16,8 +16,8 @@ from tests.inference.fake_server import fake_server
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation import ladder as ladder_module
 from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.climb.asked_of_children import children
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
@@ -385,6 +385,6 @@ def test_a_cascade_is_guarded_where_its_parts_are():
 
     finished = {"probe": done(None), "full": done("children/full"), "cascade": done(None, ("probe", "full"))}
     candidates = {name: SimpleNamespace(context=None, climbed=one) for name, one in finished.items()}
-    ladder: Any = SimpleNamespace(candidates=candidates)
-    found = {name: [path for _, path in ladder_module._Ladder._children(ladder, name)] for name in finished}
+    given: Any = candidates
+    found = {name: [path for _, path in children(given, name)] for name in finished}
     assert found == {"probe": [], "full": [Path("children/full")], "cascade": [Path("children/full")]}

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from tests.forked import Command
-from tests.made import label_skin
+from tests.made_skin import label_skin
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError

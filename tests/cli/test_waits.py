@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from tests.forked import Command
 from tests.homes import new_home
-from tests.made import LABELS, label_skin
+from tests.made_skin import LABELS, label_skin
 from tests.terminals import shown_on
 
 TASK = """

@@ -150,7 +150,8 @@ class Running:
         def make(state: ServerState):
             return create_app(state), contextlib.nullcontext()
 
-        self.server = Lifecycle(lambda: loaded_server(settings), make, self.states.append, settings.grace_seconds)
+        grace = settings.grace_seconds
+        self.server = Lifecycle(lambda: loaded_server(settings), make, self.states.append, grace, head_bytes=1 << 16)
         self.result: list[bool] = []
         self.thread = threading.Thread(
             target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))

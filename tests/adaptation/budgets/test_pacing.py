@@ -75,7 +75,7 @@ def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) 
         {"left": 300.0, "within": object()},
         {"left": 300.0, "name": "probe"},
     ],
-    ids=lambda given: " ".join(given),
+    ids=" ".join,
 )
 def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, given: dict[str, Any]) -> None:
     plan, timed = planned(call=9.0, **given)

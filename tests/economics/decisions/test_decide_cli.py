@@ -100,7 +100,7 @@ def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[st
         ([LOW, "options.prompt-large.model=hosted-lrge"], "did you mean 'hosted-large' or 'hosted-small'?"),
         ([LOW, "prices.hosted.hosted-large.usd_per_million_input=-2"], "a number above 0 is wanted (got -2)"),
         ([LOW, "--price", "x"], "No such option: --price"),
-        ([LOW, "--prices", "none.yaml"], "none.yaml: the config file does not exist"),
+        ([LOW, "--prices", "none.yaml"], "none.yaml does not exist"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[object], says: str) -> None:

@@ -66,8 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        to_logits = taken(ctx)
-        return (to_logits if grad.item() == 1 else to_logits.mul_(grad)), None
+        return taken(ctx).mul_(grad), None
 
 
 def _wide(logits_NV: Tensor) -> Tensor:
