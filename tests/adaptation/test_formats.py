@@ -414,6 +414,7 @@ def test_what_the_measurement_makes_worth_trying(quick: None, monkeypatch: pytes
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @needs_native
 def test_on_the_real_base_a_prompt_keeps_the_format_that_is_measured_to_be_faster(
     smollm2_gguf: Path, vader_amazon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

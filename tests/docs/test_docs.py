@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import re
@@ -61,6 +62,8 @@ def builder() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    made = {name: functools.cache(make) for name, make in module.GENERATED.items()}  # asked for again and again
+    module.GENERATED.update(made)
     return module
 
 

@@ -62,7 +62,7 @@ def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
         yield answers
 
 
-@pytest.mark.parametrize("places", [128, 8])
+@pytest.mark.parametrize("places", [pytest.param(128, marks=pytest.mark.slow), 8])
 def test_each_of_150_skins_answers_as_it_does_alone(files, skins, expected, places):
     """With room for all of them in memory, and with room for eight adapters."""
     config = server_config(files.base, adapters=places, skins_directory=skins[0], max_waiting=512)
