@@ -18,6 +18,7 @@ from bedplate.adaptation.rungs.answers import single_calls
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.processor import load_average
+from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Predictor
 
 
@@ -38,9 +39,11 @@ def retimed(candidate: Candidate, result: Result) -> Result:
 
 
 def _timed(candidate: Candidate, result: Result) -> Latency | None:
-    """None for what does not run on this machine."""
+    """None for what does not run on this machine, and for a cascade, whose parts are timed."""
     predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
     if not isinstance(predictor, Predictor):
+        if isinstance(predictor, Answers):
+            predictor.close()
         return None
     context = candidate.context
     with closing(predictor):
