@@ -24,7 +24,7 @@ class Nearest:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
-        self._known = self._vectorizer.fit_transform(texts)
+        self._known: Any = self._vectorizer.fit_transform(texts)  # sparse, whatever type stubs say of it
         self._answers, self._names = list(answers), list(names)
 
     def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
