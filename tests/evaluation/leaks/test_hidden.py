@@ -86,6 +86,20 @@ def test_a_column_within_which_rows_are_alike(icc: float, own: float) -> None:
     assert not found["city"].strong  # repeats as well, and says nothing
 
 
+def test_free_targets_that_have_nothing_in_common_leave_the_texts_to_tell() -> None:
+    made = [row | {"label": f"answer{i}"} for i, row in enumerate(rows(1, own=0.3))]
+    one = look(made)["customer"]
+    assert (one.strong, one.alike_targets) == (True, None)
+    assert f"and rows of one value are alike (texts {one.alike_texts:.2f}, p" in one.says
+
+
+def test_copies_that_are_one_object_are_one_row() -> None:
+    text = "the same text"
+    found = table_of(task(), {"": whole([{"text": one, "label": "no"} for one in (text, text, "another")])})
+    assert found.texts == (text, "another")
+    assert (len(found.targets), len(found.groups)) == (2, 2)
+
+
 def test_what_groups_explain_is_not_found_again() -> None:
     made = [
         row | {"order_of": row["customer"], "thread": f"t{i // 2}"}  # three threads to a customer

@@ -214,9 +214,10 @@ def _finding(item: _Looked, rows: int, p_value: float | None, alike: bool) -> Hi
 
 def _column_says(item: _Looked, targets: float | None, texts: float | None, p_value: float | None, alike: bool) -> str:
     values = f"{item.name} has {item.sizes.size:,} values on {int(item.sizes.sum()):,} rows"
-    if targets is None or p_value is None:
+    measured = {"targets": targets, "texts": texts}
+    numbers = ", ".join(f"{what} {icc:.2f}" for what, icc in measured.items() if icc is not None)
+    if not numbers or p_value is None:
         return f"{values}, too few of which repeat to tell whether rows of one value are alike"
-    numbers = f"targets {targets:.2f}" + ("" if texts is None else f", texts {texts:.2f}")
     if not alike:
         return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
     kinds = "" if item.may_stop else "; these are kinds or numbers, which new rows have too, and not counted as groups"

@@ -70,7 +70,8 @@ def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
     for rows in sources.values():
         for row in rows.rows:
             text = "\n".join(str(row.get(spec.column) or "") for spec in task.inputs.values())
-            if text.strip() and texts.setdefault(normalise(text), text) is text:
+            if text.strip() and (known := normalise(text)) not in texts:
+                texts[known] = text
                 kept.append((rows.source, row))
     columns = {name: tuple(_value(row.get(name)) for _, row in kept) for name in names}
     if several:
