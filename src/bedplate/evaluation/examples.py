@@ -61,6 +61,11 @@ class Example:
         return {name: as_text(value) for name, value in self.inputs.items()}
 
 
+def names_of_groups(examples: Sequence[Example]) -> tuple[str, ...]:
+    """What rows of the same groups are known by, whichever rows come with them."""
+    return tuple(sorted({name for example in examples for name in (example.group, *example.links)}))
+
+
 @dataclass
 class TestHandle:
     """The test split. What it holds can be counted and named by hash; its rows come only out of `open(reason)`."""
@@ -78,7 +83,8 @@ class TestHandle:
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        return tuple(sorted({example.group for example in self._examples}))
+        """Their groups, by name and by what these are made of."""
+        return names_of_groups(self._examples)
 
     @cached_property
     def keys(self) -> Keys:
@@ -185,7 +191,7 @@ def task_data(
 ) -> TaskData:
     """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
     found = check_splits(task, parts)
-    done = {name: _weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
+    done = {name: weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
     hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
     test = done["test"]
     groups = len({example.group for example in test})
@@ -291,7 +297,8 @@ def distinct(
     times = Counter(example.row_hash for example in parsed) if task.data.traffic.duplicates else Counter[str]()
     found = {example.id: replace(example, weight=float(times[example.row_hash] or 1)) for example in parsed}
     strata = _strata(task, [e.target for e in parsed])
-    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
+    made = zip(parsed, strata, strict=True)
+    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, stratum, e.links) for e, stratum in made])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
     for copies in result.contradictions[:3]:
         answers = ", ".join(f"{copy.id}: {copy.target!r}" for copy in copies)
@@ -301,7 +308,7 @@ def distinct(
     return {record.id: found[record.id] for record in result.records}, result.records
 
 
-def _weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
+def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
     """A split's examples with their weights in it; adds to `notes`."""
     weights, said = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
     notes += said

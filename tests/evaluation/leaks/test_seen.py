@@ -14,8 +14,9 @@ from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
+from bedplate.data.splits import Record, split
 from bedplate.evaluation.examples import SPLITS, load_examples
-from bedplate.evaluation.leaks.seen import write_splits
+from bedplate.evaluation.leaks.seen import read_splits, write_splits
 from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
@@ -113,6 +114,40 @@ def test_nothing_is_left(made: tuple[Path, Path], tmp_path: Path) -> None:
     mixed = load_task(task, ["data.source=null", f"data.split={files}"])
     with pytest.raises(UsageError, match=r"has seen all .* rows of test: its run had .* of them in train"):
         bedplate.evaluate(skin, mixed, split="test")
+    assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()  # nothing was looked at
+
+
+def test_the_rows_that_are_left_have_the_shares_of_the_traffic(made: tuple[Path, Path], tmp_path: Path) -> None:
+    skin, task = made
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    trained = {e.id for e in load_examples(load_task(task)).train}
+    rows = [line | {"kind": "a" if line["id"] in trained and i % 4 < 2 else "b"} for i, line in enumerate(lines)]
+    rows += [
+        row | {"id": f"new{i}", "text": f"{i} new and {i} fine", "kind": "ab"[i % 2], "group": f"n{i}"}
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shares = "data.traffic={shares: {kind: {a: 0.9, b: 0.1}}}"
+    said = [f"data.source={tmp_path / 'rows.jsonl'}", shares, "data.seed=1"]
+    found = bedplate.evaluate(skin, load_task(task, said), split="test")
+    assert found.left_out > 0
+    assert sum(row.weight for row in found.rows if (row.slices or {})["kind"] == "a") / found.n == pytest.approx(0.9)
+
+
+def test_a_link_of_a_group_is_known_whatever_the_group_is_called_now(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """Groups by several columns have the name of the least value, which other rows change."""
+    task = made[1]
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    old = [line | {"day": f"d{line['group']}"} for line in lines]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    asked = load_task(task, [f"data.source={tmp_path / 'old.jsonl'}", "data.group_by=[group, day]"])
+    data = load_examples(asked)
+    write_splits(tmp_path, data)
+    learned = read_splits(tmp_path / "splits.json")
+    row = Record("x", "0" * 64, "positive", "aaa", links=("aaa=1", data.train[0].links[0]))
+    assert row.links[1] != data.train[0].group
+    assert learned.splits_of(row) == {"train"}
+    assert split([row], {"train": 0.1, "test": 0.9}, 0, learned)["train"] == (row,)
 
 
 def test_the_command_says_it_and_looks_are_in_the_ledger(

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.config import load_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import Assigned, Record
-from bedplate.evaluation.examples import SPLITS, Example, TaskData
+from bedplate.evaluation.examples import SPLITS, Example, TaskData, names_of_groups
 from bedplate.evaluation.ledger.keys import keys_of
-from bedplate.evaluation.task import Task, load_task
+from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
-from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, Run, run_above
+from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, run_above
 from bedplate.skins.skin import Skin
 
 BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
@@ -75,15 +76,17 @@ def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Ta
     if place is None or not (place / SPLITS_FILE).is_file():
         return None
     known, texts = read_splits(place / SPLITS_FILE), read_texts(place / SPLITS_FILE)
-    own = load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
-    if own.data.group_columns != task.data.group_columns:
+    own = load_config(place / SETTINGS_FILE, Task)  # its metric may be a function that is not here
+    if set(own.data.group_columns) != set(task.data.group_columns):
         known = Assigned(known.rows, {})
     keys = keys_of((e.id, e.inputs) for e in examples).exact if texts else [frozenset[str]()] * len(examples)
     found: list[str | None] = []
     for example, mine in zip(examples, keys, strict=True):
-        by_text = next((texts[key] for key in sorted(mine) if key in texts), None)
-        record = Record(example.id, example.row_hash, example.target, example.group)
-        found.append(known.split_of(record) or by_text)
+        record = Record(example.id, example.row_hash, example.target, example.group, links=example.links)
+        told = known.splits_of(record)
+        if record.row_hash not in known.rows:
+            told |= {texts[key] for key in mine if key in texts}
+        found.append(next((name for name in SPLITS if name in told), None))  # what was learned from comes first
     return found
 
 
@@ -101,7 +104,7 @@ def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
 def write_splits(directory: Path, data: TaskData) -> None:
     """Which rows and groups are in which split, by hash and name, and by the keys of their texts."""
     known: dict[str, dict[str, list[str]]] = {
-        name: {"rows": [one.row_hash for one in rows], "groups": sorted({one.group for one in rows})}
+        name: {"rows": [one.row_hash for one in rows], "groups": list(names_of_groups(rows))}
         for name, rows in (("train", data.train), ("valid", data.valid))
     }
     known["test"] = {"rows": list(data.test.row_hashes), "groups": list(data.test.group_names)}
