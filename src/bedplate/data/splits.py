@@ -34,7 +34,8 @@ def row_hash(inputs: Values) -> str:
 @dataclass(frozen=True)
 class Record:
     """What splitting looks at: the row's id, the hash of its inputs, its target, its group and its label (stratum).
-    links: what the group is made of, where several columns make it: its name alone changes with the rows that come."""
+    links: the row's `column=value` of each column that makes groups. Where several do, the name of a group changes with
+    the rows that come, and these do not."""
 
     id: str
     row_hash: str

@@ -39,7 +39,7 @@ from bedplate.report.schema_groups import Grouping
 @dataclass(frozen=True)
 class Example:
     """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
-    links: what it has in common with others, as `column=value`, where several columns make groups.
+    links: what it has in common with others, as `column=value`, of each column that makes groups.
     current: what the system that runs today answered. slices: column → value. weight: how much of the traffic it stands
     for, 1 on average over its split."""
 
@@ -61,11 +61,6 @@ class Example:
         return {name: as_text(value) for name, value in self.inputs.items()}
 
 
-def names_of_groups(examples: Sequence[Example]) -> tuple[str, ...]:
-    """What rows of the same groups are known by, whichever rows come with them."""
-    return tuple(sorted({name for example in examples for name in (example.group, *example.links)}))
-
-
 @dataclass
 class TestHandle:
     """The test split. What it holds can be counted and named by hash; its rows come only out of `open(reason)`."""
@@ -83,8 +78,11 @@ class TestHandle:
 
     @property
     def group_names(self) -> tuple[str, ...]:
-        """Their groups, by name and by what these are made of."""
-        return names_of_groups(self._examples)
+        return tuple(sorted({example.group for example in self._examples}))
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        return tuple(sorted({link for example in self._examples for link in example.links}))
 
     @cached_property
     def keys(self) -> Keys:

@@ -55,7 +55,7 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
             f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
-        return Origin(id_, skin, directory, task, own or task, read_splits(place / SPLITS_FILE).rows, ())
+        return Origin(id_, skin, directory, task, own or task, read_splits(place, own or task).rows, ())
     splits, notes = _splits_again(own or task, skin)
     return Origin(id_, skin, directory, task, own or task, splits, notes)
 
