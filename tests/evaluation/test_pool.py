@@ -73,6 +73,17 @@ def test_what_is_drawn_ends_at_the_first_row_without_a_label(tmp_path: Path) -> 
     assert data.counts["unlabelled"] == 0
 
 
+def test_copies_weigh_where_the_task_counts_them(tmp_path: Path) -> None:
+    rows = texts(60)
+    rows += [{**row, "id": f"copy of {row['id']}"} for row in rows[::2]]
+    pool = load_pool(made(tmp_path, rows, traffic={"duplicates": True}))
+    labels = {one.row_hash: "ab"[i % 2] for part in pool.parts.values() for i, one in enumerate(part)}
+    data = pool.labelled(labels).data()
+    for part in (data.train, data.valid, data.test.open("to weigh")):
+        times = [1 + (int(str(one.inputs["x"]).split()[-1]) % 2 == 0) for one in part]
+        assert [one.weight for one in part] == pytest.approx(np.array(times) / np.mean(times))
+
+
 def test_copies_share_a_label_and_drop_out_where_they_disagree(tmp_path: Path) -> None:
     rows = texts(40)
     rows += [{**rows[0], "id": "copy", "y": "a"}, {**rows[1], "id": "b1", "y": "a"}, {**rows[1], "id": "b2", "y": "b"}]

@@ -292,8 +292,7 @@ def distinct(
     task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
 ) -> tuple[dict[str, Example], tuple[Record, ...]]:
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
-    times = Counter(example.row_hash for example in parsed) if task.data.traffic.duplicates else Counter[str]()
-    found = {example.id: replace(example, weight=float(times[example.row_hash] or 1)) for example in parsed}
+    found = {example.id: example for example in with_copies(task, parsed)}
     strata = _strata(task, [e.target for e in parsed])
     made = zip(parsed, strata, strict=True)
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, stratum, e.links) for e, stratum in made])
@@ -304,6 +303,14 @@ def distinct(
     if len(result.contradictions) > 3:
         notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
     return {record.id: found[record.id] for record in result.records}, result.records
+
+
+def with_copies(task: Task, parsed: Sequence[Example]) -> list[Example]:
+    """Each as heavy as its text has copies, where the task counts these."""
+    if not task.data.traffic.duplicates:
+        return list(parsed)
+    times = Counter(example.row_hash for example in parsed)
+    return [replace(example, weight=float(times[example.row_hash])) for example in parsed]
 
 
 def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:

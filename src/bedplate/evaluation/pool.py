@@ -16,7 +16,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, deduplicate, split, take
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, parsed_rows, task_data
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, parsed_rows, task_data, with_copies
 from bedplate.evaluation.task import Task
 
 
@@ -88,7 +88,8 @@ def load_pool(task: Task) -> Pool:
     counts: Counter[str] = Counter()
     notes: list[str] = []
     sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
-    parsed = [one for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for one in part]
+    by_source = parsed_rows(task, sources, None, counts, notes, gaps=True)
+    parsed = with_copies(task, [one for part in by_source.values() for one in part])
     files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
     notes += [note for rows in sources.values() for note in rows.notes]
     licences = [rows.licence for rows in sources.values() if rows.licence]
