@@ -14,6 +14,7 @@ import pytest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.fresh import every_row
 from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.leaks.hidden import hidden_groups
 from bedplate.evaluation.leaks.table import table_of
@@ -254,6 +255,18 @@ def test_several_columns_keep_together_what_shares_any_value(written: Path) -> N
     (written.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     with pytest.raises(DataError, match=r"line 2: none of the groups \(customer, branch\) has a value"):
         load_examples(asked)
+
+
+def test_several_columns_link_rows_of_all_sources(written: Path) -> None:
+    made = [row | {"branch": f"b{i}"} for i, row in enumerate(rows(8, each=4))]
+    for name, part in (("one", made[::2]), ("other", made[1::2])):
+        (written.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    asked = load_task(written, ["data.source=[one.jsonl, other.jsonl]", "data.group_by=[customer, branch]"])
+    customers = {row["text"]: row["customer"] for row in made}
+    groups: dict[str, set[str]] = {}
+    for example in every_row(asked):
+        groups.setdefault(customers[str(example.inputs["text"])], set()).add(example.group)
+    assert {len(names) for names in groups.values()} == {1}
 
 
 def test_a_second_label_is_no_group() -> None:
