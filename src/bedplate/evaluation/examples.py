@@ -14,7 +14,7 @@ from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.linked import linked, links_of
-from bedplate.data.rows import text_of
+from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import (
     Assigned,
@@ -353,11 +353,6 @@ def _example(
         return Example(name, inputs, target, group, digest, links=links)
     current, slices = recorded(task, row, where), slices_of(task, row, where)
     return Example(name, inputs, target, group, digest, current, slices, second=second, links=links)
-
-
-def blank(value: Any) -> bool:
-    """Whether a cell holds nothing."""
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:

@@ -87,6 +87,18 @@ def test_a_column_within_which_rows_are_alike(icc: float, own: float) -> None:
     assert not found["city"].strong  # repeats as well, and says nothing
 
 
+def test_blank_values_are_no_group() -> None:
+    made = [{"text": text, "label": "no", "user": " ", "item": text} for text in "abc"]
+    assert len({*table_of(task(group_by=["user", "item"]), {"": whole(made)}).groups}) == 3
+
+
+def test_many_columns_of_dates_hide_no_groups() -> None:
+    rng = np.random.default_rng(0)
+    dates = {f"date{i}": [f"2026-01-{day:02}" for day in rng.integers(1, 29, 360)] for i in range(16)}
+    made = [row | {name: days[i] for name, days in dates.items()} for i, row in enumerate(rows(1, icc=0.25))]
+    assert strong(look(made)) == {"customer"}
+
+
 def test_free_targets_that_have_nothing_in_common_leave_the_texts_to_tell() -> None:
     made = [row | {"label": f"answer{i}"} for i, row in enumerate(rows(1, own=0.3))]
     one = look(made)["customer"]

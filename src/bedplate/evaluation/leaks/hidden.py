@@ -67,10 +67,14 @@ def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
         if units.rows > MOST:
             limits.append(f"likeness was measured on {MOST:,} rows of {units.rows:,} at most")
         columns = columns[:MOST_COLUMNS]
-        permutations = max(999, 200 * (len(columns) + 2))
+        dated = [name for name, values in units.columns.items() if _dates(values)]
+        # targets and texts of columns and of neighbours, and targets that drift: what no permutation reaches has to
+        # stay below LEVEL when it is corrected for all of these tests
+        tests = 2 * (len(columns) + 1) + 1 + len(dated)
+        permutations = max(999, math.ceil(tests / LEVEL))
         looked = [_column(units, name, permutations) for name in columns]
         looked += [_neighbours(units, permutations), _drift(units, None, permutations)]
-        looked += [_drift(units, name, permutations) for name, values in units.columns.items() if _dates(values)]
+        looked += [_drift(units, name, permutations) for name in dated]
         found += _tested(looked, units.rows)
     return sorted(found, key=lambda one: (not one.strong, -one.design_effect)), limits
 
