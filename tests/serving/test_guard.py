@@ -8,6 +8,7 @@ import stat
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ from bedplate.serving.callers.keys import (
 )
 from bedplate.serving.callers.limits import KeyWindows
 from bedplate.serving.callers.quotas import SpendLedger, Spent
+from bedplate.serving.server.loading import assembled
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig
+from bedplate.serving.settings.route_config import RouteConfig
 from bedplate.serving.wire.errors import LimitError, QuotaError, StatusError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -335,6 +338,25 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
     guarded.close()
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example")))
+
+
+def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
+    """When the server has loaded its models, and whenever the file is read again; `assembled` is what it calls."""
+    (right, _), (wrong, secret), (gone, _) = make_key(models=("tiny", "a-route")), make_key(), make_key(disabled=True)
+    path = write(tmp_path / "keys.yaml", right, wrong, gone.model_copy(update={"models": ("tiny-old",)}))
+    registry, routes = SimpleNamespace(models={"tiny": None}), {"a-route": RouteConfig(versions={"tiny": 1.0})}
+    served = config(keys=path, state=tmp_path, routes=routes)
+    guard = guard_for(served)
+    assembled(served, registry, guard)  # type: ignore[arg-type]
+    assert not caplog.messages
+    write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
+    assert guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
+    guard.close()
+    said = f"the key {wrong.id} names the model"
+    assert caplog.messages == [
+        f"{said} 'tinny', which is not served; did you mean 'tiny'?",
+        f"{said} 'xyz', which is not served; its holder cannot call it",
+    ]
 
 
 def test_quotas_in_dollars_need_a_price(tmp_path):

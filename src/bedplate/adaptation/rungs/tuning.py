@@ -34,6 +34,9 @@ ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
 
+BESIDE = 1.25
+"""Times what a base's blocks were measured to take at best: a step has the head, the optimizer, packing and saving too."""
+
 Settings = Mapping[str, Any]
 """A plan's."""
 
@@ -177,7 +180,7 @@ class TuningRung(Rung):
         speed, recipe = context.throughput, self.recipe_on(context)
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
         tokens = rows * (speed.tokens + speed.target + virtual)
-        training = tokens * self.token_seconds(context) * recipe.epochs
+        training = tokens * self.token_seconds(context) * recipe.epochs * BESIDE
         return seeds * (training + speed.rows(len(context.valid), tuned=True) + context.timing) * 1.05
 
     def token_seconds(self, context: Context) -> float:

@@ -117,6 +117,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
     """The state with the parts that every server has; those that its file gives nothing to do hear of no call.
     UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
+    guard.compare(lambda: (*registry.models, *config.routes))
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback))
