@@ -10,7 +10,6 @@ usage: gate_production.py [--runs 2000] [--seed 0]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 
@@ -20,8 +19,20 @@ from bedplate.core import statistics
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.calibration import calibration_bounds
 from bedplate.core.statistics.noninferiority import mean_drop
-from comparison import start
-from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, Floats, Ints, correct, equal, header, table, zipf
+from gate import (
+    CONFIDENCE,
+    CORRELATIONS,
+    LEVEL,
+    MOST_FALSE,
+    Floats,
+    Ints,
+    correct,
+    equal,
+    header,
+    runs_asked,
+    table,
+    zipf,
+)
 
 LAYOUTS = (
     ("singletons", equal(200, 200)),
@@ -157,11 +168,7 @@ def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000, help="of each cell")
-    parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
-    runs, seed = asked.runs, asked.seed
+    runs, seed = runs_asked(__doc__, 2000)
     missed = table(
         f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
         "to be better / of an equal one that may be worse by it (power)",

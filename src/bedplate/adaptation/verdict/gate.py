@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from bedplate.adaptation.context.estimated import Estimated, Judged
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import Admission
 from bedplate.adaptation.verdict.candidate import Nominable, infeasible
-from bedplate.adaptation.verdict.expected import Estimated, expected
+from bedplate.adaptation.verdict.expected import expected
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import (
     InsufficientGroups,
@@ -26,7 +27,6 @@ from bedplate.core.statistics import (
     simultaneous,
     values_needed,
 )
-from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
@@ -38,12 +38,6 @@ MOST_NOMINEES = 3
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 SHOWN = 3
 """Ways out of the budget that the verdict's sentence names."""
-
-
-class Judged(Estimated, Protocol):
-    """What confirmation asks of an evaluation."""
-
-    def bound(self, confidence: float, side: Side = "lower") -> float: ...
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bedplate.adaptation.context.estimated import Resting
 from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
@@ -55,7 +56,7 @@ NOTHING = Price.known(0.0)
 
 
 @dataclass(frozen=True)
-class Priced:
+class Priced(Resting):
     """The metric of an evaluation, less the price of a call where scores stand for costs. Bounds of both together are
     those of a sum of independent estimates (MOVER, Zou & Donner 2008)."""
 
@@ -67,20 +68,8 @@ class Priced:
         return self.evaluation.estimate - self.price.share
 
     @property
-    def n(self) -> int:
-        return self.evaluation.n
-
-    @property
     def groups(self) -> int:
         return self.evaluation.groups
-
-    @property
-    def design_effect(self) -> float:
-        return self.evaluation.design_effect
-
-    @property
-    def row_variance(self) -> float | None:
-        return self.evaluation.row_variance
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         found = self.evaluation.bound(confidence, side)
