@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
 
 from bedplate.adaptation.context.outcome import Latency, Result
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
@@ -111,6 +112,21 @@ def test_another_metric_and_the_calibration_error_are_bounded_on_the_same_rows()
     silent = only(asked, evaluated(wrong_every(8))).at(0.95)
     assert (silent.holds, silent.value) == (None, None)
     assert "carry no probabilities" in silent.reason
+
+
+def test_a_slice_has_the_metric_that_is_named_whatever_the_task_is_judged_by() -> None:
+    right = [i % 40 != 0 and i % 13 > 0 for i in range(400)]
+    for metric in ("accuracy", "macro_f1"):
+        evaluation = evaluated(right, task(metric), german=3)
+        german = [row for row in evaluation.rows if (row.slices or {})["language"] == "de"]
+        wanted, given = [row.target for row in german], [row.prediction for row in german]
+        where = {"where": {"language": "de"}, "at_least": 0.5}
+        named = only({"value": 0.8, "all_of": [{"metric": "macro_f1", **where}]}, evaluation)
+        assert named.at(0.95).value == pytest.approx(f1_score(wanted, given, average="macro"))
+        assert named.words == "macro f1 where language: de at least 0.5"
+        plain = only({"value": 0.8, "all_of": [where]}, evaluation)
+        assert plain.at(0.95).value == pytest.approx(accuracy_score(wanted, given))
+        assert plain.words.startswith("accuracy where" if metric == "accuracy" else "row score where")
 
 
 def test_a_skin_is_held_against_what_runs_today() -> None:
@@ -231,6 +247,11 @@ def test_targets_that_say_too_little_are_refused(target: dict[str, Any], message
         ("accuracy", {"value": 0.8, "all_of": [{"metric": "coverage", "at_least": 0.5}]}, "without `output.abstain`"),
         ("accuracy", {"value": 0.8, "all_of": [{"metric": "rouge_l", "at_least": 0.5}]}, "does not fit"),
         ("accuracy", {"value": 0.8, "all_of": [{"every": "label", "at_least": 1.5}]}, "lies outside 0 to 1"),
+        (
+            "macro_f1",
+            {"value": 0.8, "all_of": [{"metric": "macro_f1", "every": "label", "at_least": 0.5}]},
+            "rows of one label cannot show macro_f1",
+        ),
         (COSTS, {"value": 9.0}, "never costs more than"),
         (COSTS, {"value": 0.5, "all_of": [{"every": "label", "at_least": 0.5}]}, "costs are bounded from above"),
     ],
