@@ -130,6 +130,7 @@ def confirm(
     next_alpha: float | None = None,
     holds: Mapping[str, Callable[[float], bool]] | None = None,
     order: Sequence[str] | None = None,
+    claims: int = 1,
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
@@ -137,11 +138,12 @@ def confirm(
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
     one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). holds: whether what else
     is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
-    nominees, where they are tested one after the other, each with the whole error, until the first that fails.
+    nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
+    that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
     """
     if not tested:
         return []
-    level = simultaneous(1 - alpha, len(tested))
+    level = simultaneous(1 - alpha, len(tested) * claims)
     unbounded: dict[int, str] = {}
 
     def lower_of(i: int, at: float) -> float:

@@ -30,6 +30,11 @@ class OnTest:
     judged: Mapping[str, Priced | Level]
     shown: Mapping[str, Sequence[Shown]]
 
+    @property
+    def claims(self) -> int:
+        """Claims that a nominee falls short, of the bar or of a requirement, which share one error."""
+        return max((one.among for shown in self.shown.values() for one in shown), default=1)
+
     def hold(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
         """Whether a nominee's guards and all that is required of it are shown to hold."""
         return hold(guards, confidence) and all(one.holds(confidence) for one in self.shown[name])

@@ -211,13 +211,14 @@ class Level:
 
     @property
     def row_variance(self) -> float:
-        """Of a difference of the two, groups and weights in it: that of their mean times the rows."""
+        """Of a difference of the two, groups and weights in it: that of their mean times the rows. At least that of one
+        row in all that changed, as two that answer alike on these rows may differ on others."""
         return self._variance
 
     @cached_property
     def _variance(self) -> float:
         drop = drop_between(self.against.other.evaluation, self.against.own.evaluation, 0.95)
-        return drop.se**2 * drop.n if math.isfinite(drop.se) else 1.0
+        return max(drop.se**2 * drop.n, 1 / drop.n) if math.isfinite(drop.se) else 1.0
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         return self.against.other.estimate + self.against.bound(confidence, side)
