@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from bedplate.core.errors import DataError, UsageError
+from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.pool import Pool, load_pool
 from bedplate.evaluation.task import Task
 
@@ -73,17 +74,6 @@ def test_what_is_drawn_ends_at_the_first_row_without_a_label(tmp_path: Path) -> 
     assert data.counts["unlabelled"] == 0
 
 
-def test_copies_weigh_where_the_task_counts_them(tmp_path: Path) -> None:
-    rows = texts(60)
-    rows += [{**row, "id": f"copy of {row['id']}"} for row in rows[::2]]
-    pool = load_pool(made(tmp_path, rows, traffic={"duplicates": True}))
-    labels = {one.row_hash: "ab"[i % 2] for part in pool.parts.values() for i, one in enumerate(part)}
-    data = pool.labelled(labels).data()
-    for part in (data.train, data.valid, data.test.open("to weigh")):
-        times = [1 + (int(str(one.inputs["x"]).split()[-1]) % 2 == 0) for one in part]
-        assert [one.weight for one in part] == pytest.approx(np.array(times) / np.mean(times))
-
-
 def test_copies_share_a_label_and_drop_out_where_they_disagree(tmp_path: Path) -> None:
     rows = texts(40)
     rows += [{**rows[0], "id": "copy", "y": "a"}, {**rows[1], "id": "b1", "y": "a"}, {**rows[1], "id": "b2", "y": "b"}]
@@ -120,3 +110,17 @@ def test_what_cannot_be_drawn_from_is_refused(tmp_path: Path) -> None:
         load_pool(made(tmp_path, [*texts(9), {"id": "z", "text": "q", "y": "c"}]))
     with pytest.raises(DataError, match=r"the train split (has 0 rows|is empty)"):
         load_pool(made(tmp_path, texts(30))).data()
+
+
+def test_rows_count_as_often_as_their_text_stands_there(tmp_path: Path) -> None:
+    rows = texts(60)
+    for i, row in enumerate(rows):
+        row["y"] = "ab"[i % 2]
+    rows += [{**row, "id": f"{row['id']}-again"} for row in rows[:30]]
+    task = made(tmp_path, rows, traffic={"duplicates": True})
+    drawn, usual = load_pool(task).data(), load_examples(task)
+    for data in (drawn, usual):
+        every = [*data.train, *data.valid, *data.test.open("their weights")]
+        twice = {one.id.removesuffix("-again") for one in every if one.weight > 1}
+        assert twice <= {row["id"] for row in rows[:30]}
+        assert len(twice) == 30
