@@ -178,6 +178,28 @@ def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(
     assert again["look"] == 3
 
 
+def test_of_a_file_that_grows_the_rows_that_are_new_are_embedded_and_texts_of_earlier_looks_left_out_of_both(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skin, grown = house / "run/skins/always-no", [*rows(0, 90), *rows(3000, 30, "the delivery of {} came late")]
+    monkeypatch.setattr(monitor, "MOST_ROWS", 45)
+    looked(capsys, skin, write(tmp_path / "first.jsonl", grown[:90], "y"))
+    samples: list[Sample] = []
+
+    def seen(old: Sample, new: Sample, level: float, **others: Any) -> Any:
+        samples.extend((old, new))
+        return shifts(old, new, level, **others)
+
+    monkeypatch.setattr(monitor, "shifts", seen)
+    found = looked(capsys, skin, write(tmp_path / "grown.jsonl", grown, "y"))
+    had = {row["text"] for row in grown[:90]}
+    for one in samples:
+        assert one.unseen == [text not in had for text in one.texts]
+    assert sum(samples[0].unseen or ()) < len(samples[0].texts)
+    assert {samples[1].texts[i] for i in samples[1].embedded} == {row["text"] for row in grown[90:]}
+    assert "new rows are embedded" in " ".join(found["notes"])
+
+
 def test_rows_that_the_skin_had_say_nothing_of_quality(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

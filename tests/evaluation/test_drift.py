@@ -82,10 +82,38 @@ def test_what_is_looked_at_does_not_depend_on_the_new_rows() -> None:
     assert new.groups is not None
     begin = list(dict.fromkeys(new.groups))[:15]
     parts = [[(group in begin) is half for group in new.groups] for half in (True, False)]
-    halves = [shifts(old, new, 0.01, unseen=part, unjudged=part, largest=6) for part in parts]
+    halves = [shifts(old, replace(new, unseen=part, unjudged=part), 0.01, largest=6) for part in parts]
     for a, b in zip(*halves, strict=True):
         assert a.gains + b.gains == pytest.approx(whole[a.what])
         assert a.value == b.value  # what is told is of all rows
+
+
+def test_texts_that_come_again_and_again_are_no_change() -> None:
+    """Few texts, of which the short ones come most: those that no earlier look had are long, in new rows and in old."""
+    rng = np.random.default_rng(7)
+    lengths = np.arange(10, 210)
+    often = 1 / np.arange(1.0, 201.0)
+    alarms = 0
+    for _ in range(5):
+        old, *months = (rng.choice(lengths, 400, p=often / often.sum()) for _ in range(6))
+        before: list[dict[str, bs.Gains]] = []
+        seen: set[int] = set()
+        differs = False
+        for month in months:
+            sides: list[Sample] = []
+            for one in (old, month):
+                texts, labels = ["x" * n for n in one], [("short" if n < 30 else "long",) for n in one]
+                new = [n not in seen for n in one]
+                sides.append(Sample(texts, None, labels, unseen=new, unjudged=new))
+            found = shifts(sides[0], sides[1], 0.05 / 6, earlier=before)
+            before.append({one.what: one.gains for one in found})
+            seen |= set(month)
+            differs |= any(one.differs for one in found)
+        alarms += differs
+    assert alarms == 0
+    had = Sample(["a", "bb"] * 30, None, unseen=[False] * 60)
+    assert not shifts(had, had, 0.01)[0].gains.any()
+    assert shifts(had, Sample(["ccc"] * 60, None), 0.01)[0].gains.max() <= 0  # nothing is left to compare with
 
 
 def test_vectors_that_are_all_alike_do_not_differ() -> None:

@@ -205,13 +205,20 @@ def _shifts(
     over its limit, or twice with different targets) is left out of both."""
     new = [e for e in fresh.every if e.row_hash not in elsewhere]
     if not new:
-        notes.append("all new rows are among the task's test rows: inputs are not compared")
+        notes.append(
+            "all new rows are in the task's own data, outside of what the skin was made from: inputs are not compared"
+        )
         return ()
     sides = (
         (old, origin.own.data.group_by is not None),
         (new, origin.task.data.group_by is not None and fresh.grouped),
     )
-    chosen = [_some(rows, whole, seed) for rows, whole in sides]
+    # new rows that an earlier look had are not bet on: room is for the others
+    counted = [i for i, e in enumerate(new) if e.row_hash not in earlier.rows] or range(len(new))
+    chosen = [
+        _some(rows, places, whole, seed)
+        for (rows, whole), places in zip(sides, (range(len(old)), counted), strict=True)
+    ]
     for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
         if len(part) < len(rows):
             notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
@@ -223,22 +230,17 @@ def _shifts(
     for (rows, whole), places, found in zip(sides, chosen, vectors, strict=True):
         groups = [e.group for e in rows] if whole else None
         labels = None if labels_of is None else [labels_of(e.target) for e in rows]
-        samples.append(Sample([_text(e) for e in rows], groups, labels, found, places))
-    return shifts(
-        samples[0],
-        samples[1],
-        levels.shift,
-        unseen=[e.row_hash not in earlier.rows for e in new],
-        unjudged=[e.row_hash not in earlier.judged for e in new],
-        earlier=earlier.gains,
-        largest=largest,
-        seed=seed,
-    )
+        unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
+        samples.append(Sample([_text(e) for e in rows], groups, labels, found, places, unseen, unjudged))
+    old_side, new_side = samples
+    return shifts(old_side, new_side, levels.shift, earlier=earlier.gains, largest=largest, seed=seed)
 
 
-def _some(rows: Sequence[Example], grouped: bool, seed: int) -> list[int]:
-    """Numbers of at most MOST_ROWS rows, whole groups where there are any; of all where no group is so small."""
-    records = [Record(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in enumerate(rows)]
+def _some(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
+    """At most MOST_ROWS of the rows that are numbered so, whole groups where there are any; all where no group is so
+    small."""
+    named = [(i, rows[i]) for i in numbers]
+    records = [Record(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in named]
     found = take(records, MOST_ROWS, seed) or records
     return sorted(int(record.id) for record in found)
 

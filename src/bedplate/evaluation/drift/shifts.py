@@ -3,6 +3,9 @@
 The old rows stay as they are: half of them says what is looked at (directions in which their vectors vary, ranks),
 the others how it is on average, with bounds that are paid for once. New rows are then bet on to lie outside of these
 bounds, at every look anew and all looks together (`core.statistics.betting`), whole groups at a time.
+
+A row counts once, and is known by its text. Texts that come often are therefore missing from later looks, and those
+that are left are other ones than the old rows have: so the old rows are then taken without these texts as well.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.statistics import Evidence, Gains, evidence, gains_apart, mean_bounds
+from bedplate.core.statistics import Evidence, Gains, evidence, gains_apart, mean_bounds, spent_alpha
 from bedplate.data.splits import Record, take
 
 What = Literal["inputs", "length", "labels"]
@@ -28,16 +31,24 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Sample:
     """Rows of one side. groups: None where each row stands for itself. labels: those that are right for each row.
-    vectors [m, d]: of the rows numbered in `embedded`."""
+    vectors [m, d]: of the rows numbered in `embedded`. unseen: the rows whose text no earlier look had, unjudged: that
+    none had with its target; None for all."""
 
     texts: Sequence[str]
     groups: Sequence[Hashable] | None
     labels: Sequence[Sequence[str]] | None = None
     vectors: Floats | None = None
     embedded: Sequence[int] = ()
+    unseen: Sequence[bool] | None = None
+    unjudged: Sequence[bool] | None = None
 
     def groups_of(self, rows: Sequence[int]) -> list[Hashable] | None:
         return None if self.groups is None else [self.groups[row] for row in rows]
+
+    def fresh(self, what: What, rows: Sequence[int]) -> list[int]:
+        """Places in `rows` of those that count at this look."""
+        marks = self.unjudged if what == "labels" else self.unseen
+        return [place for place, row in enumerate(rows) if marks is None or marks[row]]
 
 
 @dataclass(frozen=True)
@@ -76,21 +87,15 @@ def shifts(
     new: Sample,
     level: float,
     *,
-    unseen: Sequence[bool] | None = None,
-    unjudged: Sequence[bool] | None = None,
     earlier: Sequence[dict[str, Gains]] = (),
     largest: int = 1,
     seed: int = 0,
 ) -> tuple[Shift, ...]:
     """Every comparison that the samples allow, each with an error of `level` over all looks.
 
-    unseen: the new rows that no earlier look had, unjudged: none with their targets; by default all. earlier: what
-    earlier looks gained, by what was looked at. largest: rows of a group that are bet on at most.
+    earlier: what earlier looks gained, by what was looked at. largest: rows of a group that are bet on at most.
     """
-    once, labelled = (
-        np.ones(len(new.texts), bool) if one is None else np.array(one, bool) for one in (unseen, unjudged)
-    )
-    looks = _Looks(level, {"inputs": once, "length": once, "labels": labelled}, earlier, largest)
+    looks = _Looks(level, earlier, largest)
     found = [_length(old, new, looks, seed)]
     if old.vectors is not None and new.vectors is not None:
         found = [_inputs(old, new, looks, seed), *found]
@@ -102,28 +107,33 @@ def shifts(
 @dataclass(frozen=True)
 class _Looks:
     level: float
-    bets: dict[What, NDArray[np.bool_]]
     earlier: Sequence[dict[str, Gains]]
     largest: int
 
     def against(
-        self, what: What, old: Floats, old_groups: list[Hashable] | None, new: Floats, sample: Sample, rows: list[int]
+        self, what: What, old: Floats, new: Floats, samples: tuple[Sample, Sample], rows: tuple[list[int], list[int]]
     ) -> tuple[Evidence, Gains, str]:
-        """The bets on new marks [m, d], of the rows numbered so, against the means of old ones [n, d]; and what is to
-        be said of them. Half of the level is for the old means' bounds."""
-        kept = [place for place, row in enumerate(rows) if self.bets[what][row]]
-        groups = sample.groups_of([rows[place] for place in kept])
-        bounds = [mean_bounds(column, old_groups, self.level / 2 / old.shape[1]) for column in old.T]
-        found = gains_apart(new[kept], groups, bounds, self.largest)
-        before = [one[what] for one in self.earlier if what in one and one[what].shape == found.shape]
+        """The bets on new marks [m, d] against the means of old ones [n, d], each of the rows of its sample that are
+        numbered so; and what is to be said of them. Half of the level is for the old means' bounds: those of all old
+        rows have the first look's part of it, those without the texts of earlier looks the part of this look."""
+        before, after = (sample.fresh(what, numbers) for sample, numbers in zip(samples, rows, strict=True))
+        old_groups, groups = (
+            sample.groups_of([numbers[place] for place in kept])
+            for sample, numbers, kept in zip(samples, rows, (before, after), strict=True)
+        )
+        look = 1 if len(before) == len(old) else len(self.earlier) + 1
+        level = spent_alpha(self.level / 2, look) / old.shape[1]
+        bounds = [mean_bounds(column, old_groups, level) if before else (0.0, 1.0) for column in old[before].T]
+        found = gains_apart(new[after], groups, bounds, self.largest)
+        looked = [one[what] for one in self.earlier if what in one and one[what].shape == found.shape]
         sure = [
-            gains_apart(np.full((len(kept), 1), end), groups, [bound], self.largest)
+            gains_apart(np.full((len(after), 1), end), groups, [bound], self.largest)
             for bound in bounds
             for end in (0, 1)
         ]
         most = max(evidence([one]).value for one in sure) / old.shape[1]
-        few = "; so few groups could not show a difference" if not before and most < self.enough else ""
-        return evidence([*before, found]), found, few
+        few = "; so few groups could not show a difference" if not looked and most < self.enough else ""
+        return evidence([*looked, found]), found, few
 
     @property
     def enough(self) -> float:
@@ -182,8 +192,8 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     before, after = (
         np.column_stack([_ranks(a, v) for a, v in zip(ranked.T, m.T, strict=True)]) for m in (before, after)
     )
-    groups = old.groups_of([old.embedded[place] for place in others])
-    found, gained, few = looks.against("inputs", before, groups, after, new, list(new.embedded))
+    rows = [old.embedded[place] for place in others], list(new.embedded)
+    found, gained, few = looks.against("inputs", before, after, (old, new), rows)
     away = after.mean(0) - before.mean(0)
     most = int(np.abs(away).argmax())
     says = (
@@ -199,10 +209,8 @@ def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     learned, among, others = parts(old.groups, len(old.texts), seed)
     others = [*learned, *others]  # there is nothing to learn
     before, after = (np.array([len(text) for text in one.texts], dtype=float) for one in (old, new))
-    marks = [_ranks(before[among], one)[:, None] for one in (before[others], after)]
-    found, gained, few = looks.against(
-        "length", marks[0], old.groups_of(others), marks[1], new, list(range(len(after)))
-    )
+    was, now = (_ranks(before[among], one)[:, None] for one in (before[others], after))
+    found, gained, few = looks.against("length", was, now, (old, new), (others, list(range(len(after)))))
     says = f"a new row has {after.mean():.0f} characters on average, an old one {before.mean():.0f}{few}"
     return Shift("length", float(after.mean() - before.mean()), found, looks.enough, says, gains=gained)
 
@@ -219,8 +227,8 @@ def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
         )
 
     before, after = marks(old.labels), marks(new.labels)
-    groups = old.groups_of(range(len(old.texts)))
-    found, gained, few = looks.against("labels", before, groups, after, new, list(range(len(new.texts))))
+    rows = list(range(len(old.texts))), list(range(len(new.texts)))
+    found, gained, few = looks.against("labels", before, after, (old, new), rows)
     away = after.mean(0) - before.mean(0)
     most = int(np.abs(away).argmax())
     name = repr(names[most]) if most < len(names) else "another label"
