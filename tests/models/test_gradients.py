@@ -135,3 +135,8 @@ def test_linears_that_are_trained_by_onednn(bias: bool) -> None:
         assert_near(one, other, 3e-6)
     (alone,) = torch.autograd.grad(module(x.detach()), [module.weight], grad)
     assert_near(alone, found[1], 3e-6)
+    stale = module(x)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.sum().backward()

@@ -103,18 +103,20 @@ def end_a_run(out: Path) -> None:
 
 def memory_of_a_shard(out: Path) -> None:
     """What a dry run says that each of two ranks holds is what torch allocates on each."""
+    place = out / f"memory-{_rank()}"
+    place.mkdir(exist_ok=True)
     for name in ("adamw", "one pass a step", "made again", "muon and an average"):
-        place = out / f"memory-{_rank()}"
-        place.mkdir(exist_ok=True)
-        run = test_memory.planned(place, **test_memory.CASES[name])
+        # A state is saved at the end alone: in between, how long its copy is held would depend on the disk.
+        run = test_memory.planned(place, checkpoints={"every": 1.0, "seconds": None}, **test_memory.CASES[name])
         assert run.model is not None
         spec, _ = spec_of(run.model, test_memory.VOCABULARY)
         axes = run.parallel.sizes(2)
-        held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, axes, on_cpu=False)
+        held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, axes, on_cpu=True)
+        del held["state being written"]
 
         def trained(where: Path, run: RunFile = run) -> object:
             return test_memory.trained(run, where, lambda model: parallelised(model, run.parallel))
 
         trained(out / f"{name}-warm")
         peak = test_memory.peak_of(lambda: trained(out / name))  # noqa: B023
-        assert peak == pytest.approx(sum(held.values()), rel=0.1), (name, held)
+        assert peak == pytest.approx(sum(held.values()), rel=0.1), (name, peak, held)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.forked import Command
+from tests.logged_steps import wait_for_steps
 from tests.pretraining.runs import tiny_run, write_text
 
 from bedplate.core.files import read_jsonl
@@ -41,17 +42,11 @@ def learned(done: Pretrained) -> tuple[str, list[float]]:
     return load_base(done.base).identity.weights_id, [row["loss"] for row in rows]
 
 
-def steps_of(log: Path) -> int:
-    return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
 def killed_at(directory: Path, step: int, later: float, how: signal.Signals = signal.SIGKILL) -> int | None:
     """Begins the run, or goes on with it, and kills it some time after so many steps; the step that its state is of."""
     out = directory / "out"
     command = Command(directory / "said", "pretrain", directory / "run.yaml", "--out", out)
-    until = time.monotonic() + 120
-    while steps_of(out / "metrics.jsonl") < step and command.poll() is None and time.monotonic() < until:
-        time.sleep(0.001)
+    wait_for_steps(command, out / "metrics.jsonl", step)
     time.sleep(later)
     assert command.poll() is None, f"it ended before it was killed: {command.errors}"
     command.send_signal(how)

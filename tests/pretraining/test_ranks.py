@@ -13,7 +13,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from tests.pretraining.test_killed import STEPS, learned, made, steps_of
+from tests.logged_steps import steps_of, wait_for_steps
+from tests.pretraining.test_killed import STEPS, learned, made
 
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
@@ -78,11 +79,6 @@ def test_a_mistake_is_told_once_and_ends_all(tmp_path: Path) -> None:
     assert (tmp_path / "errors.txt").read_text().count("error: batch.tokens gives steps of 1 rows") == 1
 
 
-def written_since(log: Path, began: float) -> bool:
-    """Whether these processes train already: what others left is cut back to the saved state first."""
-    return log.exists() and log.stat().st_mtime > began
-
-
 @pytest.mark.timeout(1500)
 def test_twenty_kills_of_two_processes_change_nothing(tmp_path: Path) -> None:
     made(tmp_path)
@@ -91,12 +87,7 @@ def test_twenty_kills_of_two_processes_change_nothing(tmp_path: Path) -> None:
     for _ in range(20):
         before = steps_of(out / "metrics.jsonl")
         with torchrun(tmp_path, "--out", str(out)) as process:
-            wanted = min(before + draw.randrange(3), STEPS - 4)
-            began, until = time.time(), time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < until:
-                if written_since(out / "metrics.jsonl", began) and steps_of(out / "metrics.jsonl") >= wanted:
-                    break
-                time.sleep(0.002)
+            wait_for_steps(process, out / "metrics.jsonl", min(before + draw.randrange(3), STEPS - 4))
             time.sleep(draw.random() * 0.02)
             assert process.poll() is None, "it ended before it was killed"
     assert not (out / "base").exists()

@@ -17,10 +17,12 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import parameter_count
 from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.runfile import first_look
 from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
 from bedplate.pretraining.runfile.file import ModelPart, RunFile, load_run
+from bedplate.training.objectives import OBJECTIVES, Sft
 
 
 @given(st.integers(1, 10**15))
@@ -56,6 +58,11 @@ def test_suffixes(text: str, count: int) -> None:
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         tiny_run(tmp_path, **changes)
+
+
+def test_the_first_look_knows_every_objective() -> None:
+    """It names them itself, because their table loads torch."""
+    assert list(first_look.OBJECTIVES) == [*OBJECTIVES, Sft.name]
 
 
 def test_the_resolved_file_reads_back(tmp_path: Path) -> None:

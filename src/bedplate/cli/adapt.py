@@ -191,7 +191,7 @@ def adapt(
             step = adapt_with_labels(task_file, out, label_budget, **known)
             report, says, file = step.report, step.says, step.file
     if report is None:
-        print(json.dumps({"verdict": None, "file": str(file), "says": says}) if as_json else "\n".join(says))
+        print(json.dumps({"verdict": None, "file": file and str(file), "says": says}) if as_json else "\n".join(says))
         return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:

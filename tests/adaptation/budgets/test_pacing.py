@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bedplate.adaptation.climb import pacing
+from bedplate.adaptation.context.clock import Clock
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Skip, no_time
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.rungs import RUNGS
@@ -82,3 +86,45 @@ def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, g
     assert isinstance(plan, Plan)
     assert (plan.left_out, timed) == ((), 0)
     assert not math.isinf(plan.seconds)
+
+
+@pytest.mark.parametrize(
+    ("medians", "slower"),
+    [([0.4, 0.105], None), ([0.4, 0.3, 0.11], None), ([0.4, 0.3, 0.2], 2.0)],
+    ids=["one disturbed", "two disturbed", "slower"],
+)
+def test_calls_that_something_short_disturbed_change_no_plan(
+    monkeypatch: pytest.MonkeyPatch, medians: list[float], slower: float | None
+) -> None:
+    """A tenth of a second of calls says nothing of minutes: they are timed again, for a tenant that nothing is cached
+    for, until they are as they were, or a few times."""
+    monkeypatch.setattr(pacing.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(pacing.planner, "planned", lambda context, _: Plan({"rows": int(100 / context.slower)}, 100.0))
+    tenants: list[str] = []
+
+    def predict(rows: list[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Any]:
+        if not one_by_one:
+            return []
+        tenants.append(tenant)
+        return [SimpleNamespace(seconds=medians[len(tenants) - 1]) for _ in rows]
+
+    context: Any = SimpleNamespace(
+        is_encoder=False,
+        left=300.0,
+        slower=1.0,
+        within=None,
+        settled=False,
+        valid=(),
+        throughput=replace(Throughput(1e-3, 0.12, 40.0, few=0.1), at=900.0),
+        clock=Clock(None),
+        model=SimpleNamespace(predictor=lambda _: nullcontext(SimpleNamespace(predict=predict))),
+        ordered=lambda *_: [SimpleNamespace(inputs={"text": str(i)}) for i in range(20)],
+        task_prompt=lambda: (None, None),
+        skin=lambda *_: None,
+    )
+    context.calls = partial(Context.calls, context)
+    found = pacing.planned_now(context, RUNGS["lora"])
+    assert isinstance(found, Plan)
+    assert found.settings == {"rows": 100 if slower is None else int(100 / slower)}
+    assert bool(found.left_out) == (slower is not None)
+    assert len(tenants) == len(set(tenants)) == len(medians)

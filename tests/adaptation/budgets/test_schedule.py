@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.adaptation.climb import schedule as schedule_module
-from bedplate.adaptation.climb.larger import GROWTH_FILE, make_way, wants_more
+from bedplate.adaptation.climb.larger import GROWTH_FILE, again_of, make_way, wants_more
 from bedplate.adaptation.climb.schedule import Schedule
 from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
 from bedplate.adaptation.context.outcome import Plan, RungOutcome, no_time
@@ -187,6 +188,32 @@ def test_only_what_time_kept_small_is_climbed_again():
     assert not wants_more(candidate, RungOutcome("lora", "done", "", whole))
     full: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS["full"].traits)
     assert not wants_more(full, RungOutcome("full", "done", "", done))  # its guards would be asked again
+
+
+@dataclass
+class Timed:
+    """As much of a context as a larger fit is planned with."""
+
+    out: Path
+    pace: float = 1.0
+    until: float = 7.0
+    readings: dict[str, Any] = field(default_factory=dict[str, Any])
+    before: Any = None
+
+    def __post_init__(self) -> None:
+        self.format_gain, self.throughput = 1.0, None
+
+
+def test_what_was_left_out_is_planned_again_at_the_pace_that_training_has(tmp_path: Path):
+    @dataclass(frozen=True)
+    class One:
+        context: Any
+
+    candidate: Any = One(Timed(tmp_path))
+    assert again_of(candidate, _outcome(), 1.4).context.pace == 1.4
+    done: Any = SimpleNamespace(left_out=("20 rows",))
+    seen = RungOutcome("lora", "done", "", done, 30.0, Plan({}, 10.0))
+    assert again_of(candidate, seen, 1.4).context.pace == 3.0
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 2])

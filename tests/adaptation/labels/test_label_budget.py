@@ -258,5 +258,33 @@ def test_an_evaluation_at_a_look_is_bounded_at_that_look_s_level() -> None:
     assert LookedAt(whole, (1.0,)).bound(0.95) == pytest.approx(whole.bound(0.95))
 
 
+@pytest.mark.parametrize("column", ["text", "id"])
+def test_rows_may_be_grouped_by_a_column_that_the_file_has_anyway(
+    unlabelled: tuple[Path, Fill], tmp_path: Path, column: str
+) -> None:
+    task, fill = unlabelled
+    given = [f"data.group_by={column}"]
+    step = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=given)
+    assert step.file is not None
+    with step.file.open(newline="") as file:
+        assert next(csv.reader(file)) == ["row_key", "id", "text", "label", "cannot_label"]
+    fill(step.file)
+    second = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=given)
+    assert second.file is not None
+    assert second.file.name == "round-2.csv"
+
+
+def test_where_nothing_is_left_to_ask_for_no_file_is_named(
+    unlabelled: tuple[Path, Fill],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    none = LabelStep(None, None, ("No more labels are asked for.",))
+    monkeypatch.setattr("bedplate.adaptation.label_budget.adapt_with_labels", lambda *_, **__: none)
+    code, printed, _ = said(capsys, "adapt", unlabelled[0], "--out", tmp_path / "o", "--label-budget", "240", "--json")
+    assert (code, json.loads(printed)["file"]) == (4, None)
+
+
 def test_the_task_file_has_the_price_of_a_label(unlabelled: tuple[Path, Fill]) -> None:
     assert load_adapt_task(unlabelled[0], ["adapt.usd_per_label=0.1"])[1].usd_per_label == 0.1

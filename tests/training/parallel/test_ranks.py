@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.logged_steps import steps_of, wait_for_steps
 from tests.training.parallel import checks
 from tests.training.parallel.worker import PHASES
 
@@ -97,21 +98,17 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     for out in outs:
         out.mkdir()
     whole, killed = outs
-    began = time.monotonic()
     with started(whole, "long") as process:
         assert process.wait(SECONDS) == 0
-    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
-    while kills < 20:
+    draw, log = random.Random(0), killed / "run/metrics.jsonl"
+    for _ in range(20):
+        wanted = min(steps_of(log) + draw.randrange(3), steps_of(whole / "run/metrics.jsonl") - 4)
         with started(killed, "long") as process:
-            # The first third or so of its time goes into starting.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds * draw.uniform(0.2, 0.6))
-            if process.poll() is not None:
-                break
-        kills += 1
+            wait_for_steps(process, log, wanted)
+            time.sleep(draw.random() * 0.02)
+            assert process.poll() is None, "it ended before it was killed"
     with started(killed, "long") as process:
         assert process.wait(SECONDS) == 0
-    assert kills >= 3
     expected, found = (load_file(out / "weights.safetensors") for out in outs)
     assert all(torch.equal(found[name], one) for name, one in expected.items())
     rows = [[json.loads(line)["loss"] for line in (out / "run/metrics.jsonl").read_text().splitlines()] for out in outs]

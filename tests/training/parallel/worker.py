@@ -1,8 +1,9 @@
 """The processes that check training on several ranks: `worker.py PORT DIRECTORY [all | long]`.
 
 They go through PHASES together, in each as many of them as the phase has ranks, and write for each check what went
-wrong, or null. They are forked from one that has imported everything, before any of them computes. With `long`, two of
-them do one run.
+wrong, or null. A check that fails ends its process: the other ranks may be in the middle of it, and what they send next
+would not be what is expected. They are forked from one that has imported everything, before any of them computes. With
+`long`, two of them do one run.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ def main() -> None:
         os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), **port_of_phase}
         with launched(timeout=60.0):
             for check in these:
+                found[check.__name__] = None
                 try:
                     check(out)
-                    found[check.__name__] = None
                 except BaseException:
                     found[check.__name__] = traceback.format_exc()
-                (out / f"found-{number}.json").write_text(json.dumps(found))
+                    raise
+                finally:
+                    (out / f"found-{number}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

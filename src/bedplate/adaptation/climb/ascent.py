@@ -70,7 +70,8 @@ class Ascent:
         for name in self._growth.names:
             if name in self.candidates and name not in self._again:
                 self._again.add(name)
-                return again_of(self.candidates[name], self.outcomes[name])
+                candidate = self.candidates[name]
+                return again_of(candidate, self.outcomes[name], self._schedule.pace(candidate))
         if self._growth.done or self._first.exhaustive or math.isinf(self._first.clock.left):
             return None
         kept = sum(self._schedule.least(one) for one in self._schedule.last())
@@ -80,7 +81,7 @@ class Ascent:
                 continue
             context = candidate.context
             context.until = context.clock.used + context.left - kept
-            found = larger_plan(candidate, self.outcomes[name])
+            found = larger_plan(candidate, self.outcomes[name], self._schedule.pace(candidate))
             if found is not None:
                 self._again.add(name)
                 return found

@@ -104,19 +104,19 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
     return outcome.result is not None and bool(outcome.result.left_out)
 
 
-def again_of(candidate: Candidate, outcome: RungOutcome) -> Candidate:
-    """The candidate with what it was seen to take beside what it was expected to."""
-    context, before, pace = candidate.context, outcome.plan, outcome.pace or 1.0
+def again_of(candidate: Candidate, outcome: RungOutcome, usual: float) -> Candidate:
+    """The candidate with what it was seen to take beside what it was expected to; `usual` where it was left out."""
+    context, before, pace = candidate.context, outcome.plan, outcome.pace or usual
     done = None if outcome.result is None or before is None else before.settings
     again = _elsewhere(context, context.out, pace=pace, before=done, fresh=outcome.result is None)
     again.until = context.until
     return replace(candidate, context=again)
 
 
-def larger_plan(candidate: Candidate, outcome: RungOutcome) -> Candidate | None:
+def larger_plan(candidate: Candidate, outcome: RungOutcome, usual: float) -> Candidate | None:
     """The candidate as it would be climbed again in the time that there is now; None where that is not clearly more
     than was done."""
-    again, before = again_of(candidate, outcome), outcome.plan
+    again, before = again_of(candidate, outcome, usual), outcome.plan
     plan = planner.planned(again.context, candidate.rung)
     if not isinstance(plan, Plan):
         return None

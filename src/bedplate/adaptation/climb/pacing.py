@@ -10,10 +10,9 @@ from dataclasses import replace
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Skip
-from bedplate.adaptation.context.throughput import FEW, call_seconds, median, text_seconds
+from bedplate.adaptation.context.throughput import FEW
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.processor import load_average
-from bedplate.skins.phrasings import text_prompt
 
 LONG = 20.0
 """Seconds that a rung is to take, and that a measurement is old, before it is worth measuring again."""
@@ -49,12 +48,10 @@ def planned_now(context: Context, rung: Rung) -> Plan | Skip:
 
 
 def calls_now(context: Context) -> float:
-    """Seconds of the first few calls that the base's speed was measured with, as they are now: the median."""
-    rows = [example.inputs for example in context.ordered(context.valid, "pace")[:FEW]]
-    if context.is_encoder:
-        prompt = text_prompt(context.fields)
-        return median(text_seconds(context.model, [str(prompt.text(one)) for one in rows]))
-    with context.model.predictor(context.skin("pace", *context.task_prompt())) as predictor:
-        predictor.predict(rows[:1])
-        # as another tenant again, for whom nothing is cached
-        return median(call_seconds(predictor, rows, f"pace at {context.clock.used:.1f} s"))
+    """Seconds of the first few calls that the base's speed was measured with, as they are now: the least of a few
+    medians, until one is not notably more. What disturbs a tenth of a second says nothing of the minutes that a fit
+    takes."""
+    prompt, output = context.default_prompt() if context.is_encoder else context.task_prompt()
+    enough = NOTABLY * context.throughput.few
+    tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
+    return context.calls(prompt, output, enough, FEW, tenant).call

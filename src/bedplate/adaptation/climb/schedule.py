@@ -55,7 +55,7 @@ class Schedule:
         values = {one.name: self._value(one) for one in ready}
         found = max(ready, key=lambda one: (_early(one) and values[one.name] > 0, values[one.name]))
         found.context.until = self._until(found, waiting)
-        found.context.pace = self._pace(found)
+        found.context.pace = self.pace(found)
         return found
 
     def last(self) -> list[Candidate]:
@@ -69,7 +69,7 @@ class Schedule:
         """Expected seconds of the smallest version of a rung; 0 where it cannot be climbed or takes none."""
         if candidate.unfit is not None:
             return 0.0
-        return self._least_expected(candidate) * self._pace(candidate)
+        return self._least_expected(candidate) * self.pace(candidate)
 
     def _least_expected(self, candidate: Candidate) -> float:
         """As the rung itself expects it."""
@@ -90,7 +90,7 @@ class Schedule:
     def _value(self, candidate: Candidate) -> float:
         """What it is worth for a second, as large as its usual version is. A rung that is left out comes last: time may
         be saved before it."""
-        return self.worth(candidate) / (self._usual_expected(candidate) * self._pace(candidate))
+        return self.worth(candidate) / (self._usual_expected(candidate) * self.pace(candidate))
 
     def _usual_expected(self, candidate: Candidate) -> float:
         """Seconds as large as it usually is, as the rung itself expects them; infinite where it is left out."""
@@ -117,7 +117,7 @@ class Schedule:
 
     # --- how much of the time
 
-    def _pace(self, candidate: Candidate) -> float:
+    def pace(self, candidate: Candidate) -> float:
         """Seconds that a rung will take for each that it expects: what the last one that trained took, on the same base
         where there was one."""
         if not candidate.traits.trained:

@@ -248,16 +248,21 @@ class Context:
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
     def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
-        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds."""
+        """`calls` with this prompt, read once."""
         key = f"{prompt.format}/{prompt.template}"
-        if key not in self.readings:
-            rows = [example.inputs for example in self.ordered(self.valid, "pace")]
-            if self.is_encoder:
-                self.readings[key] = read_texts(self.model, [str(prompt.text(one)) for one in rows], limit)
-            else:
-                with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
-                    self.readings[key] = read_calls(predictor, rows, limit)
+        self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
         return self.readings[key]
+
+    def calls(
+        self, prompt: Prompt, output: TaskOutput, limit: float, most: int | None = None, tenant: str = "timing"
+    ) -> Reading:
+        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
+        many rows at `most`. tenant: for whom nothing of them is cached."""
+        rows = [example.inputs for example in self.ordered(self.valid, "pace")[:most]]
+        if self.is_encoder:
+            return read_texts(self.model, [str(prompt.text(one)) for one in rows], limit)
+        with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
+            return read_calls(predictor, rows, limit, tenant)
 
     @cached_property
     def format_gain(self) -> float:

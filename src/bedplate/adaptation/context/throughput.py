@@ -82,10 +82,12 @@ class Reading:
         return times + load + (waited if self.quiet < self.call else "")
 
 
-def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> Reading:
-    """Of a skin's calls."""
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str = "timing") -> Reading:
+    """Of a skin's calls; tenant: begins the names of those for whom the rows are new."""
     predictor.predict(rows[:1])
-    return _read(lambda count, tenant: median(call_seconds(predictor, rows[:count], tenant)), len(rows), limit)
+    return _read(
+        lambda count, time: median(call_seconds(predictor, rows[:count], f"{tenant} {time}")), len(rows), limit
+    )
 
 
 def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
@@ -93,14 +95,14 @@ def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading
     return _read(lambda count, _: median(text_seconds(model, texts[:count])), len(texts), limit)
 
 
-def _read(timed: Callable[[int, str], float], most: int, limit: float) -> Reading:
+def _read(timed: Callable[[int, int], float], most: int, limit: float) -> Reading:
     """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
-    many calls of a tenant, `most` at most."""
+    many calls, `most` at most, and which time it is."""
     call, own, times = math.inf, math.inf, 0
     while times < REPEATS and call > limit:
         count = CALLS if times == 0 or call * CALLS <= REPEAT_SECONDS else max(3, int(REPEAT_SECONDS / call))
         worked = time.process_time()
-        call = min(call, timed(count, f"timing {times}"))
+        call = min(call, timed(count, times))
         own = min(own, (time.process_time() - worked) / min(count, most) / processor().threads)
         times += 1
     return Reading(call, times, load_average(), own)

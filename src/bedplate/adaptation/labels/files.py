@@ -37,7 +37,7 @@ def file_of(directory: Path, number: int) -> Path:
 def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
     """The rows with an empty target. UsageError where the task has a column of a name that is needed here."""
     texts = {spec.column: name for name, spec in task.inputs.items()}
-    grouped = task.data.group_columns
+    grouped = [name for name in task.data.group_columns if name not in ("id", *texts)]  # it stands there already
     columns = (KEY, "id", *texts, *grouped, task.data.target, CANNOT)
     taken = next((name for name in columns if columns.count(name) > 1), None)
     if taken is not None:

@@ -45,14 +45,15 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, products: Products) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
-        ctx.weight, ctx.products = weight_OI, products
+        # Saved, so that autograd refuses a weight that has changed since.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight_OI)
+        ctx.products = products
         return forward_product(x, weight_OI, products)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        to_x = backward_product(grad, ctx.weight, ctx.products) if ctx.needs_input_grad[0] else None
+        x, weight_OI = ctx.saved_tensors
+        to_x = backward_product(grad, weight_OI, ctx.products) if ctx.needs_input_grad[0] else None
         # oneDNN's operator would copy both to turn them.
         to_weight = None if x is None else grad.flatten(0, -2).t() @ x.flatten(0, -2)
         return to_x, to_weight, None
