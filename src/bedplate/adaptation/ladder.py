@@ -161,6 +161,7 @@ class _Ladder:
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
             holds={n: partial(looking.held, partial(hurdles.hold, n, guarded.get(n, ()))) for n in nomination.nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
+            claims=hurdles.claims,
         )
         levels = {one.rung: looking.level(one.lower_confidence) for one in confirmations}
         required = hurdles.at(levels)

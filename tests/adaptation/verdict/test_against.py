@@ -13,7 +13,7 @@ from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.report.html import adaptation_page, headline
 from bedplate.report.summary import summary
 
@@ -105,6 +105,18 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
     assert "whose upper bound clears the target" in report.verdict["reason"]
     assert f"${row_of(data, 'from_scratch', 'test')['estimate']:.4f}" in adaptation_page(report.data)
     assert all(part["estimate"] >= 0 for part in data["focus"]["slices"])
+
+
+def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    path = task_file(tmp_path / "task", tiny_base, {"against": "current", "better_by": 0})
+    rows = tmp_path / "task" / "rows.jsonl"
+    made = [json.loads(line) for line in rows.read_text().splitlines()]
+    for answer, message in (("POSITIVE", r"\(but 'POSITIVE', for one\)"), ("", "column 'now' is empty in all")):
+        rows.write_text("".join(json.dumps({**row, "now": answer}) + "\n" for row in made))
+        with pytest.raises(DataError, match=message):
+            adapt(path, tmp_path / "out", rungs=RUNGS)
 
 
 def test_a_candidate_can_be_what_the_target_is_against(tmp_path: Path, tiny_base: Path) -> None:
