@@ -208,7 +208,7 @@ class _Ladder:
             formats=self.formats,
             kept_out=kept_out,
             reserved=self.reserved,
-            labels=None if self.looking is None else self.looking.record,
+            labels=None if self.looking is None else self.looking.record_at(alpha),
             watch=self.watch,
             hurdles=self.hurdles,
             required=required,

@@ -71,6 +71,12 @@ class Looking(Once):
     def level(self, confidence: float) -> float:
         return 1 - look_levels(1 - confidence, self._shares)[-1]
 
+    def record_at(self, alpha: float) -> LabelBudget:
+        """The record with the level of each look, of the error that this verdict may spend."""
+        levels = look_levels(alpha, self._shares)
+        looks = [one.model_copy(update={"level": level}) for one, level in zip(self.record.looks, levels, strict=True)]
+        return self.record.model_copy(update={"looks": tuple(looks)})
+
     @property
     def _shares(self) -> tuple[float, ...]:
         return tuple(look.share for look in self.record.looks)
