@@ -317,12 +317,17 @@ def header(first: str, correlations: Sequence[float]) -> str:
     return f"| {first} | {' | '.join(f'correlation {icc:g}' for icc in correlations)} |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=4000, help="of each cell")
+def runs_asked(description: str | None, default: int) -> tuple[int, int]:
+    """How many runs of a cell the command line asks for, and its seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=default, help="of each cell")
     parser.add_argument("--seed", type=int, default=0)
     asked = start(parser).options
-    runs, seed = asked.runs, asked.seed
+    return asked.runs, asked.seed
+
+
+def main() -> None:
+    runs, seed = runs_asked(__doc__, 4000)
     missed = table(
         f"PASS of {NOMINEES} nominees at the bar of {BAR}, and coverage of the shown 95% interval; {runs} runs a cell",
         header("n, groups | sizes (worth)", CORRELATIONS),

@@ -2,8 +2,8 @@
 and of 16, tokens per second, and how far that is from reading the chosen experts at the memory's bandwidth.
 
 The weights are random, in Q4_0 with a head in Q8_0, written once into BEDPLATE_HOME; a router over random states
-chooses evenly, so that 16 tokens touch 56 of the 64 experts. All 16 layers in bfloat16, which a base keeps beside what
-the kernel reads, and llama.cpp's own copies need 26 GB: so half of them by default; layers cost alike.
+chooses evenly, so that 16 tokens touch 56 of the 64 experts. Blocks are read from the file by the kernel alone, and
+never as bfloat16; llama.cpp's own copies come beside them: so half of the 16 layers by default, which cost alike.
 
 usage: olmoe.py [--layers 8] [--tokens 64] [--repeats 3]
 """
@@ -25,8 +25,8 @@ import roof
 import sampling
 from bedplate.core.files import atomic_directory, bedplate_home
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.models.build import build
-from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import add_field
 from bedplate.models.families import FAMILIES
@@ -104,7 +104,8 @@ def main() -> None:
     version = versions_of_peers()["llama-cpp-python"]
     spec, length = spec_of(options.layers), options.tokens
     path = written(spec, bedplate_home() / "benchmarks" / f"olmoe-{options.layers}")
-    with Engine(load_base(path), weights="int4", max_rows=SEQUENCES, speculate=False) as engine:
+    base = open_base(path, Asked(weights="int4")).base
+    with Engine(base, weights="int4", max_rows=SEQUENCES, speculate=False) as engine:
         one, many = LlamaCpp(path), LlamaCppBatch(path, SEQUENCES, PROMPT + length)
         prompts = [prompt_tokens(PROMPT, spec.vocab_size, seed) for seed in range(SEQUENCES)]
         seeds = count(SEQUENCES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -56,6 +58,14 @@ def test_no_answer_says_nothing() -> None:
     none = answered([None] * 60)
     assert (none.estimate, none.lower_bound, none.bound(0.9, "upper"), none.interval) == (0.0, 0.0, 1.0, (0.0, 1.0))
     assert compare(none, none).interval == (-1.0, 1.0)
+
+
+def test_answers_of_little_weight_are_a_mean_of_their_own() -> None:
+    """Answers on five rows that together weigh less than one row does on average."""
+    rows = [replace(one, weight=0.1 if i < 5 else 1.01) for i, one in enumerate(examples(["a"] * 450))]
+    answers = ["a", "a", "b", "a", "b"] + ["abstain"] * 445
+    found = evaluate_predictions(selective(), rows, answers)
+    assert found.estimate == pytest.approx(0.6) == found.answered
 
 
 @pytest.mark.parametrize(("n", "truth"), [(300, 0.95), (600, 0.8)])

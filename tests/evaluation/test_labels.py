@@ -40,6 +40,18 @@ def task(metric: str, **output: object) -> Task:
     )
 
 
+def test_f1_of_rows_that_weigh_little_is_that_of_scikit_learn() -> None:
+    wanted, given = ({"red"}, set(), {"green"}), ({"red", "green"}, set(), set())
+    weights = [0.2, 0.5, 0.1]  # labels that are wanted or given weigh 0.7 in all
+    rows = [
+        Example(str(i), {"x": str(i)}, OUTPUT.canonical(one), str(i), row_hash({"x": str(i)}), weight=weight)
+        for i, (one, weight) in enumerate(zip(wanted, weights, strict=True))
+    ]
+    marks = [[[label in one for label in LABELS] for one in side] for side in (wanted, given)]
+    found = evaluate_predictions(task("micro_f1"), rows, [json.dumps(sorted(one)) for one in given])
+    assert found.estimate == pytest.approx(f1_score(*marks, average="micro", sample_weight=weights, zero_division=1.0))
+
+
 @given(st.lists(st.tuples(sets, sets), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_scores_match_scikit_learn(pairs: list[tuple[set[str], set[str]]]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from bedplate.core.errors import DataError, UsageError
+from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.pool import Pool, load_pool
 from bedplate.evaluation.task import Task
 
@@ -109,3 +110,17 @@ def test_what_cannot_be_drawn_from_is_refused(tmp_path: Path) -> None:
         load_pool(made(tmp_path, [*texts(9), {"id": "z", "text": "q", "y": "c"}]))
     with pytest.raises(DataError, match=r"the train split (has 0 rows|is empty)"):
         load_pool(made(tmp_path, texts(30))).data()
+
+
+def test_rows_count_as_often_as_their_text_stands_there(tmp_path: Path) -> None:
+    rows = texts(60)
+    for i, row in enumerate(rows):
+        row["y"] = "ab"[i % 2]
+    rows += [{**row, "id": f"{row['id']}-again"} for row in rows[:30]]
+    task = made(tmp_path, rows, traffic={"duplicates": True})
+    drawn, usual = load_pool(task).data(), load_examples(task)
+    for data in (drawn, usual):
+        every = [*data.train, *data.valid, *data.test.open("their weights")]
+        twice = {one.id.removesuffix("-again") for one in every if one.weight > 1}
+        assert twice <= {row["id"] for row in rows[:30]}
+        assert len(twice) == 30

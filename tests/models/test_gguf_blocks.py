@@ -78,3 +78,15 @@ def test_blocks_have_the_packages_values(tmp_path: Path, kind: str, monkeypatch:
 def test_float_matrices_have_no_blocks(tmp_path: Path) -> None:
     reader = write(tmp_path / "x.gguf", "F16", np.zeros((2, 32), np.float16))
     assert reader.blocks("w") is None
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_floats_have_the_packages_values(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    values[0, :4] = np.inf, -0.0, 1e-40, 65504.0
+    raw = gguf.quants.quantize(values, GGMLQuantizationType[kind])
+    expected = gguf.quants.dequantize(raw, GGMLQuantizationType[kind]).astype(np.float32)
+    reader = write(tmp_path / "x.gguf", kind, raw)
+    monkeypatch.setattr(our_gguf, "_CHUNK", 2 * COLUMNS)
+    np.testing.assert_array_equal(reader.get("w").numpy(), expected)
+    assert torch.equal(reader.get("w", torch.bfloat16), torch.from_numpy(expected).bfloat16())

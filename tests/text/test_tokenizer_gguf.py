@@ -108,6 +108,8 @@ def test_what_cannot_be_read_is_named(llamacpp: dict[str, Any]) -> None:
     refused("token types; the file is inconsistent", token_type=[1, 1])
     refused("merges is a str, not a list", merges="a b")
     refused("merge 0 .'a zzzzqqqq'. does not join", merges=["a zzzzqqqq"])
+    for merge in ("ab", "", " ", " b", "a "):
+        refused(f"merge 0 .'{merge}'. does not join", merges=[merge])
     refused("eos_token_id is 99999, outside the vocabulary", eos_token_id=99999)
     refused("bos_token", add_bos_token=True, bos_token_id=None)
     twice = [*llamacpp["small"]["tokens"][:-1], "a"]

@@ -15,13 +15,11 @@ from bedplate.adaptation.climb.start import LABELS, check_output
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.labels.files import CANNOT, file_of, read_labels, write_rows
 from bedplate.adaptation.labels.looking import Looking
-from bedplate.adaptation.labels.plan import Plan, look_at, next_rows, read_plan
+from bedplate.adaptation.labels.plan import Plan, can_be_judged, look_at, next_rows, read_plan
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
-from bedplate.core.statistics import spent_alpha
-from bedplate.core.statistics.looks import look_levels
 from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.pool import Pool, load_pool
 from bedplate.report.run_report import Report
@@ -81,16 +79,15 @@ def adapt_with_labels(
         skipped = frozenset[str]().union(*(one.skipped for one in files))
         now, splits = pool.labelled(labels, skipped), pool.splits
         bought = dict.fromkeys(pool.parts, 0) | Counter(splits[key] for key in labels)
-        if len(files) < plan.learning or not now.drawn("test"):
-            return _ask(plan, now, bought, directory, None)
+        if len(files) < plan.learning or not can_be_judged(now):
+            step = _ask(plan, now, bought, directory, None)
+            if step.file is not None or not now.drawn("test"):
+                return step
+        data = now.data()  # refuses what cannot be judged before a look is taken
         plan, whole = look_at(plan, now, bought)
         plan.write(directory)  # before anything is seen
-        looking = Looking(
-            now.data(),
-            _record(plan, spec, pool, now, bought, len(skipped), whole),
-            pool.test,
-            len(plan.looks) == 1,
-        )
+        record = _record(plan, spec, pool, now, bought, len(skipped), whole)
+        looking = Looking(data, record, pool.test, len(plan.looks) == 1)
         report = adapt(
             task_path,
             out,
@@ -135,16 +132,13 @@ def _record(
     skipped: int,
     whole: int,
 ) -> LabelBudget:
-    alpha = spent_alpha(1 - spec.target.confidence, 1)
-    levels = look_levels(alpha, [look.share for look in plan.looks])
-    looks = [look.model_copy(update={"level": level}) for look, level in zip(plan.looks, levels, strict=True)]
     given = {name: sum(bool(one.target) for one in part) for name, part in pool.parts.items()}
     unlabelled = {name: sum(not one.target for one in part) for name, part in now.parts.items()}
     count, every = sum(bought.values()), sum(bought.values()) + sum(unlabelled.values()) + skipped
     parts = ", ".join(f"{number} {name}" for name, number in bought.items())
     said = (
         f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {every:,}. This "
-        f"is look {len(looks)} at test, with {looks[-1].labels} of {whole} rows at most."
+        f"is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
     )
     if spec.usd_per_label is not None:
         each = spec.usd_per_label
@@ -160,7 +154,7 @@ def _record(
         unlabelled=unlabelled,
         skipped=skipped,
         planned=whole,
-        looks=tuple(looks),
+        looks=plan.looks,
         chosen=plan.chosen,
         usd_per_label=spec.usd_per_label,
         said=said,

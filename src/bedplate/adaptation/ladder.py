@@ -161,6 +161,7 @@ class _Ladder:
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
             holds={n: partial(looking.held, partial(hurdles.hold, n, guarded.get(n, ()))) for n in nomination.nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
+            claims=hurdles.claims,
         )
         levels = {one.rung: looking.level(one.lower_confidence) for one in confirmations}
         required = hurdles.at(levels)
@@ -207,7 +208,7 @@ class _Ladder:
             formats=self.formats,
             kept_out=kept_out,
             reserved=self.reserved,
-            labels=None if self.looking is None else self.looking.record,
+            labels=None if self.looking is None else self.looking.record_at(alpha),
             watch=self.watch,
             hurdles=self.hurdles,
             required=required,

@@ -14,6 +14,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import duration, whole
 from bedplate.core.errors import UsageError
+from bedplate.core.garbage import left_alone
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def serve(
             print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
 
     with starting:
+        starting.enter_context(left_alone())  # a look through all that was loaded stops every call for half a second
         starting.enter_context(Progress("starting the server", unit=""))
         ended = run(settings, skin or (), on_ready=announce)
     if not ended:

@@ -15,6 +15,7 @@ from bedplate.core.statistics import InsufficientGroups, enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.metrics import METRICS
+from bedplate.evaluation.task_row import RowResult
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     all rows: a swap test and the cluster bootstrap of the difference. Raises UsageError where metric, split or rows
     differ.
     """
-    if (a.metric, a.split_hash) != (b.metric, b.split_hash):
-        raise UsageError(
-            f"only evaluations of one metric on the same rows compare: {a.metric} on {a.split} ({a.n} rows, "
-            f"{a.split_hash[:8]}) and {b.metric} on {b.split} ({b.n} rows, {b.split_hash[:8]})"
-        )
-    place = {row.row_hash: row for row in b.rows}
-    rows = [place[row.row_hash] for row in a.rows]
+    rows = _paired(a, b)
     groups = [row.group for row in a.rows]
     if a.scoring not in ("counts", "answered"):
         paired = statistics.paired_difference(
@@ -72,19 +67,30 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     )
 
 
+def _paired(a: Evaluation, b: Evaluation) -> list[RowResult]:
+    """The rows of `b` in the order of those of `a`."""
+    if (a.metric, a.split_hash) != (b.metric, b.split_hash):
+        raise UsageError(
+            f"only evaluations of one metric on the same rows compare: {a.metric} on {a.split} ({a.n} rows, "
+            f"{a.split_hash[:8]}) and {b.metric} on {b.split} ({b.n} rows, {b.split_hash[:8]})"
+        )
+    place = {row.row_hash: row for row in b.rows}
+    return [place[row.row_hash] for row in a.rows]
+
+
 def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed: int = 0) -> Drop:
     """How much worse `after` is than `before` on the same rows, with one-sided bounds: for non-inferiority.
 
     Rows that do not change say little of those that were not seen: the bounds are never nearer than what
     `independent_rows` could hide. A statistic of all rows is bounded as `compare` bounds it. Raises UsageError as that.
     """
-    found = compare(before, after, seed, 2 * confidence - 1)
+    rows = _paired(before, after)
     units = min(independent_rows(before), independent_rows(after))
     if before.scoring in ("binary", "real"):
-        place = {row.row_hash: row.score for row in after.rows}
         scores, groups = [row.score for row in before.rows], [row.group for row in before.rows]
-        later = [place[row.row_hash] for row in before.rows]
+        later = [row.score for row in rows]
         return mean_drop(scores, later, groups, confidence, units=units, weights=before.weights)
+    found = compare(before, after, seed, 2 * confidence - 1)
     low, high = found.interval
     se = (high - low) / 2 / _normal_quantile(confidence)
     if not enough_groups([row.group for row in before.rows]):

@@ -154,7 +154,8 @@ class Evaluation(shown.Brief):
     def of_sums(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """The metric from sums of `parts` [..., d] → [...]."""
         if self.scoring == "answered":  # nothing answered is nothing right
-            return sums[..., 0] / np.maximum(sums[..., 1], 1.0)
+            right, total = sums[..., 0], sums[..., 1]
+            return np.divide(right, total, out=np.zeros_like(right), where=total > 0)
         if self.scoring != "counts":
             return statistics.mean_of_sums(sums)
         whole = METRICS[self.metric].statistic

@@ -22,13 +22,13 @@ from bedplate.data.splits import (
     check_leaks,
     check_unseen,
     deduplicate,
-    normalise,
     row_hash,
     split,
     split_hash,
     take,
 )
 from bedplate.evaluation.ledger.keys import Keys, keys_of
+from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.split_checks import SPLITS, check_splits
@@ -109,8 +109,8 @@ class TaskData:
     notes: tuple[str, ...]
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
-    agreed: tuple[tuple[bool, str], ...] = ()
-    """Of each row with two labels, of all splits: whether they are equal, and the row's group."""
+    agreed: tuple[tuple[bool, str, float], ...] = ()
+    """Of each row with two labels, of all splits: whether they are equal, the row's group and its weight."""
     grouping: Grouping | None = None
 
     def __repr__(self) -> str:
@@ -191,14 +191,17 @@ def task_data(
     groups = len({example.group for example in test})
     handle = TestHandle(len(test), groups, tuple(one.row_hash for one in test), hashes["test"], test)
     sizes = {**counts, **{name: len(part) for name, part in parts.items()}}
-    both = agreed_of([example for name in SPLITS for example in done[name]])
+    both = agreed_of(task, [example for name in SPLITS for example in done[name]])
     return TaskData(done["train"], done["valid"], handle, sizes, hashes, (*notes, *found), licences, documents, both)
 
 
-def agreed_of(examples: Sequence[Example]) -> tuple[tuple[bool, str], ...]:
-    """Of those with two labels: whether they are equal after normalisation, and their groups."""
+def agreed_of(task: Task, examples: Sequence[Example]) -> tuple[tuple[bool, str, float], ...]:
+    """Of those with two labels: whether they are equal, their groups and their weights. Equal is what the metric takes
+    for a right answer, where it is one of right and wrong: else the ceiling would be that of another metric."""
+    metric = METRICS[task.metric] if isinstance(task.metric, str) else None
+    right = metric.row if metric is not None and metric.scoring == "binary" else METRICS["exact_match"].row
     both = [(one, one.second) for one in examples if one.second is not None]
-    return tuple((normalise(one.target) == normalise(second), one.group) for one, second in both)
+    return tuple((right(one.target, second) == 1, one.group, one.weight) for one, second in both)
 
 
 def parsed_rows(
@@ -288,8 +291,7 @@ def distinct(
     task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
 ) -> tuple[dict[str, Example], tuple[Record, ...]]:
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
-    times = Counter(example.row_hash for example in parsed) if task.data.traffic.duplicates else Counter[str]()
-    found = {example.id: replace(example, weight=float(times[example.row_hash] or 1)) for example in parsed}
+    found = {example.id: example for example in counted(task, parsed)}
     strata = _strata(task, [e.target for e in parsed])
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
@@ -299,6 +301,14 @@ def distinct(
     if len(result.contradictions) > 3:
         notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
     return {record.id: found[record.id] for record in result.records}, result.records
+
+
+def counted(task: Task, parsed: Sequence[Example]) -> list[Example]:
+    """The rows with how often their text stands there as weights, where the task counts that."""
+    if not task.data.traffic.duplicates:
+        return list(parsed)
+    times = Counter(example.row_hash for example in parsed)
+    return [replace(example, weight=float(times[example.row_hash])) for example in parsed]
 
 
 def _weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:

@@ -105,7 +105,7 @@ def macro_f1(counts: Counts) -> NDArray[np.float64]:
 def micro_f1(counts: Counts) -> NDArray[np.float64]:
     """F1 of all (row, label) pairs together; 1 where no label is wanted and none is given."""
     right, total = counts[..., 0, :].sum(-1), (counts[..., 1, :] + counts[..., 2, :]).sum(-1)
-    return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
+    return np.divide(2 * right, total, out=np.ones_like(right), where=total > 0)
 
 
 def example_f1(target: str, prediction: str | None) -> float:

@@ -16,7 +16,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, deduplicate, split, take
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, parsed_rows, task_data
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, counted, parsed_rows, task_data
 from bedplate.evaluation.task import Task
 
 
@@ -95,7 +95,7 @@ def load_pool(task: Task) -> Pool:
     known: dict[str, set[str]] = defaultdict(set)
     for one in parsed:
         known[one.row_hash].update([one.target] if one.target else [])
-    filled = {one.id: replace(one, target=_shared(known[one.row_hash], one.target)) for one in parsed}
+    filled = {one.id: replace(one, target=_shared(known[one.row_hash], one.target)) for one in counted(task, parsed)}
     # no stratum: where labels decided on the splits, these would change with every label that comes in
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group) for e in filled.values()])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})

@@ -16,6 +16,8 @@ from bedplate.evaluation.task import LABEL
 from bedplate.evaluation.task_row import RowResult
 
 BINS = 10
+ROW_SCORE = "row score"
+"""The mean of row scores, for slices of what is no mean of rows: few hold each label as often as macro-F1 needs."""
 
 
 def rows_of(evaluation: Evaluation, column: str, value: str) -> tuple[RowResult, ...]:
@@ -25,17 +27,16 @@ def rows_of(evaluation: Evaluation, column: str, value: str) -> tuple[RowResult,
     return tuple(row for row in evaluation.rows if (row.slices or {}).get(column) == value)
 
 
-def by_metric(evaluation: Evaluation, rows: Sequence[RowResult], metric: str | None) -> Evaluation:
-    """The evaluation of these rows (one at least) by a metric of the table. None: its own; on a slice of a metric of
-    all rows at once, the mean of row scores."""
-    scoring, name = evaluation.scoring, evaluation.metric
-    if metric is not None and metric != evaluation.metric:
+def by_metric(evaluation: Evaluation, rows: Sequence[RowResult], metric: str) -> Evaluation:
+    """The evaluation of these rows (one at least) by its own metric, by another of the table, or by `ROW_SCORE`."""
+    scoring = evaluation.scoring
+    if metric == ROW_SCORE:
+        scoring = "binary"
+    elif metric != evaluation.metric:
         scorer = METRICS[metric]
         rows = [replace(row, score=scorer.row(row.target, row.prediction)) for row in rows]
-        scoring, name = scorer.scoring, metric
-    elif scoring == "counts" and len(rows) < evaluation.n:
-        scoring, name = "binary", "row score"
-    return _of(evaluation, rows, name, scoring)
+        scoring = scorer.scoring
+    return _of(evaluation, rows, metric, scoring)
 
 
 def coverage_of(evaluation: Evaluation, rows: Sequence[RowResult]) -> Evaluation:

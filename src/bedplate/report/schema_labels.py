@@ -44,7 +44,7 @@ class Look(Part):
     share: Annotated[float, Field(gt=0, le=1)]
     """Of the rows that the budget reaches to; by this the error is spent."""
     level: Share
-    """What a single nominee's bound is taken at when the verdict may spend its whole error."""
+    """What the bound of a single nominee is taken at, of the error that this verdict may spend."""
     rows: Sha256
     """Of these rows, their targets and groups."""
 

@@ -124,10 +124,13 @@ def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
     """The two parts of each merge. That they are tokens, and make a third, is for whoever builds with them to see."""
     merges: list[tuple[str, str]] = []
     for position, merge in enumerate(map(str, _field(fields, "merges", list, source))):
-        cut = merge.find(" ", 1)  # llama.cpp looks for the separating space from the second character on
-        if cut < 0:
+        left, space, right = merge.partition(" ")
+        if not left:  # llama.cpp looks for the separating space from the second character on
+            rest, space, right = merge[1:].partition(" ")
+            left = merge[:1] + rest
+        if not space:
             raise _no_merge(position, merge, source)
-        merges.append((merge[:cut], merge[cut + 1 :]))
+        merges.append((left, right))
     return merges
 
 

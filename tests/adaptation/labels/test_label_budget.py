@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from tests.adaptation.test_monitor import said
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
 from bedplate.adaptation.labels.choosing import least_sure
-from bedplate.adaptation.labels.looking import LookedAt
-from bedplate.adaptation.labels.plan import LOOKS, look_at, next_rows, planned
+from bedplate.adaptation.labels.looking import LookedAt, Looking
+from bedplate.adaptation.labels.plan import LOOKS, can_be_judged, look_at, next_rows, planned
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
@@ -25,6 +26,7 @@ from bedplate.core.statistics import spent_alpha
 from bedplate.core.statistics.looks import look_levels
 from bedplate.evaluation.pool import load_pool
 from bedplate.evaluation.task import load_task
+from bedplate.report.schema_labels import LabelBudget, Look
 
 RUNGS = ["majority", "from_scratch"]
 
@@ -57,6 +59,7 @@ def test_labels_are_asked_for_until_there_is_a_verdict(unlabelled: tuple[Path, F
     level = look_levels(alpha, [look["share"] for look in labels["looks"]])[-1]
     right = sum(row["score"] for row in report.data["rows"]["test"]["from_scratch"])
     n = labels["looks"][-1]["labels"]
+    assert labels["looks"][-1]["level"] == pytest.approx(level)
     assert confirmation["lower"] == pytest.approx(stats.beta.ppf(level, right, n - right + 1))
     entries = read_jsonl(bedplate_home() / "ledger" / "test-openings.jsonl")
     assert [entry["number"] for entry in entries] == [1]  # however many looks were taken
@@ -208,6 +211,72 @@ def test_a_look_is_taken_once_and_the_last_one_has_the_whole_share(unlabelled: t
     assert look_at(looked, some, {"train": 120, "valid": 60, "test": 12})[0] == looked
     every = pool.labelled({one.row_hash: "positive" for one in part[:60]})
     assert look_at(looked, every, {"train": 120, "valid": 60, "test": 60})[0].looks[1].share == 1.0
+
+
+def test_a_first_look_has_as_many_rows_as_there_are_labels(unlabelled: tuple[Path, Fill], tmp_path: Path) -> None:
+    """A fifth of five labels is one row, which is no test split of two labels."""
+    task, fill = unlabelled
+    steps, _ = until(task, tmp_path / "out", fill, 20)
+    reports = [step.report for step in steps if step.report is not None]
+    assert [look["labels"] for look in reports[0].data["labels"]["looks"]] == [2]
+
+
+def test_rows_are_judged_once_every_value_that_has_a_share_is_among_them(
+    unlabelled: tuple[Path, Fill], tmp_path: Path
+) -> None:
+    rows = tmp_path / "task" / "rows.jsonl"
+    known = [json.loads(line) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps({**row, "language": "en"}) + "\n" for row in known))
+    task = load_task(unlabelled[0], ["data.traffic.shares={language: {en: 0.9, fr: 0.1}}"])
+    pool = load_pool(task)
+    labels = {one.row_hash: "positive" for one in pool.parts["test"][:12]}
+    assert not can_be_judged(pool.labelled(labels))
+    third = pool.parts["test"][2].id
+    changed = [{**row, "language": "fr" if row["id"] == third else "en"} for row in known]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    pool = load_pool(task)
+    assert can_be_judged(pool.labelled(labels))
+    assert not can_be_judged(pool.labelled(dict(list(labels.items())[:2])))
+
+
+def test_a_label_that_comes_after_the_last_look_is_not_judged(unlabelled: tuple[Path, Fill]) -> None:
+    pool = load_pool(load_task(unlabelled[0]))
+    plan, part = planned(pool, 240), pool.parts["test"]
+    labels = {one.row_hash: "positive" for one in part[:60]}
+    last, whole = look_at(plan, pool.labelled(labels), {"train": 120, "valid": 60, "test": 60})
+    assert (whole, last.looks[-1].share) == (60, 1.0)
+    labels[part[60].row_hash] = "positive"  # it could not be labelled at first
+    with pytest.raises(DataError, match="look 1 was the last"):
+        look_at(last, pool.labelled(labels), {"train": 120, "valid": 60, "test": 61})
+    assert look_at(plan, pool.labelled(labels), {"train": 120, "valid": 60, "test": 61})[1] == 61
+
+
+def test_a_look_s_level_is_of_the_error_that_the_verdict_may_spend(unlabelled: tuple[Path, Fill]) -> None:
+    pool = load_pool(load_task(unlabelled[0]))
+    looks = tuple(Look(labels=n, share=n / 60, level=0.0, rows="0" * 64) for n in (12, 24))
+    none: dict[str, int] = {}
+    record = LabelBudget(
+        budget=240, bought=none, given=none, unlabelled=none, skipped=0, planned=60, looks=looks, chosen="", said=""
+    )
+    data: Any = None
+    for number in (1, 2):
+        alpha = spent_alpha(0.1, number)
+        found = Looking(data, record, pool.test, first=True).record_at(alpha)
+        assert [one.level for one in found.looks] == list(look_levels(alpha, (0.2, 0.4)))
+
+
+def test_labels_are_not_written_over_where_the_plan_is_gone(unlabelled: tuple[Path, Fill], tmp_path: Path) -> None:
+    task, fill = unlabelled
+    step = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS)
+    assert step.file is not None
+    (step.file.parent / "plan.json").unlink()
+    assert adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS).file == step.file  # nobody has filled it in
+    fill(step.file)
+    (step.file.parent / "plan.json").unlink()
+    filled = step.file.read_bytes()
+    with pytest.raises(DataError, match="labels in it would be lost"):
+        adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS)
+    assert step.file.read_bytes() == filled
 
 
 def test_bounds_of_all_looks_hold_together_for_several_nominees() -> None:

@@ -15,7 +15,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.statistics.agreement import ceiling
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.fresh import fresh_rows
-from bedplate.evaluation.task import load_task
+from bedplate.evaluation.task import Task, load_task
 
 SECOND = ["data.second_label=other"]
 
@@ -55,6 +55,54 @@ def test_agreement_and_ceiling_are_those_of_the_rows(tmp_path: Path, tiny_base: 
     assert macro.ceiling is None
     assert macro.agreement == found.agreement
     assert second_labels(load_task(path), load_examples(load_task(path)), 0.95) is None
+
+
+def test_labels_agree_where_the_metric_takes_one_for_the_other(tmp_path: Path) -> None:
+    """SQuAD's script compares no articles and no punctuation: labels that differ in these alone lower no ceiling."""
+    rows = [
+        {"id": str(i), "text": f"question {i}", "answer": f"the city of {i}.", "other": f"City of {i}"}
+        for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def agreement(metric: str, kind: dict[str, object]) -> float | None:
+        task = Task.model_validate(
+            {
+                "task": "t",
+                "inputs": {"x": {"column": "text"}},
+                "output": kind,
+                "data": {
+                    "source": str(tmp_path / "rows.jsonl"),
+                    "target": "answer",
+                    "second_label": "other",
+                    "group_by": None,
+                    "split": {"train": 0.5, "valid": 0.25, "test": 0.25},
+                    "seed": 0,
+                },
+                "metric": metric,
+            }
+        )
+        found = second_labels(task, load_examples(task), 0.95)
+        assert found is not None
+        return found.agreement
+
+    assert agreement("squad_exact", {"kind": "text"}) == 1.0
+    assert agreement("exact_match", {"kind": "text"}) == 0.0
+
+
+def test_rows_count_by_how_often_their_text_came(tmp_path: Path, tiny_base: Path) -> None:
+    path = doubly(tmp_path / "task", tiny_base, 0.2)
+    rows = [json.loads(line) for line in (path.parent / "rows.jsonl").read_text().splitlines()]
+    copies = [{**row, "id": f"{row['id']}-again"} for row in rows if row["other"] == row["label"]]
+    (path.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *copies]))
+    task = load_task(path, [*SECOND, "data.traffic.duplicates=true"])
+    found = second_labels(task, load_examples(task), 0.95)
+    plain = second_labels(load_task(path, SECOND), load_examples(load_task(path, SECOND)), 0.95)
+    assert found is not None
+    assert plain is not None
+    assert plain.agreement is not None
+    agreed = 2 * plain.agreement
+    assert found.agreement == pytest.approx(agreed / (agreed + 1 - plain.agreement), abs=0.01)  # weights are by split
 
 
 def test_a_bar_above_it_is_refused_with_the_number_before_anything_is_asked(tmp_path: Path, tiny_base: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from tests.adaptation.conftest import write_rows, write_task
 
+from bedplate.adaptation.after.origin import origin_of, promise_of
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.report.html import adaptation_page, headline
 from bedplate.report.summary import summary
 
@@ -67,6 +68,11 @@ def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny
     assert report.verdict["status"] == "PASS", report.verdict["reason"]
     (confirmed,) = data["nominees"]["confirmations"]
     assert confirmed["lower"] - now["estimate"] == pytest.approx(against["lower"])
+    assert data["target"]["value_given"] is False  # that bound is one of a difference, and no promise for other rows
+    held = promise_of(origin_of(tmp_path / "out" / "skins" / "from_scratch", None))
+    assert held is not None
+    assert (held.target, held.by_verdict) == (None, False)
+    assert held.floor == pytest.approx(held.interval[0])
     assert "better than current: +0." in report.verdict["reason"]
     page = adaptation_page(report.data)
     assert "the system that runs today" in summary(report.data) + page
@@ -95,6 +101,7 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
         assert row["estimate"] == pytest.approx(by_hand(name, split))
         assert 0 <= row["interval"][0] <= row["estimate"] <= row["interval"][1]
     (confirmed,) = data["nominees"]["confirmations"]
+    assert "value_given" not in data["target"]
     assert confirmed["lower"] < confirmed["estimate"] < confirmed["upper"] < 0.4
     (against,) = data["requirements"]["from_scratch"]
     assert against["value"] == pytest.approx(by_hand("from_scratch", "test") - by_hand("current", "test"))
@@ -105,6 +112,18 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
     assert "whose upper bound clears the target" in report.verdict["reason"]
     assert f"${row_of(data, 'from_scratch', 'test')['estimate']:.4f}" in adaptation_page(report.data)
     assert all(part["estimate"] >= 0 for part in data["focus"]["slices"])
+
+
+def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    path = task_file(tmp_path / "task", tiny_base, {"against": "current", "better_by": 0})
+    rows = tmp_path / "task" / "rows.jsonl"
+    made = [json.loads(line) for line in rows.read_text().splitlines()]
+    for answer, message in (("POSITIVE", r"\(but 'POSITIVE', for one\)"), ("", "column 'now' is empty in all")):
+        rows.write_text("".join(json.dumps({**row, "now": answer}) + "\n" for row in made))
+        with pytest.raises(DataError, match=message):
+            adapt(path, tmp_path / "out", rungs=RUNGS)
 
 
 def test_a_candidate_can_be_what_the_target_is_against(tmp_path: Path, tiny_base: Path) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
 
 from bedplate.adaptation.context.outcome import Latency, Result
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.bar import Bar
+from bedplate.adaptation.verdict.hurdles import OnTest
 from bedplate.adaptation.verdict.measured import Price, Priced
 from bedplate.adaptation.verdict.requirements import Shown, requirements_of
 from bedplate.core.errors import ConfigError
@@ -113,6 +115,21 @@ def test_another_metric_and_the_calibration_error_are_bounded_on_the_same_rows()
     assert "carry no probabilities" in silent.reason
 
 
+def test_a_slice_has_the_metric_that_is_named_whatever_the_task_is_judged_by() -> None:
+    right = [i % 40 != 0 and i % 13 > 0 for i in range(400)]
+    for metric in ("accuracy", "macro_f1"):
+        evaluation = evaluated(right, task(metric), german=3)
+        german = [row for row in evaluation.rows if (row.slices or {})["language"] == "de"]
+        wanted, given = [row.target for row in german], [row.prediction for row in german]
+        where = {"where": {"language": "de"}, "at_least": 0.5}
+        named = only({"value": 0.8, "all_of": [{"metric": "macro_f1", **where}]}, evaluation)
+        assert named.at(0.95).value == pytest.approx(f1_score(wanted, given, average="macro"))
+        assert named.words == "macro f1 where language: de at least 0.5"
+        plain = only({"value": 0.8, "all_of": [where]}, evaluation)
+        assert plain.at(0.95).value == pytest.approx(accuracy_score(wanted, given))
+        assert plain.words.startswith("accuracy where" if metric == "accuracy" else "row score where")
+
+
 def test_a_skin_is_held_against_what_runs_today() -> None:
     now, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
     other = Priced(now)
@@ -162,7 +179,8 @@ def test_the_price_of_a_call_is_in_what_is_compared() -> None:
 def verdict(shown: dict[str, list[Shown]], tested: dict[str, Evaluation], bar: float = 0.8) -> gate.GateDecision:
     names = tuple(tested)
     holds = {n: lambda level, n=n: all(one.holds(level) for one in shown[n]) for n in names}
-    found = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, holds=holds)
+    claims = OnTest(bar, {}, shown).claims
+    found = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, holds=holds, claims=claims)
     made = {c.rung: [one.at(c.lower_confidence) for one in shown[c.rung]] for c in found}
     nomination = gate.Nomination(names, names[0], None, {})
     return gate.decide(nomination, found, metric="accuracy", target=bar, n=400, groups=400, requirements=made)
@@ -183,6 +201,39 @@ def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
     assert "test rows in all would" in undecided.reason
     assert failed.status == "FAIL"
     assert "held back by its requirement: accuracy where language: de at least 0.95" in failed.reason
+
+
+def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() -> None:
+    right = [i % 400 >= 94 for i in range(400)]  # 306 of 400
+
+    def at(alpha: float) -> float:
+        return float(stats.beta.ppf(1 - alpha, 306 + 1, 400 - 306))
+
+    assert at(0.05) < 0.803 < at(0.05 / 3)
+    evaluation = evaluated(right)
+    alone = verdict({"x": []}, {"x": evaluation}, 0.803)
+    assert alone.status == "FAIL"
+    asked = TargetSpec.model_validate({"value": 0.803, "all_of": [{"every": "label", "at_least": 0.76}]})
+    shown = {"x": requirements_of(asked, evaluation)}
+    assert verdict(shown, {"x": evaluation}, 0.803).status == "INSUFFICIENT_DATA"  # each of three claims has a third
+    assert OnTest(0.803, {}, shown).claims == 3
+    assert OnTest(0.803, {}, {}).claims == 1
+    against = {"x": [only({"against": "current", "margin": 0.02}, evaluation, other=Priced(evaluation))]}
+    assert OnTest(0.803, {}, against).claims == 1  # the bar is that comparison
+
+
+def test_rows_that_both_answer_alike_promise_no_verdict_from_one_row() -> None:
+    same = evaluated(wrong_every(8, 60))
+    judged = Bar(
+        TargetSpec.model_validate({"against": "current", "margin": 0.02}), task().scale, {"test": Priced(same)}
+    )
+    (found,) = gate.confirm(
+        [("x", judged.judged(same))], {"x": judged.judged(same)}, target=judged.score("test"), alpha=0.05
+    )
+    assert not found.passed
+    rows = np.log(0.05) / np.log(1 - 0.02)  # that many without any change show a share under 2%
+    assert found.needed_n is not None
+    assert found.needed_n > rows
 
 
 def test_a_pass_of_what_breaks_one_of_three_requirements_stays_within_the_level() -> None:
@@ -231,6 +282,11 @@ def test_targets_that_say_too_little_are_refused(target: dict[str, Any], message
         ("accuracy", {"value": 0.8, "all_of": [{"metric": "coverage", "at_least": 0.5}]}, "without `output.abstain`"),
         ("accuracy", {"value": 0.8, "all_of": [{"metric": "rouge_l", "at_least": 0.5}]}, "does not fit"),
         ("accuracy", {"value": 0.8, "all_of": [{"every": "label", "at_least": 1.5}]}, "lies outside 0 to 1"),
+        (
+            "macro_f1",
+            {"value": 0.8, "all_of": [{"metric": "macro_f1", "every": "label", "at_least": 0.5}]},
+            "rows of one label cannot show macro_f1",
+        ),
         (COSTS, {"value": 9.0}, "never costs more than"),
         (COSTS, {"value": 0.5, "all_of": [{"every": "label", "at_least": 0.5}]}, "costs are bounded from above"),
     ],

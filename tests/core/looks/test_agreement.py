@@ -61,6 +61,20 @@ def test_the_bound_holds_where_rows_are_not_equally_hard(grouped: bool) -> None:
     assert covered(grouped, 300, seed=2) >= 0.93
 
 
+def test_weighted_rows_count_by_their_weights() -> None:
+    """Rows of weight 2 say what the same rows twice would say of the rate; that they are fewer widens the bound."""
+    rng = np.random.default_rng(3)
+    agreed, weights = rng.random(200) < 0.8, rng.integers(1, 3, 200)
+    found = agreement_ceiling(agreed, range(200), 2, weights=weights.tolist())
+    plain = agreement_ceiling(np.repeat(agreed, weights), range(int(weights.sum())), 2)
+    assert found.rate == pytest.approx(accuracy_score(np.ones(200), agreed, sample_weight=weights))
+    assert found.rate == pytest.approx(plain.rate)
+    assert found.highest is not None
+    assert plain.highest is not None
+    assert found.highest > plain.highest > found.value
+    assert agreement_ceiling(agreed, range(200), 2, weights=[3.0] * 200) == agreement_ceiling(agreed, range(200), 2)
+
+
 def test_what_cannot_be_bounded_says_why() -> None:
     found = agreement_ceiling([1, 1, 0, 1, 1, 1], ["a", "a", "b", "b", "c", "c"], 2)
     assert found.highest is None

@@ -35,7 +35,8 @@ def file_of(directory: Path, number: int) -> Path:
 
 
 def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
-    """The rows with an empty target. UsageError where the task has a column of a name that is needed here."""
+    """The rows with an empty target. UsageError where the task has a column of a name that is needed here; DataError
+    for another file of that name, which somebody may have filled in."""
     texts = {spec.column: name for name, spec in task.inputs.items()}
     grouped = [name for name in task.data.group_columns if name not in ("id", *texts)]  # it stands there already
     columns = (KEY, "id", *texts, *grouped, task.data.target, CANNOT)
@@ -50,7 +51,13 @@ def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
         linked = dict(link.split("=", 1) for link in one.links)
         group = [linked.get(name, "") for name in grouped]
         writer.writerow([one.row_hash, one.id, *(found[name] for name in texts.values()), *group, "", ""])
-    atomic_write(path, file.getvalue())
+    text = file.getvalue()
+    if path.exists() and path.read_bytes() != text.encode():
+        raise DataError(
+            f"{path} exists, and the plan beside it does not name it: labels in it would be lost; put the plan of this "
+            "run back, or move the file away"
+        )
+    atomic_write(path, text)
 
 
 def read_labels(path: Path, task: Task, asked: Sequence[str]) -> Labelled:

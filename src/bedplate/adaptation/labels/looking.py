@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from bedplate.adaptation.context.estimated import Judged, Resting
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.proportions import Side
 from bedplate.data.rows import Rows
@@ -20,43 +20,16 @@ from bedplate.evaluation.task import Task
 from bedplate.report.schema_labels import LabelBudget
 
 
-class Bounded(Protocol):
-    """What confirmation asks of an evaluation."""
-
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def design_effect(self) -> float: ...
-    @property
-    def row_variance(self) -> float | None: ...
-    def bound(self, confidence: float, side: Side = "lower") -> float: ...
-
-
 @dataclass(frozen=True)
-class LookedAt:
+class LookedAt(Resting):
     """An evaluation as confirmation asks for it, whose bounds hold at all looks together. shares: of the planned rows,
     at each look, the last of which is this one."""
 
-    evaluation: Bounded
     shares: tuple[float, ...]
 
     @property
     def estimate(self) -> float:
         return self.evaluation.estimate
-
-    @property
-    def n(self) -> int:
-        return self.evaluation.n
-
-    @property
-    def design_effect(self) -> float:
-        return self.evaluation.design_effect
-
-    @property
-    def row_variance(self) -> float | None:
-        return self.evaluation.row_variance
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         """At the level that this look has of an error of 1 - confidence. Raises InsufficientGroups."""
@@ -66,7 +39,7 @@ class LookedAt:
 class Once:
     """A verdict on rows that all have their labels: nothing is shared among looks."""
 
-    def looked(self, evaluation: Bounded) -> Bounded:
+    def looked(self, evaluation: Judged) -> Judged:
         """As confirmation asks for it."""
         return evaluation
 
@@ -92,11 +65,17 @@ class Looking(Once):
     whole: TestHandle
     first: bool
 
-    def looked(self, evaluation: Bounded) -> Bounded:
+    def looked(self, evaluation: Judged) -> Judged:
         return LookedAt(evaluation, self._shares)
 
     def level(self, confidence: float) -> float:
         return 1 - look_levels(1 - confidence, self._shares)[-1]
+
+    def record_at(self, alpha: float) -> LabelBudget:
+        """The record with the level of each look, of the error that this verdict may spend."""
+        levels = look_levels(alpha, self._shares)
+        looks = [one.model_copy(update={"level": level}) for one, level in zip(self.record.looks, levels, strict=True)]
+        return self.record.model_copy(update={"looks": tuple(looks)})
 
     @property
     def _shares(self) -> tuple[float, ...]:

@@ -111,13 +111,22 @@ def next_rows(plan: Plan, now: Pool, bought: Mapping[str, int]) -> tuple[list[Ex
             rows += picked
     if number >= plan.learning:
         part = math.ceil(plan.test * min(1.0, (number - plan.learning + 1) / LOOKS))
+        part = max(part, min(plan.test, len(now.task.labels)))  # fewer cannot be judged
         rows += waiting["test"][: max(0, part - bought["test"])]
     return sorted(rows, key=lambda one: one.row_hash), chosen
 
 
+def can_be_judged(now: Pool) -> bool:
+    """Whether the test rows with labels so far are a test split: as many as there are labels, and some of every value
+    that has a share of the traffic."""
+    drawn, traffic = now.drawn("test"), now.task.data.traffic
+    values = {one.slices[traffic.column] for one in drawn} if traffic.column is not None else set[str]()
+    return len(drawn) >= max(1, len(now.task.labels)) and all(values >= set(one) for one in traffic.shares.values())
+
+
 def look_at(plan: Plan, now: Pool, bought: Mapping[str, int]) -> tuple[Plan, int]:
     """The plan with a look at the test rows that have labels now, unless they are those of its last look, and how many
-    rows would be judged at most. DataError where labels of earlier looks have changed since."""
+    rows would be judged at most. DataError where labels of earlier looks have changed since, or came after the last."""
     drawn = now.drawn("test")
     for number, look in enumerate(plan.looks, start=1):
         if len(drawn) < look.labels or _hash(drawn[: look.labels]) != look.rows:
@@ -128,13 +137,18 @@ def look_at(plan: Plan, now: Pool, bought: Mapping[str, int]) -> tuple[Plan, int
     rest = now.parts["test"][len(drawn) :]
     left, more = plan.test - bought["test"], 0
     for one in rest:
-        if not one.target and not left:
+        if not one.target and left <= 0:
             break
         left, more = left - (not one.target), more + 1
     whole = len(drawn) + more
     if plan.looks and plan.looks[-1].labels == len(drawn):
         return plan, whole
     before = plan.looks[-1].share if plan.looks else 0.0
+    if before >= 1:
+        raise DataError(
+            f"look {len(plan.looks)} was the last and had the rest of the error: labels that test rows got after it "
+            "cannot be judged; take these out again, or begin another run"
+        )
     share = 1.0 if not more else min(1.0, max(len(drawn) / whole, before + 1e-3))
     look = Look(labels=len(drawn), share=share, level=0.0, rows=_hash(drawn))
     return plan.model_copy(update={"looks": (*plan.looks, look)}), whole

@@ -35,7 +35,7 @@ ADAPTER_COST = 3.3
 
 
 BESIDE = 1.25
-"""Times what a base's blocks were measured to take at best: a step has the head, the optimizer, packing and saving too."""
+"""Times what a base's blocks were measured to take at best: a step has head, optimizer, packing and saving too."""
 
 Settings = Mapping[str, Any]
 """A plan's."""

@@ -137,6 +137,8 @@ def _check(one: RequirementSpec, task: Task, wrong: Callable[[str], ConfigError]
         raise wrong(f"all_of: outputs of kind {kind} carry no probabilities, so they have no calibration error")
     if one.metric in METRICS and kind not in METRICS[one.metric].outputs:
         raise wrong(f"all_of: {one.metric!r} does not fit an output of kind {kind}")
+    if column == LABEL and kind == "label" and one.metric in METRICS and METRICS[one.metric].per_label:
+        raise wrong(f"all_of: rows of one label cannot show {one.metric}, a mean over all labels; use accuracy there")
     own, worst = one.metric in (None, task.metric_name), task.scale.worst_usd
     most = worst if own and worst is not None else 1.0
     bar = one.at_least if one.at_least is not None else one.at_most

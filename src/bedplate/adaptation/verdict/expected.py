@@ -8,22 +8,10 @@ valid, from which nominees were chosen, is shrunk toward the mean of all candida
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
-
-class Estimated(Protocol):
-    """An estimate, and what its variance follows from."""
-
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def design_effect(self) -> float: ...
-    @property
-    def row_variance(self) -> float | None: ...
+from bedplate.adaptation.context.estimated import Estimated
 
 
 def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from bedplate.adaptation.context.estimated import Estimated, Judged
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import Admission
 from bedplate.adaptation.verdict.candidate import Nominable, infeasible
-from bedplate.adaptation.verdict.expected import Estimated, expected
+from bedplate.adaptation.verdict.expected import expected
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import (
     InsufficientGroups,
@@ -26,7 +27,6 @@ from bedplate.core.statistics import (
     simultaneous,
     values_needed,
 )
-from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
@@ -38,12 +38,6 @@ MOST_NOMINEES = 3
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 SHOWN = 3
 """Ways out of the budget that the verdict's sentence names."""
-
-
-class Judged(Estimated, Protocol):
-    """What confirmation asks of an evaluation."""
-
-    def bound(self, confidence: float, side: Side = "lower") -> float: ...
 
 
 @dataclass(frozen=True)
@@ -136,6 +130,7 @@ def confirm(
     next_alpha: float | None = None,
     holds: Mapping[str, Callable[[float], bool]] | None = None,
     order: Sequence[str] | None = None,
+    claims: int = 1,
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
@@ -143,11 +138,12 @@ def confirm(
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
     one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). holds: whether what else
     is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
-    nominees, where they are tested one after the other, each with the whole error, until the first that fails.
+    nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
+    that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
     """
     if not tested:
         return []
-    level = simultaneous(1 - alpha, len(tested))
+    level = simultaneous(1 - alpha, len(tested) * claims)
     unbounded: dict[int, str] = {}
 
     def lower_of(i: int, at: float) -> float:

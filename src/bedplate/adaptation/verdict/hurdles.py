@@ -14,10 +14,11 @@ from bedplate.adaptation.task.target_spec import CURRENT
 from bedplate.adaptation.verdict.bar import Bar
 from bedplate.adaptation.verdict.measured import NOTHING, Level, Price, Priced
 from bedplate.adaptation.verdict.requirements import Shown
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import DataError, UsageError
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.evaluation.task import Task
 from bedplate.report.schema_bar import Requirement
 
 
@@ -28,6 +29,11 @@ class OnTest:
     score: float
     judged: Mapping[str, Priced | Level]
     shown: Mapping[str, Sequence[Shown]]
+
+    @property
+    def claims(self) -> int:
+        """Claims that a nominee falls short, of the bar or of a requirement, which share one error."""
+        return max((one.among for shown in self.shown.values() for one in shown), default=1)
 
     def hold(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
         """Whether a nominee's guards and all that is required of it are shown to hold."""
@@ -148,6 +154,19 @@ class Hurdles:
     def _answered(self, examples: Sequence[Example], split: str) -> None:
         if self.task.data.current is not None:
             answers = [example.current for example in examples]
-            self.current[split] = evaluate_predictions(self.task, examples, answers, split=split, seed=self.seed)
+            found = evaluate_predictions(self.task, examples, answers, split=split, seed=self.seed)
+            if split == "valid" and found.unparsed == found.n:  # before anything is made, and test is open
+                raise DataError(_unusable(self.task, self.task.data.current.column, answers))
+            self.current[split] = found
             if self.against == CURRENT:
                 self.bar.others[split] = self.priced_current(split)
+
+
+def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
+    given = next((answer for answer in answers if answer is not None), None)
+    what = "is empty" if given is None else f"holds no answer of this task (but {given!r}, for one)"
+    known = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
+    return (
+        f"{task.path}: data.current: column {column!r} {what} in all {len(answers)} rows of valid, so that every skin "
+        f"would look better than it{known}; correct the column, or take `current` out"
+    )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from bedplate.adaptation.context.estimated import Resting
 from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
@@ -55,7 +56,7 @@ NOTHING = Price.known(0.0)
 
 
 @dataclass(frozen=True)
-class Priced:
+class Priced(Resting):
     """The metric of an evaluation, less the price of a call where scores stand for costs. Bounds of both together are
     those of a sum of independent estimates (MOVER, Zou & Donner 2008)."""
 
@@ -67,20 +68,8 @@ class Priced:
         return self.evaluation.estimate - self.price.share
 
     @property
-    def n(self) -> int:
-        return self.evaluation.n
-
-    @property
     def groups(self) -> int:
         return self.evaluation.groups
-
-    @property
-    def design_effect(self) -> float:
-        return self.evaluation.design_effect
-
-    @property
-    def row_variance(self) -> float | None:
-        return self.evaluation.row_variance
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         found = self.evaluation.bound(confidence, side)
@@ -222,13 +211,14 @@ class Level:
 
     @property
     def row_variance(self) -> float:
-        """Of a difference of the two, groups and weights in it: that of their mean times the rows."""
+        """Of a difference of the two, groups and weights in it: that of their mean times the rows. At least that of one
+        row in all that changed, as two that answer alike on these rows may differ on others."""
         return self._variance
 
     @cached_property
     def _variance(self) -> float:
         drop = drop_between(self.against.other.evaluation, self.against.own.evaluation, 0.95)
-        return drop.se**2 * drop.n if math.isfinite(drop.se) else 1.0
+        return max(drop.se**2 * drop.n, 1 / drop.n) if math.isfinite(drop.se) else 1.0
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         return self.against.other.estimate + self.against.bound(confidence, side)

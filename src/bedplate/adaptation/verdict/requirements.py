@@ -19,7 +19,7 @@ from bedplate.core.statistics import InsufficientGroups, needed_n
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.restricted import by_metric, coverage_of, rows_of, sure
+from bedplate.evaluation.restricted import ROW_SCORE, by_metric, coverage_of, rows_of, sure
 from bedplate.evaluation.slices import values_of
 from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_bar import Requirement
@@ -187,7 +187,9 @@ def _one(spec: RequirementSpec, evaluation: Evaluation, price: Price, part: tupl
     scale = evaluation.scale if own else PLAIN
     given = spec.at_most if spec.at_least is None else spec.at_least
     assert given is not None
-    metric = (spec.metric or evaluation.metric).replace("_", " ")
+    plain = ROW_SCORE if part is not None and evaluation.scoring == "counts" else evaluation.metric
+    by = spec.metric or plain
+    metric = by.replace("_", " ")
     side = "at least" if spec.at_least is not None else "at most"
     error = spec.at_most is not None and not scale.lower_is_better
     bar = scale.score(given) if not error else 1 - given
@@ -201,7 +203,7 @@ def _one(spec: RequirementSpec, evaluation: Evaluation, price: Price, part: tupl
     elif rows and spec.metric == COVERAGE:
         measured = Priced(coverage_of(evaluation, rows))
     elif rows:
-        measured = Priced(by_metric(evaluation, rows, spec.metric), price if own else NOTHING)
+        measured = Priced(by_metric(evaluation, rows, by), price if own else NOTHING)
     if error and isinstance(measured, Priced):
         measured = _Flipped(measured)
     return Shown(words, metric, named, bar, measured, evaluation.n, scale=scale, error=error, nothing=nothing)

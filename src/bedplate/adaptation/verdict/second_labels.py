@@ -21,12 +21,11 @@ def _second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabel
     column = task.data.second_label
     if column is None:
         return None
-    agreed = [same for same, _ in data.agreed]
     whole = sum(data.counts.get(name, 0) for name in ("train", "valid", "test"))
-    if not agreed:
+    if not data.agreed:
         return SecondLabels(column=column, n=0, of=whole, groups=0, reason="no row has a second label")
-    labels = len(task.labels) or None
-    found = agreement_ceiling(agreed, [group for _, group in data.agreed], labels, confidence)
+    agreed, groups, weights = zip(*data.agreed, strict=True)
+    found = agreement_ceiling(agreed, groups, len(task.labels) or None, confidence, weights)
     bounded = isinstance(task.metric, str) and METRICS[task.metric].scoring == "binary"
     known = SecondLabels(
         column=column,

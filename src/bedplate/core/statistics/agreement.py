@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import effective_n_bound, effective_n_interval
+from bedplate.core.statistics.clusters import checked_weights, effective_n_bound, effective_n_interval
 from bedplate.core.statistics.unequal import InsufficientGroups
 
 
@@ -53,17 +53,23 @@ def ceiling(agreement: float, labels: int | None) -> float:
 
 
 def agreement_ceiling(
-    agreed: ArrayLike, groups: Sequence[Hashable], labels: int | None, confidence: float = 0.95
+    agreed: ArrayLike,
+    groups: Sequence[Hashable],
+    labels: int | None,
+    confidence: float = 0.95,
+    weights: Sequence[float] | None = None,
 ) -> Ceiling:
-    """The ceiling from 0/1 marks of agreement [n] and the group of each row; the interval is two-sided, 95%."""
+    """The ceiling from 0/1 marks of agreement [n] and the group of each row; the interval is two-sided, 95%. weights:
+    of the rows [n], where the metric weights them."""
     count = len(set(groups))
     low, high = 0.0, 1.0
+    w = checked_weights(weights, len(groups))
     if count > 1:
-        low, high = effective_n_interval(agreed, list(groups), 0.95, minimum_groups=2)
-    rate = float(np.asarray(agreed, dtype=np.float64).mean())
+        low, high = effective_n_interval(agreed, list(groups), 0.95, minimum_groups=2, weights=w)
+    rate = float(np.average(np.asarray(agreed, dtype=np.float64), weights=w))
     highest, reason = None, None
     try:
-        highest = ceiling(effective_n_bound(agreed, list(groups), confidence, "upper").value, labels)
+        highest = ceiling(effective_n_bound(agreed, list(groups), confidence, "upper", weights=w).value, labels)
     except InsufficientGroups as error:
         reason = error.message
     interval = low, ceiling(high, labels)

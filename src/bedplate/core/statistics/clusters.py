@@ -105,7 +105,7 @@ def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] 
     return RobustMean(mean, math.sqrt(found.variance), found.freedom, x.size, count, worth(sizes))
 
 
-def checked_weights(weights: NDArray[np.float64] | None, n: int) -> NDArray[np.float64]:
+def checked_weights(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
     """The weights of n rows, 1 on average; all 1 where there are none. UsageError for what are no weights of them."""
     if weights is None:
         return np.ones(n)

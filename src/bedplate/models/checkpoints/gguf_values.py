@@ -30,6 +30,14 @@ def _fifth_bits(data_N: Tensor) -> Tensor:
     return ((data_N[:, :, None] >> shifts) & 1).flatten(1)
 
 
+def _f32(data_N: Tensor) -> Tensor:
+    return data_N.view(torch.float32)
+
+
+def _bf16(data_N: Tensor) -> Tensor:
+    return data_N.view(torch.bfloat16).float()
+
+
 def _q4_0(data_N: Tensor) -> Tensor:
     return _half(data_N, 0) * (_nibbles(data_N[:, 2:]).float() - 8)
 
@@ -47,11 +55,19 @@ def _q8_0(data_N: Tensor) -> Tensor:
     return _half(data_N, 0) * data_N[:, 2:].contiguous().view(torch.int8).float()
 
 
-_BY_TORCH: Mapping[str, Callable[[Tensor], Tensor]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0}
+_BY_TORCH: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "F32": _f32,
+    "F16": lambda data_N: _half(data_N, 0),
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q8_0": _q8_0,
+}
 
 
 def dequantise(kind: str, data: Tensor) -> Tensor:
-    """The values of rows of bytes [R, bytes of a row], float32 [R, values of a row].
+    """The values of rows of bytes [R, bytes of a row], float32 [R, values of a row]; float32 rows are not copied.
 
     NotImplementedError for a type that the package cannot dequantise either.
     """

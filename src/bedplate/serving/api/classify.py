@@ -18,9 +18,10 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import ApiCall, answers, json_response
+from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.served import Answer, Reading
 from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
+from bedplate.serving.wire.json_replies import json_response
 
 router = APIRouter()
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, answers, json_response
+from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.wire.fields import RequestFields
+from bedplate.serving.wire.json_replies import json_response
 from bedplate.serving.wire.strict_json import dump_json
 from bedplate.skins.output import LabelsOutput
 

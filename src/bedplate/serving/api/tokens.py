@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import Terms
-from bedplate.serving.call.call import ApiCall, answers, json_response, large_json_response
+from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.served import Served
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
+from bedplate.serving.wire.json_replies import json_response, large_json_response
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer

@@ -33,7 +33,6 @@ from bedplate.serving.wire.errors import StoppingError, name_source
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
 from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
 from bedplate.serving.wire.strict_fields import RequestFields
-from bedplate.serving.wire.strict_json import dump_in_pieces, dump_json
 
 T = TypeVar("T")
 M = TypeVar("M", bound=RequestFields)
@@ -97,6 +96,12 @@ class ApiCall:
             message = f"the header {TIMEOUT_HEADER} is {asked[:40]!r}; give a number above 0, at most {limit:g}"
             raise RequestError(message, param=TIMEOUT_HEADER)
         return seconds
+
+    async def turn(self) -> None:
+        """Waits for the tenant's turn. DeadlineError, LimitError."""
+        await self._until_deadline(
+            self.server.pacing.turn(self.caller.tenant), "others wait too, and the turn of this call did not come"
+        )
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
@@ -349,10 +354,14 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
     call = ApiCall(request, endpoint, caller)
+    made_here = CALLER in request.scope
     try:
-        call.admission = server.guard.admit(caller, counted=CALLER not in request.scope)
+        if not made_here:
+            await call.turn()
+        call.admission = server.guard.admit(caller, counted=not made_here)
         response = await work(call)
     except BaseException:
+        server.pacing.refused(caller.tenant)
         call.close()
         headers.update(server.guard.headers(caller) if call.admission is None else call.admission.headers())
         raise
@@ -388,13 +397,3 @@ def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, i
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)
-
-
-def large_json_response(content: Any, levels: int = 5) -> Response:
-    """A JSON reply of any size, for a thread beside the loop. levels: as in `dump_in_pieces`."""
-    return Response(b"".join(dump_in_pieces(content, levels)), media_type="application/json")
-
-
-def json_response(content: Any, status: int = 200) -> Response:
-    """A JSON reply."""
-    return Response(dump_json(content), status, media_type="application/json")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
@@ -72,6 +73,8 @@ class _Turn:
     tenant: str
     size: int
     begun: asyncio.Future[None]
+    seconds: float = 0.0
+    """Of processor that it took."""
 
 
 _Work = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
@@ -115,9 +118,9 @@ def _work_on(waiting: _Work) -> None:
 class Preparation:
     """The turns of one server. Used from its event loop only."""
 
-    def __init__(self, body_bytes: int) -> None:
-        """body_bytes: of the largest request."""
-        self._body_bytes = body_bytes
+    def __init__(self, body_bytes: int, spent: Callable[[str, float], None] = lambda *_: None) -> None:
+        """body_bytes: of the largest request. spent: told how many seconds of processor a tenant's work took."""
+        self._body_bytes, self._spent = body_bytes, spent
         self._threads = _Threads(THREADS, "bedplate-preparing")
         self._waiting: dict[str, deque[_Turn]] = {}
         self._calls: Counter[str] = Counter()
@@ -161,7 +164,14 @@ class Preparation:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(self._end, turn)
 
-        running = self._threads.submit(work)
+        def timed() -> T:
+            began = time.thread_time()
+            try:
+                return work()
+            finally:
+                turn.seconds = time.thread_time() - began
+
+        running = self._threads.submit(timed)
         running.add_done_callback(over)
         return await asyncio.wrap_future(running)
 
@@ -194,6 +204,7 @@ class Preparation:
         return calls < THREADS // among and (calls == 0 or size <= BODIES * self._body_bytes // among)
 
     def _end(self, turn: _Turn) -> None:
+        self._spent(turn.tenant, turn.seconds)
         self._calls[turn.tenant] -= 1
         self._bytes[turn.tenant] -= turn.size
         self._calls += Counter()

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 from starlette.types import ASGIApp
 
 from bedplate.serving.call.observers import Observer, UnansweredCall, Watcher
+from bedplate.serving.call.pacing import Pacing
 from bedplate.serving.call.preparation import Preparation
 from bedplate.serving.callers.guard import CallerGuard
 from bedplate.serving.models.registry import Lease, ModelWanted, Registry
@@ -46,7 +47,8 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.leases: Leases = self.registry
-        self.preparation = Preparation(self.config.limits.body_bytes)
+        self.pacing = Pacing()
+        self.preparation = Preparation(self.config.limits.body_bytes, self.pacing.spent)
         self._parts: dict[type, object] = {}
 
     def add(self, part: T) -> T:

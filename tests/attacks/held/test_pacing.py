@@ -1,0 +1,131 @@
+"""A tenant that takes far more of the interpreter than the others waits a little before each call, and they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.attacks.conftest import attacked, head
+from tests.serving.conftest import Files
+
+from bedplate.serving.call import pacing as module
+from bedplate.serving.call.pacing import PART, REFUSED, SECONDS, TIMES, Pacing
+from bedplate.serving.wire.errors import LimitError
+
+
+class Clocks:
+    """Seconds that pass, and seconds of processor that the loop's thread uses."""
+
+    def __init__(self) -> None:
+        self.now = self.used = 0.0
+
+    def pacing(self) -> Pacing:
+        return Pacing(lambda: self.now, lambda: self.used)
+
+
+usage = st.floats(0.001, 5.0)
+
+
+@given(usage, st.lists(usage, min_size=1, max_size=6))
+def test_who_has_had_more_than_its_part_waits_until_it_has_not(mine: float, others: list[float]) -> None:
+    clocks = Clocks()
+    pacing = clocks.pacing()
+    for number, seconds in enumerate(others):
+        pacing.spent(f"other-{number}", seconds)
+    pacing.spent("mine", mine)
+    wait = pacing.wait("mine")
+    mean = sum(others) / len(others)
+    if mine <= TIMES * mean or mine + sum(others) <= PART * SECONDS:
+        assert wait == 0.0
+    elif mine > max(TIMES * mean, PART) + 0.001:
+        assert wait > 0.0
+        left = mine * math.exp(-wait / SECONDS)
+        assert left >= TIMES * mean - 1e-6  # nobody is held back below that
+        # ... nor below an equal part, what the others leave of theirs included.
+        assert left >= PART * SECONDS / (len(others) + 1) - 1e-5
+    clocks.now += 60.0
+    pacing.wait("mine")
+    pacing.spent("mine", mine)
+    assert pacing.wait("mine") == 0.0  # the others have left
+
+
+def test_equal_tenants_do_not_wait_however_much_they_ask() -> None:
+    pacing = Clocks().pacing()
+    for name in "abcdefgh":
+        pacing.spent(name, 3.0)
+    assert not any(pacing.wait(name) for name in "abcdefgh")
+
+
+def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_comes_to_nothing() -> None:
+    clocks = Clocks()
+    pacing = clocks.pacing()
+
+    async def call(tenant: str, seconds: float, refused: bool) -> None:
+        await pacing.turn(tenant)
+        clocks.used += seconds
+        if refused:
+            pacing.refused(tenant)
+        await asyncio.sleep(0)
+        clocks.used += 100.0  # for somebody else
+
+    async def calls() -> None:
+        await asyncio.gather(call("answered", 0.2, False), call("refused", 0.2, True))
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(calls())
+    assert pacing.wait("answered") == 0.0
+    asked = pacing.wait("refused")
+    assert asked == pytest.approx(SECONDS * math.log(REFUSED * 0.2 / (TIMES * 0.2)))
+
+
+def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WAITING", 3)
+    clocks, order = Clocks(), list[int]()
+    pacing = clocks.pacing()
+    pacing.spent("them", 2.0)
+    pacing.spent("us", 0.01)
+
+    async def passing(seconds: float) -> None:
+        clocks.now += seconds
+
+    async def call(number: int) -> None:
+        await pacing.turn("them")
+        order.append(number)
+        pacing.spent("them", 1.0)
+
+    async def calls() -> None:
+        tasks = [asyncio.create_task(call(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(LimitError, match="too many of your requests"):
+            await pacing.turn("them")
+        await pacing.turn("us")  # at once
+        sleep: Callable[[float], object] = asyncio.sleep
+        monkeypatch.setattr(asyncio, "sleep", passing)
+        await asyncio.gather(*tasks)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+
+    asyncio.run(calls())
+    assert order == [0, 1, 2]
+    assert pacing.lines == {}
+
+
+def test_a_server_makes_only_the_one_wait_that_has_had_too_much(files: Files, tmp_path: Path) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    with attacked(files, tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        server.state.pacing.spent("them", 50.0)
+        path = "/v1/chat/completions"
+        assert client.post(path, json=body, headers=head("us")).status_code == 200
+        late = client.post(path, json=body, headers=head("them") | {"x-request-timeout-seconds": "0.1"})
+        assert late.status_code == 504
+        assert "turn" in late.json()["error"]["message"]
+        for _ in range(3):
+            assert client.post(path, json=body, headers=head("us")).status_code == 200
