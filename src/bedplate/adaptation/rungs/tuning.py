@@ -34,7 +34,7 @@ ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
 
-BESIDE = 1.25
+BESIDE = 1.4
 """Times what a base's blocks were measured to take at best: a step has head, optimizer, packing and saving too."""
 
 Settings = Mapping[str, Any]
