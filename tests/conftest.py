@@ -65,19 +65,23 @@ _NO_BROWSER = "NO CHROMIUM"
 _SLOWEST_FILES = 25
 
 
-def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
-    """Kernels are built, and this machine is measured, once for all tests and workers of a run: neither depends on the
-    test. Workers' folders lie side by side in the run's."""
-    base = factory.getbasetemp()
+@pytest.fixture(scope="session")
+def of_this_machine(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> dict[str, Path]:
+    """Folders for what depends on no test. Kernels are named after their source, compiler and flags, and to compile
+    those of all levels takes a minute and more: they are kept from run to run, where pytest keeps anything. This
+    machine is measured once for all tests and workers of a run, whose folders lie side by side in the run's."""
+    base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    link_machine(home, run / "of-this-machine")
+    kept: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: there is none
+    native = run / "native" if kept is None else kept.mkdir("native")
+    return {"native": native, "machine": run / "of-this-machine"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared_home(tmp_path_factory: pytest.TempPathFactory, of_this_machine: dict[str, Path]) -> Iterator[None]:
     """What outlives a test, such as a server that many share, has no business in the user's own files either."""
     home = tmp_path_factory.mktemp("shared-home")
-    _share_machine(home, tmp_path_factory)
+    link_machine(home, of_this_machine)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(home))
         yield
@@ -93,12 +97,12 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def isolated_home(
-    homes: Iterator[Path], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    homes: Iterator[Path], of_this_machine: dict[str, Path], request: pytest.FixtureRequest
 ) -> Iterator[Path]:
     """A fresh BEDPLATE_HOME for each test; one marked `real` sees the user's hub cache, so as not to pull twice."""
     home = next(homes)
     home.mkdir()
-    _share_machine(home, tmp_path_factory)
+    link_machine(home, of_this_machine)
     if request.node.get_closest_marker("real"):
         (REAL_HOME / "hub").mkdir(parents=True, exist_ok=True)
         (home / "hub").symlink_to(REAL_HOME / "hub")

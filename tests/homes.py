@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bedplate.core.files import bedplate_home
@@ -9,15 +10,15 @@ from bedplate.core.files import bedplate_home
 OF_THIS_MACHINE = ("native", "machine")
 
 
-def link_machine(home: Path, shared: Path) -> None:
-    """What a home keeps of this machine lies in `shared`."""
+def link_machine(home: Path, folders: Mapping[str, Path]) -> None:
+    """What a home keeps of this machine lies in these folders, one for each name of OF_THIS_MACHINE."""
     for name in OF_THIS_MACHINE:
-        (shared / name).mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(shared / name)
+        folders[name].mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(folders[name])
 
 
 def new_home(directory: Path) -> Path:
     """An empty BEDPLATE_HOME for which no kernel is built, and nothing measured, anew."""
     directory.mkdir(parents=True)
-    link_machine(directory, (bedplate_home() / OF_THIS_MACHINE[0]).resolve().parent)
+    link_machine(directory, {name: (bedplate_home() / name).resolve() for name in OF_THIS_MACHINE})
     return directory

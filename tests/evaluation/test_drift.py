@@ -260,6 +260,14 @@ def measured(right: int, n: int) -> Quality:
     return quality(evaluation(right, n), promise(180, 200), 0.01)
 
 
+def compared(right: int, n: int) -> Quality:
+    """Of a skin that passed by a comparison, so that new rows have no bar."""
+    held = replace(promise(180, 200), target=None, floor=0.85, by_verdict=False)
+    found = quality(evaluation(right, n), held, 0.01)
+    assert (set(found.gains), found.below_bar, found.bar_evidence) == ({"promise"}, False, None)
+    return found
+
+
 @pytest.mark.parametrize(
     ("found", "of_quality", "verdict", "says"),
     [
@@ -277,6 +285,11 @@ def measured(right: int, n: int) -> Quality:
         ),
         ([shift(False)], measured(83, 100), "undecided", "rows in all"),
         ([shift(False)], quality(evaluation(83, 100), None, 0.01), "undecided", "no report"),
+        ([shift(False)], compared(190, 200), "keep", "is 0.950 on the new rows where the skin's report's interval"),
+        ([shift(False)], compared(190, 200), "keep", "promises 0.850 and its bar was a comparison on the test rows"),
+        ([shift(False)], compared(190, 200), "keep", "it is above the promise beyond chance"),
+        ([shift(False)], compared(172, 200), "undecided", "on which side of the promise it is takes"),
+        ([shift(False)], compared(100, 200), "climb", "it is below the promise beyond chance"),
     ],
 )
 def test_the_verdict_has_its_reasons(found: list[Shift], of_quality: Quality | None, verdict: str, says: str) -> None:

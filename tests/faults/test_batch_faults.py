@@ -53,7 +53,7 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.002)
+        time.sleep(0.02)  # each look is a call, whose work is as much as a row's
 
 
 @pytest.mark.timeout(240)

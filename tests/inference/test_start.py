@@ -67,3 +67,9 @@ assert torch_beside() is None
 def test_torchs_libraries_come_while_what_needs_no_torch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", BESIDE, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_answers_that_are_there_are_scored_without_torch() -> None:
+    code = "import sys; import bedplate.evaluation.harness; print(*({'torch', 'scipy', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -218,9 +218,9 @@ def test_written_gguf_reads_back_as_quantised(tmp_path: Path, kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 def test_gguf_export_means_the_same_to_transformers(tmp_path: Path, kind: str) -> None:
-    """The oracle of the permutation of q and k rows: a wrong one changes every logit."""
+    """The oracle of the permutation of q and k rows and of the header's numbers: a wrong one changes every logit."""
     sizes = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
-    base = load_base(write_tiny_base(tmp_path / "a", **sizes))
+    base = load_base(write_tiny_base(tmp_path / "a", **sizes, rope=Rope(300.0), norm_eps=0.3))
     export_gguf(base, tmp_path / "x.gguf", kind)
     ours = load_base(tmp_path / "x.gguf", dtype="float32")
     assert (ours.identity.weights_id == base.identity.weights_id) == (kind == "f32")

@@ -51,6 +51,11 @@ def test_suffixes(text: str, count: int) -> None:
         ({"data": {"corpus": "x", "weights": {"a": 1.0}}}, "`weights` are of texts"),
         ({"data": {"sources": [{"name": "a", "source": "b"}]}}, "need `data.tokenizer`"),
         ({"objective": "next_tokn"}, "there is no objective 'next_tokn'"),
+        (
+            {"objective_settings": {"speed": 1}},
+            "objective next_token has no setting 'speed'; its settings are further, z$",
+        ),
+        ({"objective": "masked", "objective_settings": {"dense": 1}}, "has no setting 'dense'; did you mean 'density'"),
         ({"batch": {"tokens": 0}}, "greater than or equal to 1"),
         ({"optimizer": {"learning_rate": "nan"}}, "learning_rate"),
     ],

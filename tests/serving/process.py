@@ -43,14 +43,19 @@ class Process:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | fields
         return self.request("POST", "/v1/chat/completions", key, json=body)
 
-    def gauge(self, name: str) -> float:
+    def gauges(self, *names: str) -> list[float]:
+        """All at the same moment."""
         text = self.request("GET", "/metrics", "admin").text
-        return float(re.search(rf"^bedplate:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+        found = (re.search(rf"^bedplate:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE) for name in names)
+        return [float(one[1]) for one in found]  # type: ignore[index]
+
+    def gauge(self, name: str) -> float:
+        return self.gauges(name)[0]
 
     def idle(self, seconds: float = 10.0) -> bool:
         """Whether it comes to rest: nothing runs, nothing waits."""
         end = time.monotonic() + seconds
-        while self.gauge("num_requests_running") or self.gauge("num_requests_waiting"):
+        while any(self.gauges("num_requests_running", "num_requests_waiting")):
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)

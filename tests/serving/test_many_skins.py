@@ -1,4 +1,4 @@
-"""A hundred LoRA skins and fifty prompt skins served at once from one process: each answers as it does alone."""
+"""Many LoRA skins and half as many prompt skins served at once from one process: each answers as it does alone."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from bedplate.skins.skin import LoraPart, Skin
 
 from .conftest import make_skins, running
 
-LORAS, PROMPTS = 100, 50
+COUNTS = [(40, 20), pytest.param((100, 50), marks=pytest.mark.slow)]
+"""Of LoRA skins, and of prompt skins."""
 TEXTS = ("this product is great", "it broke after a day")
 
 
-def build(base) -> list[Skin]:
+def build(base, loras: int, prompts: int) -> list[Skin]:
     prompted, tuned = make_skins(base)[:2]
     skins: list[Skin] = []
-    for number in range(LORAS):
+    for number in range(loras):
         generator = torch.Generator().manual_seed(number)
         tensors = {k: torch.randn(v.shape, generator=generator) * 0.3 for k, v in tuned.lora.tensors.items()}
         lora = LoraPart(tuned.lora.config, tensors)
         # half of them choose a label, half write
         output = TextOutput(max_tokens=5) if number % 2 else tuned.output
         skins.append(dataclasses.replace(tuned, name=f"lora-{number}", lora=lora, output=output))
-    for number in range(PROMPTS):
+    for number in range(prompts):
         prompt = Prompt(f"Rule {number}: the answer is yes or no.\n{{{{ review }}}}\nAnswer:")
         output = TextOutput(max_tokens=5) if number % 2 else prompted.output
         skins.append(dataclasses.replace(prompted, name=f"prompt-{number}", prompt=prompt, output=output))
     return skins
 
 
-@pytest.fixture(scope="module")
-def skins(files, tmp_path_factory) -> tuple[Path, list[Skin]]:
+@pytest.fixture(scope="module", params=COUNTS, ids=lambda counts: f"{sum(counts)} skins")
+def skins(request, files, tmp_path_factory) -> tuple[Path, list[Skin]]:
     root = tmp_path_factory.mktemp("many")
-    skins = build(load_base(files.base))
+    skins = build(load_base(files.base), *request.param)
     for skin in skins:
         write_skin(skin, root / skin.name)
     return root, skins
@@ -63,11 +64,12 @@ def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
 
 
 @pytest.mark.parametrize("places", [pytest.param(128, marks=pytest.mark.slow), 8])
-def test_each_of_150_skins_answers_as_it_does_alone(files, skins, expected, places):
+def test_each_of_many_skins_answers_as_it_does_alone(files, skins, expected, places):
     """With room for all of them in memory, and with room for eight adapters."""
+    loras = sum(skin.lora is not None for skin in skins[1])
     config = server_config(files.base, adapters=places, skins_directory=skins[0], max_waiting=512)
     with loaded_server(config) as state, running(state) as url:
-        assert len(state.registry.models) == 1 + LORAS + PROMPTS
+        assert len(state.registry.models) == 1 + len(skins[1])
         assert state.registry.engine.bank.slots == ()
 
         async def everything() -> dict[tuple[str, str], str]:
@@ -85,7 +87,7 @@ def test_each_of_150_skins_answers_as_it_does_alone(files, skins, expected, plac
 
         got = asyncio.run(everything())
         assert got == expected
-        assert len(state.registry.engine.bank.slots) == min(places, LORAS)
+        assert len(state.registry.engine.bank.slots) == min(places, loras)
         # no two skins say the same everywhere, so that serving one in another's place would show
-        written = [tuple(expected[f"lora-{n}", text] for text in TEXTS) for n in range(1, LORAS, 2)]
+        written = [tuple(expected[f"lora-{n}", text] for text in TEXTS) for n in range(1, loras, 2)]
         assert len(set(written)) > 0.9 * len(written)

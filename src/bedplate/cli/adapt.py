@@ -129,6 +129,14 @@ def adapt(
         formats: auto               # int8, int4 where faster here and not shown to be worse by 0.01; none; or a list
         rungs: auto
 
+    More keys of the task file say what a skin has to beat, and what has to hold beside the bar:
+
+    \b
+      data.current          the recorded answers of the system that runs today: {column: routed_to}
+      adapt.target.against  what a skin is compared with: current, or a candidate. With better_by: 0 a skin has to be
+                            better, with margin: 0.02 worse by less than 0.02
+      adapt.target.all_of   what has to hold as well: [{metric: macro_f1, at_least: 0.75}, …]
+
     Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
 
     With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,

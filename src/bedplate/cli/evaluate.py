@@ -236,9 +236,11 @@ def _quality(found: Quality) -> str:
     promise = found.promise
     by = "verdict" if promise.by_verdict else f"{promise.split} interval"
     said += f"; the skin's report promises at least {promise.floor:.3f} ({promise.confidence:.1%}, by its {by})"
-    if found.worse_evidence is not None and found.bar_evidence is not None:
-        said += f"; evidence of less {found.worse_evidence.value:.3g}, of less than the bar "
-        said += f"{found.bar_evidence.value:.3g}; enough is {1 / found.level:.0f}"
+    if found.worse_evidence is not None:
+        said += f"; evidence of less {found.worse_evidence.value:.3g}"
+        if found.bar_evidence is not None:
+            said += f", of less than the bar {found.bar_evidence.value:.3g}"
+        said += f"; enough is {1 / found.level:.0f}"
     return said
 
 

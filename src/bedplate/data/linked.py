@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bedplate.core.errors import DataError
-from bedplate.data.rows import Row
+from bedplate.data.rows import Row, blank
 
 
 def linked(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -37,11 +37,13 @@ def links_of(row: Row, columns: Sequence[str], where: str) -> tuple[str, ...]:
     found: list[str] = []
     for column in columns:
         value = row.get(column)
-        given = isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip()
-        if given:
+        if blank(value):
+            if len(columns) == 1:
+                raise DataError(f"{where}: the group ({column}) is {value!r}; every row needs one")
+        elif isinstance(value, str | int) and not isinstance(value, bool):
             found.append(f"{column}={value}")
-        elif len(columns) == 1 or value not in (None, ""):
-            raise DataError(f"{where}: the group ({column}) is {value!r}; every row needs one")
+        else:
+            raise DataError(f"{where}: the group ({column}) is {value!r}; it must be a text or a whole number")
     if columns and not found:
         raise DataError(f"{where}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them")
     return tuple(found)

@@ -40,6 +40,11 @@ class Rows:
         return f"{self.path}, {self.name(line)}"
 
 
+def blank(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def text_of(row: Row, column: str, where: str) -> str:
     """A column of a row that holds text, "" where it has none. DataError, with `where`, for anything else."""
     value: Any = row.get(column)

@@ -33,24 +33,30 @@ def row_hash(inputs: Values) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What splitting looks at: the row's id, the hash of its inputs, its target, its group and its label (stratum)."""
+    """What splitting looks at: the row's id, the hash of its inputs, its target, its group and its label (stratum).
+    links: the row's `column=value` of each column that makes groups. Where several do, the name of a group changes with
+    the rows that come, and these do not."""
 
     id: str
     row_hash: str
     target: str
     group: str
     stratum: str = ""
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Assigned:
-    """Rows (by hash) and groups that are in a split already, by its name."""
+    """Rows (by hash) and groups (by their names and links) that are in a split already, by its name."""
 
     rows: Mapping[str, str]
     groups: Mapping[str, str]
 
-    def split_of(self, record: Record) -> str | None:
-        return self.rows.get(record.row_hash, self.groups.get(record.group))
+    def splits_of(self, record: Record) -> set[str]:
+        """The split that a row is in, or all those that have rows of its group; none of a row that is new."""
+        if record.row_hash in self.rows:
+            return {self.rows[record.row_hash]}
+        return {self.groups[name] for name in (record.group, *record.links) if name in self.groups}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def split(
 
 
 def _fixed(group: str, records: Sequence[Record], assigned: Assigned) -> str | None:
-    names = sorted({name for record in records if (name := assigned.split_of(record)) is not None})
+    names = sorted(set[str]().union(*(assigned.splits_of(record) for record in records)))
     if len(names) > 1:
         raise DataError(
             f"the group {group!r} holds rows that are in {names[0]} already and rows that are in {names[1]}, and "
@@ -232,8 +238,8 @@ def check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> N
     first to what is judged by. DataError."""
     for place, name in enumerate(parts):
         for record in parts[name]:
-            before = assigned.split_of(record)
-            if before in list(parts)[:place]:
+            before = next((one for one in list(parts)[:place] if one in assigned.splits_of(record)), None)
+            if before is not None:
                 raise DataError(
                     f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
                     "judged by what it has seen; move such rows there"

@@ -14,7 +14,7 @@ from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.linked import linked, links_of
-from bedplate.data.rows import text_of
+from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import (
     Assigned,
@@ -39,7 +39,7 @@ from bedplate.report.schema_groups import Grouping
 @dataclass(frozen=True)
 class Example:
     """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none).
-    links: what it has in common with others, as `column=value`, where several columns make groups.
+    links: what it has in common with others, as `column=value`, of each column that makes groups.
     current: what the system that runs today answered. slices: column → value. weight: how much of the traffic it stands
     for, 1 on average over its split."""
 
@@ -79,6 +79,10 @@ class TestHandle:
     @property
     def group_names(self) -> tuple[str, ...]:
         return tuple(sorted({example.group for example in self._examples}))
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        return tuple(sorted({link for example in self._examples for link in example.links}))
 
     @cached_property
     def keys(self) -> Keys:
@@ -185,7 +189,7 @@ def task_data(
 ) -> TaskData:
     """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
     found = check_splits(task, parts)
-    done = {name: _weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
+    done = {name: weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
     hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
     test = done["test"]
     groups = len({example.group for example in test})
@@ -293,7 +297,8 @@ def distinct(
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
     found = {example.id: example for example in counted(task, parsed)}
     strata = _strata(task, [e.target for e in parsed])
-    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
+    made = zip(parsed, strata, strict=True)
+    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, stratum, e.links) for e, stratum in made])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
     for copies in result.contradictions[:3]:
         answers = ", ".join(f"{copy.id}: {copy.target!r}" for copy in copies)
@@ -311,7 +316,7 @@ def counted(task: Task, parsed: Sequence[Example]) -> list[Example]:
     return [replace(example, weight=float(times[example.row_hash])) for example in parsed]
 
 
-def _weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
+def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
     """A split's examples with their weights in it; adds to `notes`."""
     weights, said = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
     notes += said
@@ -351,11 +356,6 @@ def _example(
         return Example(name, inputs, target, group, digest, links=links)
     current, slices = recorded(task, row, where), slices_of(task, row, where)
     return Example(name, inputs, target, group, digest, current, slices, second=second, links=links)
-
-
-def blank(value: Any) -> bool:
-    """Whether a cell holds nothing."""
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bedplate.core.errors import DataError
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Record, split_hash
-from bedplate.evaluation.examples import Example, distinct, parse_rows
+from bedplate.evaluation.examples import Example, distinct, parse_rows, parsed_rows
 from bedplate.evaluation.production.spec import TrafficSpec
 from bedplate.evaluation.task import Task
 
@@ -65,8 +65,5 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
 def every_row(task: Task) -> list[Example]:
     """All rows of a task's own files, before copies are dropped and rows are split. DataError."""
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
-    found: list[Example] = []
-    for prefix, source in task.data.by_prefix.items():
-        rows = read_rows(source, task.directory)
-        found += parse_rows(task, rows, documents, Counter(), [], prefix=prefix)
-    return found
+    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
+    return [one for part in parsed_rows(task, sources, documents, Counter(), []).values() for one in part]

@@ -17,10 +17,9 @@ from bedplate.core.files import sha256_json
 from bedplate.core.values import Values
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
-from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.examples import Example, TaskData, load_examples, weighted
 from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
-from bedplate.evaluation.leaks.seen import judged_by
 from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
@@ -114,6 +113,8 @@ def evaluate(
     later verdict on these rows is exploratory, because what was seen here may shape what is judged there. The same skin
     asked again is no new opening.
     """
+    from bedplate.evaluation.leaks.seen import judged_by  # late, as reading skins loads torch
+
     given = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
     if given is not None:
         task = task_of(task, given)
@@ -128,16 +129,20 @@ def evaluate(
             model = opened.enter_context(closing(load_predictor(model)))
         predictor = _asked(model, data, name)
         reason = f"evaluate {task.task}"
+        # first, so that a call that fails here is no look in the ledger
+        judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
+        examples = judged.examples
+        if judged.left_out:
+            examples = weighted(task, f"what is left of {split}", examples, data.test.notes)
         if split in ("valid", "test"):
             question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
             if task.output.documents is not None:
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
             opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
             data.test.notes.extend(opening.notes)
-        judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
-        rows = (TaskRow(task, example) for example in judged.examples)
+        rows = (TaskRow(task, example) for example in examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
-    found = _evaluation(task, judged.examples, drafts, split, confidence, seed=0)
+    found = _evaluation(task, examples, drafts, split, confidence, seed=0)
     return replace(found, seen=judged.seen, left_out=judged.left_out)
 
 

@@ -166,6 +166,9 @@ class Target(Part):
     value: float
     """The bar. Where the target gives none it is the estimate of what it is against on the same rows, less the margin.
     """
+    value_given: bool = True
+    """False where the target gives no value: `value` is then an estimate, and a nominee's bounds are those of the
+    difference from it, which say nothing of how good the nominee is by itself."""
     confidence: Share
     against: str | None = None
     """What a skin is compared with: `current`, the system that runs today, or a candidate; null for nothing."""

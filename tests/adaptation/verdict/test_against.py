@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tests.adaptation.conftest import write_rows, write_task
 
+from bedplate.adaptation.after.origin import origin_of, promise_of
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.core.errors import ConfigError, DataError
@@ -67,6 +68,11 @@ def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny
     assert report.verdict["status"] == "PASS", report.verdict["reason"]
     (confirmed,) = data["nominees"]["confirmations"]
     assert confirmed["lower"] - now["estimate"] == pytest.approx(against["lower"])
+    assert data["target"]["value_given"] is False  # that bound is one of a difference, and no promise for other rows
+    held = promise_of(origin_of(tmp_path / "out" / "skins" / "from_scratch", None))
+    assert held is not None
+    assert (held.target, held.by_verdict) == (None, False)
+    assert held.floor == pytest.approx(held.interval[0])
     assert "better than current: +0." in report.verdict["reason"]
     page = adaptation_page(report.data)
     assert "the system that runs today" in summary(report.data) + page
@@ -95,6 +101,7 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
         assert row["estimate"] == pytest.approx(by_hand(name, split))
         assert 0 <= row["interval"][0] <= row["estimate"] <= row["interval"][1]
     (confirmed,) = data["nominees"]["confirmations"]
+    assert "value_given" not in data["target"]
     assert confirmed["lower"] < confirmed["estimate"] < confirmed["upper"] < 0.4
     (against,) = data["requirements"]["from_scratch"]
     assert against["value"] == pytest.approx(by_hand("from_scratch", "test") - by_hand("current", "test"))

@@ -170,6 +170,8 @@ BROKEN = {"guard": "retention", "holds": False, "reason": "accuracy fell by 0.1"
         ({**REPORT, "verdict": {**REPORT["verdict"], "exploratory": True}}, "the report's PASS is exploratory"),
         ({**REPORT, "guards": {"lora": [BROKEN]}}, "the retention guard of lora is broken: accuracy fell by 0.1"),
         ({**REPORT, "guards": {"lora": [{**BROKEN, "holds": None}]}}, "the retention guard of lora is undecided"),
+        ({**REPORT, "requirements": {"lora": [BROKEN]}}, "a requirement of lora is broken: accuracy fell by 0.1"),
+        ({**REPORT, "requirements": {"lora": [{**BROKEN, "holds": None}]}}, "a requirement of lora is undecided"),
     ],
 )
 def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(tmp_path: Path, report: Any, says: str) -> None:
@@ -183,6 +185,22 @@ def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(tmp_path: 
     assert "on a report without a PASS that holds" in answer(found)
     assert reasons(found)[0].startswith("it rests on no PASS: ")
     assert as_values(found)["options"][0]["doubts"] == found.outcome("it").doubts
+
+
+def test_the_bound_of_a_comparison_is_none_of_quality(tmp_path: Path) -> None:
+    """Both systems are right on nearly the same rows: the bound of the difference lies close below the estimate."""
+    confirmed = {**REPORT["nominees"]["confirmations"][0], "lower": 0.894}
+    target = {"value": 0.86, "value_given": False, "against": "current", "better_by": 0}
+    report = {**REPORT, "target": target, "nominees": {"confirmations": [confirmed]}}
+    path = write(tmp_path, report, LORA, bar={"quality": 0.88})
+    one = decided(path).outcome("it")
+    assert one.quality == 0.895
+    assert one.quality_interval == pytest.approx((0.872, 0.923))
+    assert not one.feasible
+    assert one.notes[0] == (
+        "the verdict of its report is PASS, by a comparison with current, which bounds the difference alone: its "
+        "quality is an estimate with its interval (report.json, lora on test)"
+    )
 
 
 def test_the_bar_is_held_against_the_verdicts_bound(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.rows import Rows
 from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.fresh import every_row
 from bedplate.evaluation.leaks.answered import grouping_of, sources_of
 from bedplate.evaluation.leaks.hidden import hidden_groups
 from bedplate.evaluation.leaks.table import table_of
@@ -84,6 +85,32 @@ def test_a_column_within_which_rows_are_alike(icc: float, own: float) -> None:
     assert one.p_value is not None
     assert one.p_value <= 0.01
     assert not found["city"].strong  # repeats as well, and says nothing
+
+
+def test_blank_values_are_no_group() -> None:
+    made = [{"text": text, "label": "no", "user": " ", "item": text} for text in "abc"]
+    assert len({*table_of(task(group_by=["user", "item"]), {"": whole(made)}).groups}) == 3
+
+
+def test_many_columns_of_dates_hide_no_groups() -> None:
+    rng = np.random.default_rng(0)
+    dates = {f"date{i}": [f"2026-01-{day:02}" for day in rng.integers(1, 29, 360)] for i in range(16)}
+    made = [row | {name: days[i] for name, days in dates.items()} for i, row in enumerate(rows(1, icc=0.25))]
+    assert strong(look(made)) == {"customer"}
+
+
+def test_free_targets_that_have_nothing_in_common_leave_the_texts_to_tell() -> None:
+    made = [row | {"label": f"answer{i}"} for i, row in enumerate(rows(1, own=0.3))]
+    one = look(made)["customer"]
+    assert (one.strong, one.alike_targets) == (True, None)
+    assert f"and rows of one value are alike (texts {one.alike_texts:.2f}, p" in one.says
+
+
+def test_copies_that_are_one_object_are_one_row() -> None:
+    text = "the same text"
+    found = table_of(task(), {"": whole([{"text": one, "label": "no"} for one in (text, text, "another")])})
+    assert found.texts == (text, "another")
+    assert (len(found.targets), len(found.groups)) == (2, 2)
 
 
 def test_what_groups_explain_is_not_found_again() -> None:
@@ -240,6 +267,18 @@ def test_several_columns_keep_together_what_shares_any_value(written: Path) -> N
     (written.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     with pytest.raises(DataError, match=r"line 2: none of the groups \(customer, branch\) has a value"):
         load_examples(asked)
+
+
+def test_several_columns_link_rows_of_all_sources(written: Path) -> None:
+    made = [row | {"branch": f"b{i}"} for i, row in enumerate(rows(8, each=4))]
+    for name, part in (("one", made[::2]), ("other", made[1::2])):
+        (written.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    asked = load_task(written, ["data.source=[one.jsonl, other.jsonl]", "data.group_by=[customer, branch]"])
+    customers = {row["text"]: row["customer"] for row in made}
+    groups: dict[str, set[str]] = {}
+    for example in every_row(asked):
+        groups.setdefault(customers[str(example.inputs["text"])], set()).add(example.group)
+    assert {len(names) for names in groups.values()} == {1}
 
 
 def test_a_second_label_is_no_group() -> None:

@@ -14,8 +14,9 @@ from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
+from bedplate.data.splits import Record, split
 from bedplate.evaluation.examples import SPLITS, load_examples
-from bedplate.evaluation.leaks.seen import write_splits
+from bedplate.evaluation.leaks.seen import read_splits, write_splits
 from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
@@ -113,6 +114,54 @@ def test_nothing_is_left(made: tuple[Path, Path], tmp_path: Path) -> None:
     mixed = load_task(task, ["data.source=null", f"data.split={files}"])
     with pytest.raises(UsageError, match=r"has seen all .* rows of test: its run had .* of them in train"):
         bedplate.evaluate(skin, mixed, split="test")
+    assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()  # nothing was looked at
+
+
+def test_the_rows_that_are_left_have_the_shares_of_the_traffic(made: tuple[Path, Path], tmp_path: Path) -> None:
+    skin, task = made
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    trained = {e.id for e in load_examples(load_task(task)).train}
+    rows = [line | {"kind": "a" if line["id"] in trained and i % 4 < 2 else "b"} for i, line in enumerate(lines)]
+    rows += [
+        row | {"id": f"new{i}", "text": f"{i} new and {i} fine", "kind": "ab"[i % 2], "group": f"n{i}"}
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shares = "data.traffic={shares: {kind: {a: 0.9, b: 0.1}}}"
+    said = [f"data.source={tmp_path / 'rows.jsonl'}", shares, "data.seed=1"]
+    found = bedplate.evaluate(skin, load_task(task, said), split="test")
+    assert found.left_out > 0
+    assert sum(row.weight for row in found.rows if (row.slices or {})["kind"] == "a") / found.n == pytest.approx(0.9)
+
+
+def test_a_group_is_known_by_its_columns_and_values_whatever_it_is_called_now(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A group of several columns has the name of its least value, which other rows change."""
+    task = made[1]
+    lines = [json.loads(line) for line in (task.parent.parent / "rows.jsonl").read_text().splitlines()]
+    old = [line | {"day": f"d{line['group']}"} for line in lines]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    both, source = "data.group_by=[group, day]", f"data.source={tmp_path / 'old.jsonl'}"
+    asked = load_task(task, [source, both])
+    data = load_examples(asked)
+    write_splits(tmp_path, data)
+    (tmp_path / SETTINGS_FILE).write_text(dump_config(asked), "utf-8")
+    value = data.train[0].links[0].partition("=")[2]
+    several = Record("x", "0" * 64, "positive", "aaa", links=("aaa=1", f"group={value}"))
+    other = Record("y", "1" * 64, "positive", value, links=(f"product={value}",))
+    for said in ([both], ["data.group_by=[day, group]"], ["data.group_by=group"], ["data.group_by=product"]):
+        learned = read_splits(tmp_path, load_task(task, [source, *said]))
+        assert (learned.splits_of(several), learned.splits_of(other)) == ({"train"}, set())
+        assert split([several], {"train": 0.1, "test": 0.9}, 0, learned)["train"] == (several,)
+
+
+def test_a_name_of_a_group_of_other_columns_says_nothing(made: tuple[Path, Path]) -> None:
+    skin, task = made
+    trained = load_examples(load_task(task)).train[0].group
+    row = Record("x", "0" * 64, "positive", trained)  # without links, as runs had them before there were any
+    known = {by: read_splits(skin.parent.parent, load_task(task, [f"data.group_by={by}"])) for by in ("group", "id")}
+    assert {by: one.splits_of(row) for by, one in known.items()} == {"group": {"train"}, "id": set()}
 
 
 def test_the_command_says_it_and_looks_are_in_the_ledger(

@@ -134,6 +134,13 @@ def test_a_ledger_that_was_taken_from_beside_the_data_is_missed(tmp_path: Path):
     assert "is not there any more" in found.notes[0]
 
 
+def test_a_verdict_of_another_home_that_is_asked_again_here_is_not_missed(tmp_path: Path):
+    rows_of(two(tmp_path), "1", "some text")
+    rows_of(two(tmp_path, "other"), "2", "some text")
+    assert rows_of(two(tmp_path), "2", "some text") == Opening("2", 2)
+    assert rows_of(two(tmp_path), "3", "some text") == Opening("3", 3)
+
+
 def test_openings_of_others_that_were_taken_out_still_count(tmp_path: Path):
     rows_of(two(tmp_path), "1", "some text")
     for verdict in "23":

@@ -132,6 +132,7 @@ def test_a_compiler_for_another_architecture_is_said(tmp_path: Path, monkeypatch
 
 def ship(folder: Path, content: bytes, source: str, sha256: str | None = None) -> None:
     (folder / machine()).mkdir(exist_ok=True)
+    (folder / machine() / "detect.so").unlink(missing_ok=True)  # one that is loaded keeps its pages until the end
     (folder / machine() / "detect.so").write_bytes(content)
     files = {"detect.so": sha256 or hashlib.sha256(content).hexdigest()}
     (folder / machine() / "manifest.json").write_text(json.dumps({"source": source, "files": files}))

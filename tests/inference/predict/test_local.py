@@ -113,6 +113,7 @@ def test_minilm_embeddings_equal_transformers_mean_pooling(minilm_dir: Path) -> 
 
 
 @pytest.mark.real
+@pytest.mark.slow  # transformers takes all of its blocks apart in Python; a small file is in the tests of checkpoints
 def test_smollm2_logits_equal_transformers_gguf_load_bit_for_bit(smollm2_gguf: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32

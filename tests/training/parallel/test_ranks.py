@@ -92,6 +92,7 @@ def test_a_rank_that_is_killed_while_saving_leaves_the_last_state(group: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     """At moments drawn at random, both ranks; bit by bit what an unbroken run learns."""
     outs = [tmp_path / name for name in ("whole", "killed")]

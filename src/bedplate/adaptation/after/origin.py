@@ -55,7 +55,7 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
             f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
-        return Origin(id_, skin, directory, task, own or task, read_splits(place / SPLITS_FILE).rows, ())
+        return Origin(id_, skin, directory, task, own or task, read_splits(place, own or task).rows, ())
     splits, notes = _splits_again(own or task, skin)
     return Origin(id_, skin, directory, task, own or task, splits, notes)
 
@@ -93,7 +93,8 @@ def promise_of(origin: Origin) -> Promise | None:
         estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
         low, high = min(*ends, estimate), max(*ends, estimate)
         confirmed = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
-        bounded = (one for one in confirmed if one["rung"] == rung and one["lower"] is not None)
+        given = report["target"].get("value_given", True)  # without, the bounds are those of a comparison
+        bounded = (one for one in confirmed if given and one["rung"] == rung and one["lower"] is not None)
         bound = next(bounded, None)
         floor, confidence = low, (1 + REPORT_CONFIDENCE) / 2
         if bound is not None:
@@ -106,7 +107,7 @@ def promise_of(origin: Origin) -> Promise | None:
             interval=(low, high),
             n=row["n"],
             groups=row["groups"],
-            target=scale.score(report["target"]["value"] - price),
+            target=scale.score(report["target"]["value"] - price) if given else None,
             floor=min(floor, estimate),
             confidence=confidence,
             by_verdict=bound is not None,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write
+from bedplate.data.rows import blank
 from bedplate.data.sources import read_rows
-from bedplate.evaluation.examples import Example, blank, target_of
+from bedplate.evaluation.examples import Example, target_of
 from bedplate.evaluation.task import Task
 
 KEY, CANNOT = "row_key", "cannot_label"

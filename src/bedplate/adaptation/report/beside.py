@@ -21,6 +21,8 @@ def target_of(task: Task, target: TargetSpec, bar: float) -> schema.Target:
         "worst_usd": task.scale.worst_usd,
     }
     more = {name: value for name, value in said.items() if value is not None}
+    if target.value is None:
+        more["value_given"] = False
     if task.scale.lower_is_better:
         more["lower_is_better"] = True
     return schema.Target(metric=task.metric_name, value=task.scale.value(bar), confidence=target.confidence, **more)

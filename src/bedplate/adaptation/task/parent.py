@@ -45,4 +45,4 @@ def read_parent(directory: Path | str, task: Task) -> Parent:
             f"{directory} cannot be the parent: no {SPLITS_FILE} of the run that made it is above it, nor where the "
             "catalogue knows that run, so nobody can tell which rows it has seen; adapt without --parent"
         )
-    return Parent(skin, id_, read_splits(place / SPLITS_FILE))
+    return Parent(skin, id_, read_splits(place, task))

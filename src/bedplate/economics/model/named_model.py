@@ -31,8 +31,8 @@ def resolve(name: str) -> tuple[str, Spec]:
     if key and path.exists():
         return str(path), _read(path)
     near = nearest(key, PRESETS, 4) or [known for known in PRESETS if key and key in known][:4]
-    hint = did_you_mean(near, show=str) or f"there are {', '.join(PRESETS)}"
-    raise UsageError(f"no model or path is called {name!r}; {hint}; or give the path of a config.json or .gguf file")
+    hint = did_you_mean(near, show=str) or f"there are {', '.join(PRESETS)}."
+    raise UsageError(f"no model or path is called {name!r}; {hint} Or give the path of a config.json or .gguf file")
 
 
 def _read(path: Path) -> Spec:

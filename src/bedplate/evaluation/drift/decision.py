@@ -75,13 +75,19 @@ def decide(found: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, s
         return "undecided", f"Undecided: {read}, and the skin carries no report to hold it to; {differ}."
     promise = measured.promise
     by = "verdict" if promise.by_verdict else "report's interval"
-    read = f"{read} where the skin's {by} promises {promise.floor:.3f} and the bar is {promise.target:g}"
+    bar = (
+        "its bar was a comparison on the test rows alone"
+        if promise.target is None
+        else f"the bar is {promise.target:g}"
+    )
+    read = f"{read} where the skin's {by} promises {promise.floor:.3f} and {bar}"
     below = [name for name, so in (("bar", measured.below_bar), ("promise", measured.worse)) if so]
     if below:
         return "climb", f"Climb again: {read}: it is below the {' and the '.join(below)} beyond chance; {differ}."
     if measured.bounds is None:
         return "undecided", f"Undecided: {read}, but {measured.reason}; {differ}."
+    asked = "promise" if promise.target is None else "bar"
     if measured.above_bar:
-        return "keep", f"Keep the skin: {read}: it is above the bar beyond chance; {differ}."
+        return "keep", f"Keep the skin: {read}: it is above the {asked} beyond chance; {differ}."
     more = "more rows" if measured.needed is None else f"some {measured.needed:,} rows in all, if that is what it is"
-    return "undecided", f"Undecided: {read}: to tell on which side of the bar it is takes {more}; {differ}."
+    return "undecided", f"Undecided: {read}: to tell on which side of the {asked} it is takes {more}; {differ}."

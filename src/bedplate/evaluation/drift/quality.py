@@ -22,7 +22,8 @@ from bedplate.evaluation.evaluated import Evaluation
 class Promise:
     """What a skin's own record says of its quality: an estimate on a split with its two-sided 95% interval, the bar
     that it had to clear, and what it promises. floor: the verdict's own lower bound, at `confidence`; where no verdict
-    gave one, the lower end of the interval."""
+    gave one, the lower end of the interval. target: None where the skin was compared with another system on the test
+    rows alone: what that scored there is no bar for other rows."""
 
     metric: str
     split: str
@@ -30,10 +31,15 @@ class Promise:
     interval: tuple[float, float]
     n: int
     groups: int
-    target: float
+    target: float | None
     floor: float
     confidence: float
     by_verdict: bool
+
+    @property
+    def bar(self) -> float:
+        """What a skin is kept for: without a target, that it is what was promised."""
+        return self.floor if self.target is None else self.target
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Quality:
     @property
     def above_bar(self) -> bool:
         """Whether this look shows it to be over the bar."""
-        return self.promise is not None and self.bounds is not None and self.bounds[0] > self.promise.target
+        return self.promise is not None and self.bounds is not None and self.bounds[0] > self.promise.bar
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the bets."""
@@ -98,7 +104,8 @@ def quality(
     if promise is None:
         return Quality(after.scored_as, after.estimate, level, bounds, reason, None, False, False, None, None, None, {})
     floors = {"promise": promise.floor, "bar": promise.target}
-    needed = _needed(after, promise.target, 1 - level)
+    floors = {name: floor for name, floor in floors.items() if floor is not None}
+    needed = _needed(after, promise.bar, 1 - level)
     if after.scoring == "counts":
         at = None if bounds is None else _bounds(after, spent_alpha(level, look))[1]
         below = {name: at is not None and at < floor for name, floor in floors.items()}
@@ -116,9 +123,9 @@ def quality(
         reason,
         promise,
         below["promise"],
-        below["bar"],
+        below.get("bar", False),
         found["promise"],
-        found["bar"],
+        found.get("bar"),
         needed,
         gained,
     )

@@ -67,10 +67,14 @@ def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
         if units.rows > MOST:
             limits.append(f"likeness was measured on {MOST:,} rows of {units.rows:,} at most")
         columns = columns[:MOST_COLUMNS]
-        permutations = max(999, 200 * (len(columns) + 2))
+        dated = [name for name, values in units.columns.items() if _dates(values)]
+        # targets and texts of columns and of neighbours, and targets that drift: what no permutation reaches has to
+        # stay below LEVEL when it is corrected for all of these tests
+        tests = 2 * (len(columns) + 1) + 1 + len(dated)
+        permutations = max(999, math.ceil(tests / LEVEL))
         looked = [_column(units, name, permutations) for name in columns]
         looked += [_neighbours(units, permutations), _drift(units, None, permutations)]
-        looked += [_drift(units, name, permutations) for name, values in units.columns.items() if _dates(values)]
+        looked += [_drift(units, name, permutations) for name in dated]
         found += _tested(looked, units.rows)
     return sorted(found, key=lambda one: (not one.strong, -one.design_effect)), limits
 
@@ -214,9 +218,10 @@ def _finding(item: _Looked, rows: int, p_value: float | None, alike: bool) -> Hi
 
 def _column_says(item: _Looked, targets: float | None, texts: float | None, p_value: float | None, alike: bool) -> str:
     values = f"{item.name} has {item.sizes.size:,} values on {int(item.sizes.sum()):,} rows"
-    if targets is None or p_value is None:
+    measured = {"targets": targets, "texts": texts}
+    numbers = ", ".join(f"{what} {icc:.2f}" for what, icc in measured.items() if icc is not None)
+    if not numbers or p_value is None:
         return f"{values}, too few of which repeat to tell whether rows of one value are alike"
-    numbers = f"targets {targets:.2f}" + ("" if texts is None else f", texts {texts:.2f}")
     if not alike:
         return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
     kinds = "" if item.may_stop else "; these are kinds or numbers, which new rows have too, and not counted as groups"

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.config import load_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import Assigned, Record
 from bedplate.evaluation.examples import SPLITS, Example, TaskData
 from bedplate.evaluation.ledger.keys import keys_of
-from bedplate.evaluation.task import Task, load_task
+from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
-from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, Run, run_above
+from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, run_above
 from bedplate.skins.skin import Skin
 
 BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
@@ -68,22 +69,20 @@ def said(seen: Mapping[str, int]) -> str:
 
 
 def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Task) -> list[str | None] | None:
-    """Of each row the split that it, or its group, had in the run that made a skin; groups only where the task has the
-    run's groups, as their names mean nothing elsewhere. A row is known by its texts as the ledger knows it. None where
-    the run is not found, or kept no splits. DataError for a damaged file."""
+    """Of each row the split that it, or its group, had in the run that made a skin. A row is known by its texts as the
+    ledger knows it. None where the run is not found, or kept no splits. DataError for a damaged file."""
     place = made_in(directory, skin_id(skin), skin)
     if place is None or not (place / SPLITS_FILE).is_file():
         return None
-    known, texts = read_splits(place / SPLITS_FILE), read_texts(place / SPLITS_FILE)
-    own = load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
-    if own.data.group_columns != task.data.group_columns:
-        known = Assigned(known.rows, {})
+    known, texts = read_splits(place, task), read_texts(place / SPLITS_FILE)
     keys = keys_of((e.id, e.inputs) for e in examples).exact if texts else [frozenset[str]()] * len(examples)
     found: list[str | None] = []
     for example, mine in zip(examples, keys, strict=True):
-        by_text = next((texts[key] for key in sorted(mine) if key in texts), None)
-        record = Record(example.id, example.row_hash, example.target, example.group)
-        found.append(known.split_of(record) or by_text)
+        record = Record(example.id, example.row_hash, example.target, example.group, links=example.links)
+        told = known.splits_of(record)
+        if record.row_hash not in known.rows:
+            told |= {texts[key] for key in mine if key in texts}
+        found.append(next((name for name in SPLITS if name in told), None))  # what was learned from comes first
     return found
 
 
@@ -99,24 +98,36 @@ def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
 
 
 def write_splits(directory: Path, data: TaskData) -> None:
-    """Which rows and groups are in which split, by hash and name, and by the keys of their texts."""
+    """Which rows and groups are in which split: rows by hash and by the keys of their texts, groups by name and by
+    links."""
     known: dict[str, dict[str, list[str]]] = {
-        name: {"rows": [one.row_hash for one in rows], "groups": sorted({one.group for one in rows})}
+        name: {
+            "rows": [one.row_hash for one in rows],
+            "groups": sorted({one.group for one in rows}),
+            "links": sorted({link for one in rows for link in one.links}),
+        }
         for name, rows in (("train", data.train), ("valid", data.valid))
     }
-    known["test"] = {"rows": list(data.test.row_hashes), "groups": list(data.test.group_names)}
+    test = data.test
+    known["test"] = {"rows": list(test.row_hashes), "groups": list(test.group_names), "links": list(test.links)}
     for name, part in known.items():
         part["texts"] = data.keys(name).all_exact
     atomic_write(directory / SPLITS_FILE, json.dumps(known) + "\n")
 
 
-def read_splits(path: Path) -> Assigned:
-    """What `write_splits` wrote. DataError."""
+def read_splits(run: Path, task: Task) -> Assigned:
+    """What `write_splits` wrote into a run's directory, for the rows of a task. Names of groups count only where the
+    task has the run's group columns: user 17 is not product 17. Links say their column. DataError."""
+    path = run / SPLITS_FILE
+    own = load_config(run / SETTINGS_FILE, Task)  # no load_task: its metric may be a function that is not here
+    kinds = ["links"]
+    if set(own.data.group_columns) == set(task.data.group_columns):
+        kinds.append("groups")
     try:
         read: Any = json.loads(read_text(path))
         rows = {str(row): name for name in SPLITS for row in read[name]["rows"]}
-        groups = {str(group): name for name in SPLITS for group in read[name]["groups"]}
-    except (ValueError, KeyError, TypeError) as error:
+        groups = {str(group): name for name in SPLITS for kind in kinds for group in read[name].get(kind, ())}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); restore it, or take it away") from error
     return Assigned(rows, groups)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.statistics.clusters import group_codes
 from bedplate.data.linked import linked
-from bedplate.data.rows import Row, Rows
+from bedplate.data.rows import Row, Rows, blank
 from bedplate.data.splits import normalise
 from bedplate.evaluation.leaks.words import word_vectors
 from bedplate.evaluation.task import Task
@@ -70,7 +70,8 @@ def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
     for rows in sources.values():
         for row in rows.rows:
             text = "\n".join(str(row.get(spec.column) or "") for spec in task.inputs.values())
-            if text.strip() and texts.setdefault(normalise(text), text) is text:
+            if text.strip() and (known := normalise(text)) not in texts:
+                texts[known] = text
                 kept.append((rows.source, row))
     columns = {name: tuple(_value(row.get(name)) for _, row in kept) for name in names}
     if several:
@@ -86,7 +87,7 @@ def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
 def _groups(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     if not columns:
         return [str(number) for number in range(len(rows))]
-    every = [[f"{name}={row[name]}" for name in columns if row.get(name) not in (None, "")] for row in rows]
+    every = [[f"{name}={row[name]}" for name in columns if not blank(row.get(name))] for row in rows]
     return linked([values or [str(number)] for number, values in enumerate(every)])
 
 

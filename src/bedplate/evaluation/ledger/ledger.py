@@ -68,13 +68,19 @@ class Ledger:
             lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier = _earlier(keys, verdicts, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
             number = max((entry["number"] for entry in own), default=1 + earlier)
+            # how many a ledger has besides this verdict, which another home may have written there before
+            besides = {
+                str(chain.path): sum(one["verdict"] != verdict_id for one in chain.entries)
+                for chain in chains
+                if chain.path in kept
+            }
             entry = {
                 "verdict": verdict_id,
                 "number": number,
                 "task": task,
                 "reason": reason,
                 "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "seen": {str(chain.path): len(chain.entries) for chain in chains if chain.path in kept},
+                "seen": besides,
             }
             for chain in chains:
                 if chain.path in kept and all(one["verdict"] != verdict_id for one in chain.entries):

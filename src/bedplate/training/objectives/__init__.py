@@ -3,10 +3,12 @@ completion, `Classification` labels and a head, `Contrastive` texts that belong 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from bedplate.core.errors import ConfigError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.training.objectives.classification import Classification
 from bedplate.training.objectives.contrastive import Contrastive
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, Words
@@ -43,6 +45,11 @@ def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Ob
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise ConfigError(f"the settings of the objective {name}: further is {weight!r}: it is a weight, 0 or more")
         settings["further"] = Further(modules, weight) if modules and weight else None
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    for key in settings:
+        if key not in known:
+            hint = did_you_mean(nearest(key, known)) or f"its settings are {', '.join(known) or 'none'}"
+            raise ConfigError(f"the objective {name} has no setting {key!r}; {hint}")
     try:
         return OBJECTIVES[name](**settings)
     except (TypeError, ValueError) as error:

@@ -18,9 +18,10 @@ from bedplate.economics.numbers.quantities import Amount, Share
 
 @dataclass(frozen=True)
 class MeasuredRung:
-    """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound;
-    else the estimate with its interval. seconds_per_call: of single calls on the machine of the report, None where its
-    price was 0 (the report has dollars only). said: what the verdict says of it; doubts: why that is no PASS."""
+    """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
+    where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
+    the report, None where its price was 0 (the report has dollars only). said: what the verdict says of it; doubts: why
+    that is no PASS."""
 
     source: str
     quality: Share
@@ -33,8 +34,8 @@ class MeasuredRung:
 
 def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
     """The rung's row, with the verdict. ConfigError for a file that is no report, a rung that is not there, skipped or
-    failed, and for a verdict that is not PASS, is exploratory, or whose guards of the rung do not hold, unless the
-    option says why it is used `despite` that."""
+    failed, and for a verdict that is not PASS, is exploratory, or whose guards or requirements of the rung do not hold,
+    unless the option says why it is used `despite` that."""
     report = _read(path, needed_by)
     rows = [row for row in _list(report.get("rungs")) if isinstance(row, Mapping)]
     named = [row for row in rows if row.get("rung") == evidence.rung]
@@ -76,7 +77,7 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
         doubts = (*doubts, f"used all the same: {evidence.despite}")
     return MeasuredRung(
         source=source,
-        quality=_quality(row, confirmed, place),
+        quality=_quality(row, confirmed, _compares(report), place),
         p95_ms=_p95(row, place),
         seconds_per_call=seconds or None,
         train_seconds=_number(row, "train_seconds", place),
@@ -99,12 +100,18 @@ def _doubts(report: Mapping[str, Any], rung: str, place: str) -> tuple[str, ...]
         found.append(f"the report's verdict is {verdict['status']}: {verdict.get('reason') or 'no reason is given'}")
     elif verdict.get("exploratory"):
         found.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
-    guards = report.get("guards")
-    for guard in _list(guards.get(rung)) if isinstance(guards, Mapping) else []:
-        if guard.get("holds") is not True:
-            how = "is broken" if guard.get("holds") is False else "is undecided"
-            found.append(f"the {guard.get('guard')} guard of {rung} {how}: {guard.get('reason')}")
+    beside = [(f"the {one.get('guard')} guard of {rung}", one) for one in _of_rung(report, "guards", rung)]
+    beside += [(f"a requirement of {rung}", one) for one in _of_rung(report, "requirements", rung)]
+    for name, one in beside:
+        if one.get("holds") is not True:
+            how = "is broken" if one.get("holds") is False else "is undecided"
+            found.append(f"{name} {how}: {one.get('reason')}")
     return tuple(found)
+
+
+def _of_rung(report: Mapping[str, Any], part: str, rung: str) -> Sequence[Any]:
+    by_rung = report.get(part)
+    return _list(by_rung.get(rung)) if isinstance(by_rung, Mapping) else []
 
 
 def _confirmed(report: Mapping[str, Any], rung: str) -> Mapping[str, Any] | None:
@@ -131,10 +138,22 @@ def _said(
     other = verdict.get("rung")
     passed = verdict["status"] == "PASS" and (other == rung or confirmed.get("passed") is True)
     what = "PASS" if passed else f"{verdict['status']}{'' if other in (None, rung) else f' of {other}'}, not of {rung}"
+    if _compares(report):
+        system = report["target"].get("against")
+        return (
+            f"the verdict of its report is {what}, by a comparison with {system}, which bounds the difference alone: "
+            f"its quality is an estimate with its interval ({source})",
+        )
     level = _number(confirmed, "lower_confidence", place) or 0.0
     return (
         f"the verdict of its report is {what}: quality at least {lower:.3f} with {level:.1%} confidence ({source})",
     )
+
+
+def _compares(report: Mapping[str, Any]) -> bool:
+    """Whether the bar is what the target is against, so that the bounds are those of a difference."""
+    target = report.get("target")
+    return isinstance(target, Mapping) and target.get("value_given") is False
 
 
 def _read(path: Path, needed_by: str) -> Mapping[str, Any]:
@@ -172,7 +191,7 @@ def _p95(row: Mapping[str, Any], place: str) -> Amount | None:
     return Amount(value=value, low=min(value, *known, value), high=max(value, *known, value))
 
 
-def _quality(row: Mapping[str, Any], confirmed: Mapping[str, Any] | None, place: str) -> Share:
+def _quality(row: Mapping[str, Any], confirmed: Mapping[str, Any] | None, compares: bool, place: str) -> Share:
     estimate, interval = _number(row, "estimate", place), _list(row.get("interval"))
     if estimate is None or len(interval) != 2:
         raise ConfigError(f"{place}: the rung has no estimate with an interval")
@@ -182,7 +201,7 @@ def _quality(row: Mapping[str, Any], confirmed: Mapping[str, Any] | None, place:
         if confirmed is not None and lower is not None:  # what passed reads high: `expected` does not
             expected = _number(confirmed, "expected", place)
             estimate = estimate if expected is None else expected
-            low, high = min(lower, estimate), max(high, estimate)
+            low, high = min(low if compares else lower, estimate), max(high, estimate)
         return Share(value=estimate, low=low, high=high)
     except (TypeError, ValueError):
         raise ConfigError(f"{place}: estimate {estimate!r} with interval {interval!r} is not a share of 1") from None
