@@ -103,7 +103,7 @@ def _holds(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """A type in words."""
+    """A type in words. A class may say in MADE_BY which call gives one."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         words = list(dict.fromkeys(wanted(one) for one in inner))
@@ -126,7 +126,8 @@ def wanted(hint: Any) -> str:
         return f"a list of {several[1]}" if several else "a list"
     if kind.__name__ == "Callable":
         return "a function"
-    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+    maker = getattr(kind, "MADE_BY", "")
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" + (f", as {maker} gives one" if maker else "")
 
 
 def _said(value: object) -> str:

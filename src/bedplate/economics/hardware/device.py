@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from bedplate.core.errors import UsageError
 from bedplate.core.shown import Brief
@@ -58,6 +58,7 @@ class Device(Brief):
     source: str
     as_of: str
     rental: RentalExample | None = None
+    MADE_BY: ClassVar[str] = "bedplate.plan.device(NAME)"
     aliases: tuple[str, ...] = field(default=())
 
     def peak(self, number: str) -> float:
