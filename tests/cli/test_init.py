@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +171,20 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     values = yaml.safe_load(out.read_text("utf-8"))
     assert (values["data"]["target"], values["data"]["group_by"]) == ("category", None)
     assert values["instructions"] == "Sort the message."
+
+
+def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tickets(tmp_path / "tickets.csv")
+    data.write_text(data.read_text("utf-8") + ",billing,c200\n,delivery,c201\n", "utf-8")
+    code, printed, error = run(capsys, data, "--out", tmp_path / "task.yaml", "--yes")
+    assert (code, error) == (0, "")
+    found = re.search(r"(\d+) of 405 rows can be used: (\d+) train, (\d+) valid, (\d+) test", printed)
+    assert found is not None
+    usable, *parts = map(int, found.groups())
+    assert usable == sum(parts)
+    data.write_text(data.read_text("utf-8") + "where is my card,,c202\n", "utf-8")
+    code, _, error = run(capsys, data, "--out", tmp_path / "more.yaml", "--yes")
+    assert code == 1
+    assert "line 407: the label in column 'category' is empty; fill it in or take the row out" in error

@@ -239,6 +239,7 @@ def test_keep_going_reports_the_rows_that_cannot_be_read(
     source.write_bytes(b"review\nfine\ntwo,cells\n\xff\n" + b"fine\n" * 5)
     code, _, error = run(capsys, skin_dir, source, "--out", out)
     assert (code, "in.csv, line 3: 2 fields where the header has 1" in error) == (1, True)
+    assert "--keep-going" in error
     assert not out.exists()
     code, printed, error = run(capsys, skin_dir, source, "--out", out, "--keep-going", "--batch", "3")
     assert (code, "2 could not be predicted" in printed) == (1, True)
@@ -246,7 +247,7 @@ def test_keep_going_reports_the_rows_that_cannot_be_read(
     assert [row["line"] for row in found] == list(range(2, 10))
     assert [place for place, row in enumerate(found) if "error" in row] == [1, 2]
     assert found[1]["error"]["code"] == "invalid_data"
-    assert error.splitlines() == [f"error: line {row['line']}: {row['error']['message']}" for row in found[1:3]]
+    assert error.splitlines() == [f"error: {row['error']['message']}" for row in found[1:3]]
 
 
 def test_overwrite_replaces_what_is_there_once_the_new_is_whole(

@@ -214,3 +214,8 @@ def test_the_room_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_price_that_is_shown_is_the_one_that_is_multiplied(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "llama-3.1-8b", "--tokens", "1B", "--usd-per-hour", "0.105")
+    assert (code, "price: $0.105 an hour" in out) == (0, True)

@@ -177,6 +177,7 @@ def _say(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
 def _list(counts: Counts) -> None:
     """The first rows that failed, each with its reason."""
     for line, message in counts.first_failed:
-        print(f"error: line {line}: {message}", file=sys.stderr)
+        named = f"line {line}:" in message or f"row {line}:" in message
+        print(f"error: {message}" if named else f"error: line {line}: {message}", file=sys.stderr)
     if counts.failed > len(counts.first_failed) > 0:
         print(f"error: and {counts.failed - len(counts.first_failed)} more", file=sys.stderr)

@@ -376,6 +376,11 @@ def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | N
         return text
     if isinstance(value, str) and value in task.labels:
         return value
+    if blank(value):
+        raise DataError(
+            f"{where}: the label in column {column!r} is empty; fill it in or take the row out (only "
+            "`bedplate adapt --label-budget` takes rows without a label)"
+        )
     hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
     what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
     raise DataError(f"{where}: the label {what} in column {column!r} is not one of the task's labels; {hint}")

@@ -38,7 +38,8 @@ def test_hosted_wins_at_low_volume() -> None:
     assert answer(found).endswith("$0.0212 a call; next is tune-small, which costs $8,775 more.")
     why = reasons(found)
     assert why[0] == "prompt-small is out: its quality is only shown to be at least 0.83; 0.88 is wanted."
-    assert why[1].startswith("tune-small costs $8,775 more: +$5,500 tuning work, +$2,967 tuning again")
+    lines = "+$5,500 tuning work, +$2,967 tuning again, +$900 training labels, -$592 all else"
+    assert why[1] == f"tune-small costs $8,775 more: {lines}."
     assert "tune-open: 1 reserved machine is paid day and night and busy 0.065% of the time." in why
 
     # the volume from which tuning pays: USD of a call of each, and what tuning costs beyond the other's setup

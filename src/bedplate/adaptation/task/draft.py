@@ -81,6 +81,7 @@ def draft(
         [
             Record(str(number), row_hash({name: str(row.get(name) or "") for name in chosen}), str(row.get(target)), "")
             for number, row in enumerate(rows.rows)
+            if any(str(row.get(name) or "").strip() for name in chosen)  # without any input a row is left out
         ]
     )
     notes = [*_notes(rows, found, chosen, target, group, answer)]

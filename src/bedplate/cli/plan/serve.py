@@ -219,7 +219,7 @@ def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
 def _notes(plan: ServingPlan) -> Iterator[str]:
     yield f"speeds: {plan.basis}"
     if plan.usd_per_hour is not None:
-        yield f"price: ${plan.usd_per_hour:.3g} an hour and replica ({plan.price_source})"
+        yield f"price: ${plan.usd_per_hour:.4g} an hour and replica ({plan.price_source})"
     else:
         yield f"price: {plan.price_source}; give --usd-per-hour for dollars"
     if plan.memory:

@@ -199,7 +199,7 @@ def _notes(plan: TrainingPlan) -> Iterable[str]:
     if plan.price is None:
         yield f"no price of {plan.device.name} is known; give --usd-per-hour"
     else:
-        yield f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"
+        yield f"price: ${plan.price.usd_per_hour.central:.4g} an hour ({plan.price.source})"
     yield f"device: {plan.device.source}, {plan.device.as_of}"
     yield f"MFU: {plan.mfu_source}"
     yield from plan.suggestions
@@ -220,7 +220,7 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     show((Column("least", prose=True), *columns), rows)
     if formulas:
         show_formulas(FORMULAS)
-    _show_lines([f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"])
+    _show_lines([f"price: ${plan.price.usd_per_hour.central:.4g} an hour ({plan.price.source})"])
     _show_lines(dict.fromkeys(plan.optimal.warnings))
 
 

@@ -74,7 +74,7 @@ function priceOfConstraints({ outcomes, answer, unconstrained }) {
   return `Without ${names} it would be ${free.name} at ${usd(free.total)}${chosen ? `: ${names} costs ${usd(chosen.net - free.net)}` : ""}.`;
 }
 
-/** Where the difference lies: the lines that are more than a twentieth of the sum of all differences. */
+/** Where the difference lies: the lines that are more than a twentieth of the sum of all differences, then the rest. */
 function compared(one, chosen) {
   const ours = byName(chosen),
     theirs = byName(one);
@@ -84,6 +84,8 @@ function compared(one, chosen) {
   ]);
   const whole = differences.reduce((sum, [, amount]) => sum + Math.abs(amount), 0);
   const told = differences.filter(([, amount]) => Math.abs(amount) > 0.05 * whole).sort((a, b) => b[1] - a[1]);
+  const rest = differences.reduce((sum, [, amount]) => sum + amount, 0) - told.reduce((sum, [, amount]) => sum + amount, 0);
+  if (Math.abs(rest) > 0.0005 * whole) told.push(["all else", rest]);
   return `${one.name} costs ${usd(one.net - chosen.net)} more: ${told.map(([what, amount]) => `${amount > 0 ? "+" : "-"}${usd(Math.abs(amount))} ${what}`).join(", ")}.`;
 }
 

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
-from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading, good
+from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.engine.requests import Request, Terms
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.prediction import Prediction
@@ -73,10 +73,10 @@ class Source:
         """The rows as they come, each as the inputs by name and perhaps its `id`. DataError for a table without a
         column that is needed, and for a row that cannot be read."""
         found = self.kind.read(stream, str(self.path))
-        if not self.keep_going:
-            found = good(found)
         columns: dict[str, str] | None = None
         for row in found:
+            if isinstance(row, BadRow) and not self.keep_going:
+                raise DataError(f"{row.message} (--keep-going answers the other rows)")
             if isinstance(row, BadRow) or not self.kind.columns:
                 yield row
                 continue

@@ -13,6 +13,7 @@ from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE, NOT
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_LINE = 0.05
+_NOTHING = 0.0005
 
 
 def answer(decision: Decision) -> str:
@@ -89,7 +90,7 @@ def _price_of_constraints(decision: Decision) -> str:
 
 
 def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
-    """Where the difference lies: the lines that are more than a twentieth of the sum of all differences."""
+    """Where the difference lies: lines of more than a twentieth of the sum of all differences, then the rest."""
     ours, theirs = _by_name(best), _by_name(one)
     differences = {what: theirs.get(what, 0.0) - ours.get(what, 0.0) for what in dict.fromkeys([*theirs, *ours])}
     whole = sum(abs(amount) for amount in differences.values())
@@ -98,6 +99,9 @@ def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
         key=lambda pair: -pair[1],
     )
     parts = [f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {what}" for what, amount in told]
+    rest = sum(differences.values()) - sum(amount for _, amount in told)
+    if abs(rest) > _NOTHING * whole:
+        parts.append(f"{'+' if rest > 0 else '-'}{usd(abs(rest))} all else")
     return f"{one.name} costs {usd(one.net_usd - best.net_usd)} more: {', '.join(parts)}."
 
 
