@@ -47,7 +47,7 @@ def test_people_see_formulas_and_where_speeds_are_from(capsys: pytest.CaptureFix
     code, out, err = call(capsys, "small", "--machine", measured, *options)
     assert (code, err) == (0, "")
     flat = " ".join(out.split())
-    for part in ("usd per call", "idle machines are paid for", "measured 2026-01-02: small, int4", "$0.5 an hour"):
+    for part in ("usd per call", "idle machines are paid for", "measured 2026-01-02: small, int4", "$0.50 an hour"):
         assert part in flat
     code, out, _ = call(capsys, "small", "--machine", measured)
     assert code == 0

@@ -217,9 +217,11 @@ def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
 
 
 def _notes(plan: ServingPlan) -> Iterator[str]:
+    from bedplate.economics.numbers.money import usd_an_hour
+
     yield f"speeds: {plan.basis}"
     if plan.usd_per_hour is not None:
-        yield f"price: ${plan.usd_per_hour:.4g} an hour and replica ({plan.price_source})"
+        yield f"price: {usd_an_hour(plan.usd_per_hour)} an hour and replica ({plan.price_source})"
     else:
         yield f"price: {plan.price_source}; give --usd-per-hour for dollars"
     if plan.memory:

@@ -196,16 +196,19 @@ def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
 
 
 def _notes(plan: TrainingPlan) -> Iterable[str]:
+    from bedplate.economics.numbers.money import usd_an_hour
+
     if plan.price is None:
         yield f"no price of {plan.device.name} is known; give --usd-per-hour"
     else:
-        yield f"price: ${plan.price.usd_per_hour.central:.4g} an hour ({plan.price.source})"
+        yield f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"
     yield f"device: {plan.device.source}, {plan.device.as_of}"
     yield f"MFU: {plan.mfu_source}"
     yield from plan.suggestions
 
 
 def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
+    from bedplate.economics.numbers.money import usd_an_hour
     from bedplate.economics.training.budget import FORMULAS
 
     out = console()
@@ -220,7 +223,7 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     show((Column("least", prose=True), *columns), rows)
     if formulas:
         show_formulas(FORMULAS)
-    _show_lines([f"price: ${plan.price.usd_per_hour.central:.4g} an hour ({plan.price.source})"])
+    _show_lines([f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"])
     _show_lines(dict.fromkeys(plan.optimal.warnings))
 
 

@@ -20,6 +20,11 @@ def usd(value: float) -> str:
     return f"{sign}${figures(value, 3)}"
 
 
+def usd_an_hour(value: float) -> str:
+    """A price that is multiplied: $2.00, $3.154, $0.105."""
+    return f"${value:,.2f}" if round(value, 2) == value else f"${figures(value, 4)}"
+
+
 def short_usd(value: float) -> str:
     """For narrow columns: $6,806, $22.7k, $2.75M."""
     if value >= 1e6:
