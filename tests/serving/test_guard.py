@@ -404,5 +404,9 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     assert [one["state"] for one in keys_command("list", *on)["keys"]] == ["disabled"]
     assert "no key with the id" in keys_command("revoke", "000000000000", *on, code=2)["error"]["message"]
     assert "expires" in keys_command("create", "x", *on, "--expires", "soon", code=2)["error"]["message"]
+    assert "is over" in keys_command("create", "x", *on, "--expires", "2020-01-01", code=2)["error"]["message"]
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "said", *on])
+    assert f"--keys {path}" in capsys.readouterr().out
     keys_command("create", "by default")
     assert stat.S_IMODE((isolated_home / "keys.yaml").stat().st_mode) == 0o600
