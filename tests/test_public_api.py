@@ -152,7 +152,7 @@ def test_what_is_asked_for_is_said_in_words() -> None:
         (lambda: bedplate.adapt("task.yaml", "out", rungs="lora"), "rungs is the text 'lora'; give a list of texts or"),
         (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is the text '10m'; give a number or None"),
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
-        (lambda: bedplate.plan.train(device="h100"), "device is the text 'h100'; give a Device, as bedplate.plan.device"),
+        (lambda: bedplate.plan.train(device="h100"), "device is the text 'h100'; give a Device, as bedplate.plan.dev"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
     ):
