@@ -152,16 +152,10 @@ def test_what_is_asked_for_is_said_in_words() -> None:
         (lambda: bedplate.adapt("task.yaml", "out", rungs="lora"), "rungs is the text 'lora'; give a list of texts or"),
         (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is the text '10m'; give a number or None"),
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
-        (
-            lambda: bedplate.plan.train(device="h100"),
-            "device is the text 'h100'; give a Device, as bedplate.plan.device",
-        ),
+        (lambda: bedplate.plan.train(device="h100"), "device is the text 'h100'; give a Device, as bedplate.plan.dev"),
         (lambda: bedplate.plan.Target(total_seconds="6"), "total_seconds is the text '6'; give a number or None"),
         (lambda: bedplate.plan.Engine(max_rows="8"), "max_rows is the text '8'; give a whole number"),
-        (
-            lambda: bedplate.plan.Traffic("250~900", 80),
-            "prompt is the text '250~900'; give a Lengths, as bedplate.plan.l",
-        ),
+        (lambda: bedplate.plan.Traffic("250~900", 80), "prompt is the text '250~900'; give a Lengths, as bedplate.pl"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
     ):

@@ -135,9 +135,8 @@ def wanted(hint: Any) -> str:
     if kind.__name__ == "Callable":
         return "a function"
     maker = getattr(kind, "MADE_BY", "")
-    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" + (
-        f", as {maker} gives one" if maker else ""
-    )
+    words = f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+    return f"{words}, as {maker} gives one" if maker else words
 
 
 def _said(value: object) -> str:
