@@ -230,6 +230,9 @@ def test_tokens_in_any_minute_and_the_debt_of_a_long_answer(monkeypatch):
     windows.use_tokens(key, 60)
     with pytest.raises(LimitError):
         windows.need_tokens(key, 50)
+    with pytest.raises(LimitError, match="try again in 29 s") as refused:
+        windows.need_tokens(key, 47)
+    assert refused.value.headers["retry-after"] == "29"
     windows.need_tokens(key, 40)
     windows.use_tokens(key, 240)
     assert windows.headers(key)["x-ratelimit-remaining-tokens"] == "0"
