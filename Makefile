@@ -31,7 +31,8 @@ pretrain-demo: $(VENV)/.installed-serve
 
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
 kernels: $(VENV)/.installed-test
-	$(PYTEST) -m slow -rs tests/inference/native/test_native_arm.py tests/inference/native/test_native_wheel.py
+	$(PYTEST) -m slow -rs tests/inference/native/test_native.py tests/inference/native/test_native_arm.py \
+		tests/inference/native/test_native_wheel.py
 
 check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .

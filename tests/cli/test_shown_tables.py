@@ -171,14 +171,3 @@ def test_wide_and_pipes_have_every_column(capsys: pytest.CaptureFixture[str], mo
     assert "not shown" not in wide
     assert run("pull", "--list", "--json") == 0
     assert json.loads(capsys.readouterr().out)
-
-
-def test_a_rule_of_thumb_is_no_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.report.sample import report
-
-    from bedplate.cli.adapt import show
-    from bedplate.report.run_report import Report
-
-    show(Report(report(), tmp_path))
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "rule of thumb (labels): that the best tuned skin beats the best prompted one is undecided" in printed

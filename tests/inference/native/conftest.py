@@ -10,11 +10,13 @@ from bedplate.inference.native.levels import LEVELS, Level
 from bedplate.inference.native.library import Library, load
 
 EVEX = "avx2_vnni in AVX-512's encoding"
+_EVEX = [pytest.param(EVEX, marks=pytest.mark.slow)] if "avx512_vnni" in here() else []
 
 
-@pytest.fixture(scope="module", params=[*here(), *([EVEX] if "avx512_vnni" in here() else [])])
+@pytest.fixture(scope="module", params=[*here(), *_EVEX])
 def library(request: pytest.FixtureRequest) -> Library:
-    """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have."""
+    """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have (`make kernels`
+    runs it: no processor is given that build)."""
     if request.param == EVEX:
         same, wide = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
         flags = (*(flag for flag in same.flags if flag != "-mavxvnni"), *wide)
