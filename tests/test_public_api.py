@@ -153,11 +153,24 @@ def test_what_is_asked_for_is_said_in_words() -> None:
         (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is the text '10m'; give a number or None"),
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
         (lambda: bedplate.plan.train(device="h100"), "device is the text 'h100'; give a Device, as bedplate.plan.dev"),
+        (lambda: bedplate.plan.Target(total_seconds="6"), "total_seconds is the text '6'; give a number or None"),
+        (lambda: bedplate.plan.Engine(max_rows="8"), "max_rows is the text '8'; give a whole number"),
+        (lambda: bedplate.plan.Traffic("250~900", 80), "prompt is the text '250~900'; give a Lengths, as bedplate.pl"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             call()  # type: ignore[no-untyped-call]
+
+
+def test_what_is_too_long_for_a_line_loses_whole_parts_of_its_middle() -> None:
+    plan = bedplate.plan.train("llama-3.1-8b", 1e12, bedplate.plan.device("h100"), 256)
+    told = [f"{name}={value}" for name, value in plan._told()]
+    begin, end = re.fullmatch(r"<TrainingPlan (.*), … \d+ more …, (.*)>", repr(plan)).groups()  # type: ignore[union-attr]
+    kept = [*begin.split(", "), *end.split(", ")]
+    assert begin == ", ".join(told[: len(begin.split(", "))])
+    assert end == ", ".join(told[-len(end.split(", ")) :])
+    assert len(kept) < len(told)
 
 
 def members() -> list[str]:

@@ -230,6 +230,9 @@ def test_tokens_in_any_minute_and_the_debt_of_a_long_answer(monkeypatch):
     windows.use_tokens(key, 60)
     with pytest.raises(LimitError):
         windows.need_tokens(key, 50)
+    with pytest.raises(LimitError, match="try again in 29 s") as refused:
+        windows.need_tokens(key, 47)
+    assert refused.value.headers["retry-after"] == "29"
     windows.need_tokens(key, 40)
     windows.use_tokens(key, 240)
     assert windows.headers(key)["x-ratelimit-remaining-tokens"] == "0"
@@ -404,5 +407,9 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     assert [one["state"] for one in keys_command("list", *on)["keys"]] == ["disabled"]
     assert "no key with the id" in keys_command("revoke", "000000000000", *on, code=2)["error"]["message"]
     assert "expires" in keys_command("create", "x", *on, "--expires", "soon", code=2)["error"]["message"]
+    assert "is over" in keys_command("create", "x", *on, "--expires", "2020-01-01", code=2)["error"]["message"]
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "said", *on])
+    assert f"--keys {path}" in capsys.readouterr().out
     keys_command("create", "by default")
     assert stat.S_IMODE((isolated_home / "keys.yaml").stat().st_mode) == 0o600

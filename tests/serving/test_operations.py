@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.forked import Command
 
 from bedplate.cli.main import VERBS, main
+from bedplate.core.config import Strict
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.call.state import ServerState
@@ -423,6 +424,28 @@ def test_the_documented_server_file_is_valid():
     shown = re.search(r"^```text\n(# server\.yaml\n.*?)^```", text, re.M | re.S)
     assert shown is not None
     assert ServerConfig.model_validate(yaml.safe_load(shown[1])).keys is not None
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8").split("## The server's file")[1]
+    other = re.search(r"^```text\n(.*?)^```", page, re.M | re.S)
+    assert other is not None
+    price = ServerConfig.model_validate(yaml.safe_load(other[1])).price
+    assert price is not None
+    assert price.as_of == "2026-11-24"
+
+
+def test_every_key_of_the_servers_file_is_documented_with_its_default():
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    shown = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text.split("Every key,")[1].split("\n## ")[0], re.M))
+    wanted: dict[str, Any] = {}
+    for name, field in ServerConfig.model_fields.items():
+        if isinstance(field.default, Strict) and name not in shown:
+            wanted |= {f"{name}.{key}": value for key, value in field.default}
+        else:
+            wanted[name] = field.default
+    assert list(shown) == sorted(shown, key=list(wanted).index)
+    assert shown.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if isinstance(value, bool | int | float | str):
+            assert shown[name] == (str(value).lower() if isinstance(value, bool | str) else f"{value:.12g}"), name
 
 
 def test_every_metric_in_the_documentation_is_written(files, tmp_path):

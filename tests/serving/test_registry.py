@@ -293,7 +293,7 @@ def test_names():
     for name in ("", "a:b", "a\nb"):
         with pytest.raises(UsageError, match="cannot be a model name"):
             registry.add(Skin(skin.engine, name))
-    with pytest.raises(UnknownModelError):
+    with pytest.raises(UnknownModelError, match="none of those that are here"):
         registry.find("a", Caller(models=frozenset({"b"})))
 
 

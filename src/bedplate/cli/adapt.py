@@ -272,11 +272,11 @@ def show(report: Report, directory: Path = Path()) -> None:
         outcomes = {
             "true": "held",
             "false": "did not hold",
-            "undecided": "is undecided",
-            "not_tested": "was not tested",
+            "undecided": "undecided",
+            "not_tested": "not tested",
         }
         how = outcomes[one["held"]]
-        screen.print(f"rule of thumb ({one['rule']}) {how}: {escape(one['prediction'])}")
+        screen.print(f"rule of thumb ({one['rule']}), that {escape(one['prediction'])}: {how}")
     if data["data"].get("second_labels"):
         screen.print(escape(data["data"]["second_labels"]["said"]))
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]

@@ -14,6 +14,8 @@ from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from bedplate.serving.callers.keys import Key, KeysFile
 
 
@@ -95,6 +97,7 @@ def keys(
         print(json.dumps({"id": id_, "key": secret, "file": str(path)}))
     else:
         print(f"{secret}\n(the key {id_} in {path}; it is not shown again)")
+        print(f"a server asks for keys with `bedplate serve … --keys {path}`, or `keys: {path}` in its file")
 
 
 def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
@@ -105,6 +108,8 @@ def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
 
     from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
 
+    if given["expires"] is not None:
+        given = {**given, "expires": _moment(given["expires"])}
     id_, secret, hash_ = new_secret()
     now = datetime.now(UTC).replace(microsecond=0)
     try:
@@ -114,6 +119,20 @@ def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     change_keys(path, lambda found: KeysFile(keys=(*found.keys, key)))
     return id_, secret
+
+
+def _moment(text: str) -> datetime:
+    """A time to come, of `--expires`; without a zone it is UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"--expires {text}: that is no date; write it as in 2027-01-31 or 2027-01-31T18:00") from error
+    moment = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+    if moment <= datetime.now(UTC):
+        raise UsageError(f"--expires {text} is over, so the key would never be taken; give a later date")
+    return moment
 
 
 def _list(found: KeysFile, as_json: bool) -> None:

@@ -7,6 +7,7 @@ Only the types are looked at; what a value may be is each function's own to say.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import numbers
@@ -14,7 +15,7 @@ import os
 import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bedplate.core.errors import UsageError
 from bedplate.core.shown import shortened
@@ -58,6 +59,13 @@ def need(name: str, value: object, hint: Any) -> None:
     """UsageError where the value of the argument `name` is not of the type `hint`."""
     if not fits(value, hint):
         raise UsageError(f"{name} is {_said(value)}; give {wanted(hint)}")
+
+
+def need_fields(one: Any) -> None:
+    """UsageError for the first field of a dataclass whose value is not of its type."""
+    hints = get_type_hints(type(one))
+    for field in dataclasses.fields(one):
+        need(field.name, getattr(one, field.name), hints[field.name])
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -26,6 +26,21 @@ def shortened(text: str, most: int = MOST) -> str:
     return f"{text[:head]} … {text[head + 3 - most :]}"
 
 
+def _whole(parts: Sequence[str], most: int) -> str:
+    """Parts with commas between them, those in their middle left out where all are too long: none of them is cut."""
+    if len(", ".join(parts)) <= most:
+        return ", ".join(parts)
+    room, head = most, 0
+    while head < len(parts) and len(parts[head]) + 2 <= room - most // 3:
+        room -= len(parts[head]) + 2
+        head += 1
+    tail = len(parts)
+    while tail > head and len(parts[tail - 1]) + 2 <= room:
+        tail -= 1
+        room -= len(parts[tail]) + 2
+    return ", ".join([*parts[:head], f"… {tail - head} more …", *parts[tail:]])
+
+
 def few(names: Sequence[str], most: int = 5) -> str:
     """Names with commas between them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -70,7 +85,7 @@ class Brief:
 
     def __repr__(self) -> str:
         parts = [f"{name}={value}" for name, value in self._told()]
-        return f"<{type(self).__name__} {shortened(', '.join(parts), 2 * MOST)}>"
+        return f"<{type(self).__name__} {_whole(parts, 2 * MOST)}>"
 
     def _repr_html_(self) -> str:
         return table(type(self).__name__, (), self._told())

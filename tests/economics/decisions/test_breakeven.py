@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, PRICES, decided
 
+from bedplate.core.errors import UsageError
 from bedplate.economics.bills.decisions.bill import Bill, Fleet, Volume
 from bedplate.economics.bills.decisions.breakeven import cheaper_from
 from bedplate.economics.bills.decisions.words import as_values, break_even
@@ -28,6 +29,11 @@ def by_hand(prefix: float = 500, input_: float = 100, output: float = 50, multip
     prompted = (prefix * 0.5 + input_ * 4 + output * 20) / 1e6
     tuned = (20 * 0.5 + input_ * 4 + output * 20) * multiplier / 1e6
     return EXTRA / (prompted - tuned) / DAYS if prompted > tuned else None
+
+
+def test_a_pair_that_names_no_option_is_refused() -> None:
+    with pytest.raises(UsageError, match="no option 'tunned'; its options are prompt, tuned"):
+        decided({"prompt": HOSTED, "tuned": TUNED}).break_even("tunned", "prompt")
 
 
 def test_tuning_never_pays_where_its_premium_is_more_than_the_spared_prompt() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bedplate.core.arguments import need_fields
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import EngineSpeed, Machine
@@ -36,6 +37,7 @@ class Engine:
     accepted: float = 0.0
 
     def __post_init__(self) -> None:
+        need_fields(self)
         whole(max_rows=self.max_rows, max_step_tokens=self.max_step_tokens)
         at_least(0, adapter_rank=self.adapter_rank, drafted=self.drafted)
 

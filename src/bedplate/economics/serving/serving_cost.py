@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from bedplate.core.arguments import need_fields
 from bedplate.core.errors import UsageError
 from bedplate.core.shown import Brief
 from bedplate.economics.hardware.machine import Load
@@ -47,6 +48,7 @@ class Target:
     share: float = 0.95
 
     def __post_init__(self) -> None:
+        need_fields(self)
         given = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
         positive(**{name: value for name, value in given.items() if value is not None})
         if not 0 < self.share < 1:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
+from bedplate.core.arguments import need_fields
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import count_of
@@ -30,6 +31,8 @@ class Lengths:
     fixed: `low`. uniform: `low` … `high`. lognormal: median `low`, 95th percentile `high`. listed: `values`, each as
     likely as it is frequent.
     """
+
+    MADE_BY: ClassVar[str] = "bedplate.plan.lengths(TEXT)"
 
     kind: Literal["fixed", "uniform", "lognormal", "listed"]
     low: int
@@ -134,6 +137,7 @@ class Traffic:
     skins: int = 1
 
     def __post_init__(self) -> None:
+        need_fields(self)
         if self.skin_tokens < 0:
             raise UsageError(f"a skin's prompt of {self.skin_tokens} tokens: it must be at least 0")
         if self.skins < 1:

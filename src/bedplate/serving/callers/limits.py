@@ -6,6 +6,7 @@ minute by how much of it is still in view: a moving window keeps an entry per to
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -39,7 +40,9 @@ class KeyWindows:
             if not self._requests.hit(item, "requests", key.id):
                 reset = self._requests.get_window_stats(item, "requests", key.id).reset_time
                 wait = max(1.0, reset - time.time())
-                raise LimitError(f"this API key may ask {per_minute} times a minute; try again in {wait:.0f} s", wait)
+                raise LimitError(
+                    f"this API key may ask {per_minute} times a minute; try again in {math.ceil(wait)} s", wait
+                )
         self._running[key.id] += 1
 
     def end(self, id_: str) -> None:
@@ -65,7 +68,7 @@ class KeyWindows:
         if not self._tokens.test(item, "tokens", key.id, cost=max(count, 1)):
             # The window lets go evenly: what is missing frees at the rate at which it was used, at most in a minute.
             wait = max(1.0, _MINUTE * min(1.0, count / most))
-            raise LimitError(f"this API key may use {most} tokens a minute; try again in {wait:.0f} s", wait)
+            raise LimitError(f"this API key may use {most} tokens a minute; try again in {math.ceil(wait)} s", wait)
 
     def use_tokens(self, key: Key, count: int) -> None:
         """Counts tokens that were computed, also those over the limit: a long answer is a debt of the next calls. Below

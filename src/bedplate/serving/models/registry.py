@@ -256,7 +256,8 @@ class Registry:
         served = self.models.get(name) if caller.may_use(name) else None
         if served is None:
             known = ", ".join(_first(one.name for one in self.visible(caller)))
-            raise UnknownModelError(f"there is no model {name[:100]!r} here; the models are: {known}", param="model")
+            told = f"the models are: {known}" if known else "the caller may use none of those that are here"
+            raise UnknownModelError(f"there is no model {name[:100]!r} here; {told}", param="model")
         return served
 
     async def lease(self, wanted: ModelWanted) -> Lease:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from bedplate.core.errors import UsageError
 from bedplate.core.shown import Brief
 from bedplate.economics.bills.decisions.bill import DAYS_PER_YEAR, Bill, Volume
 from bedplate.economics.bills.decisions.breakeven import (
@@ -92,7 +93,11 @@ class Decision(Brief):
         return next((one for one in self.outcomes if one.name == self.answer), None)
 
     def break_even(self, option: str, against: str) -> BreakEvenVolume | None:
-        """Of two options, whichever of them is the dearer to start."""
+        """Of two options, whichever of them is the dearer to start. UsageError for what is no option of the case."""
+        known = [one.name for one in self.outcomes]
+        for name in (option, against):
+            if name not in known:
+                raise UsageError(f"the case has no option {name!r}; its options are {', '.join(known)}")
         pair = {option, against}
         return next((one for one in self.break_evens if {one.option, one.against} == pair), None)
 
