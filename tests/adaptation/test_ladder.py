@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from tests import recomputed
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 
@@ -53,6 +55,19 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
         task = write_task(directory, tiny_base, prompt=OWN_PROMPT)
         report = adapt(task, directory / "out", seed=0, rungs=ALONE)
     return report, directory, task
+
+
+def test_its_numbers_follow_from_its_rows_without_the_project(run: tuple[Report, Path, Path]):
+    """By a script that knows formulas only."""
+    assert not re.search(r"^\s*(import|from) bedplate", Path(recomputed.__file__).read_text(), re.MULTILINE)
+    report = json.loads((run[1] / "out" / "report.json").read_text())
+    found = list(recomputed.recomputed(report))
+    assert len(found) > 60
+    assert [what for what, said, computed in found if abs(said - computed) > 1e-9] == []
+    test = report["rows"]["test"]["from_scratch"]
+    assert len({row["group"] for row in test}) < len(test)
+    test[0]["score"] = 1 - test[0]["score"]
+    assert any(abs(said - computed) > 1e-9 for _, said, computed in recomputed.recomputed(report))
 
 
 def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Report, Path, Path]):

@@ -424,6 +424,12 @@ def test_the_documented_server_file_is_valid():
     shown = re.search(r"^```text\n(# server\.yaml\n.*?)^```", text, re.M | re.S)
     assert shown is not None
     assert ServerConfig.model_validate(yaml.safe_load(shown[1])).keys is not None
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8").split("## The server's file")[1]
+    other = re.search(r"^```text\n(.*?)^```", page, re.M | re.S)
+    assert other is not None
+    price = ServerConfig.model_validate(yaml.safe_load(other[1])).price
+    assert price is not None
+    assert price.as_of == "2026-11-24"
 
 
 def test_every_key_of_the_servers_file_is_documented_with_its_default():

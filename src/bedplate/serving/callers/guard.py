@@ -170,7 +170,7 @@ def check_open(config: ServerConfig) -> None:
     if config.keys is None and not config.open and not is_loopback(config.host):
         raise UsageError(
             f"{config.host} can be reached from other machines, and there are no API keys; give a keys file "
-            "(`bedplate keys create`, then `keys:` in the server's file), or say --open"
+            "(`bedplate keys create`, then --keys or `keys:` in the server's file), or say --open"
         )
 
 

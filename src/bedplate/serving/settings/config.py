@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.files import bedplate_home
@@ -93,11 +94,16 @@ class ResponsesConfig(Strict):
         return self.bytes_per_tenant > 0 and self.bytes_in_all > 0
 
 
+def _day(value: object) -> object:
+    """YAML reads a day without quotes as a date."""
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
 class PriceConfig(Strict):
     """What an hour of this machine costs, and when that was true."""
 
     usd_per_hour: Annotated[float, Field(gt=0)]
-    as_of: str
+    as_of: Annotated[str, BeforeValidator(_day)]
 
 
 class LogsConfig(Strict):
