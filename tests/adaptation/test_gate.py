@@ -258,7 +258,7 @@ def test_nominees_are_compared_on_the_same_rows_and_corrected():
 
 
 def test_what_passed_is_expected_to_be_lower_than_it_reads():
-    """Candidates that read alike on valid are drawn together; test counts by its precision: the formula, by hand."""
+    """Candidates that read alike on valid are drawn together; test counts by its rows: the formula, by hand."""
     seen = {name: evaluation(rate(k, 400), split="valid") for name, k in (("a", 350), ("b", 330), ("c", 320))}
     test = evaluation(rate(356, 400))
     read = np.array([0.875, 0.825, 0.8])
@@ -266,9 +266,11 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     noise = share * (1 - share) / 400
     spread = max(0.0, read.var(ddof=1) - noise.mean())
     shrunk = read.mean() + spread / (spread + noise[0]) * (read[0] - read.mean())
-    own = 357 / 402 * (45 / 402) / 400
-    by_hand = (shrunk / noise[0] + 0.89 / own) / (1 / noise[0] + 1 / own)
+    by_hand = (shrunk + 0.89) / 2
     assert gate.expected("a", test, seen) == pytest.approx(by_hand)
+    small = evaluation(rate(20, 100))
+    alone = {"a": evaluation(rate(99, 100), split="valid")}
+    assert gate.expected("a", small, alone) == pytest.approx(119 / 200)  # nor does the higher of two count more
     assert by_hand < 0.885 < test.estimate
     nomination = gate.Nomination(("a",), "a", None, {})
     found = gate.confirm([("a", test)], seen, target=0.8, alpha=0.05)

@@ -76,6 +76,10 @@ def test_the_latest_replies_are_remembered_and_no_more():
     assert latest == {"a": "abcd", "b": "abcd"}
     latest.note("c", "abcd")
     assert list(latest) == ["b", "c"]
+    owners: Latest[int] = Latest(3)
+    for i in range(10):
+        owners.note(str(i), i)
+    assert list(owners) == ["7", "8", "9"]
 
 
 SLOW_WORK = """

@@ -2,7 +2,8 @@
 
 The best of several estimates reads too high, and so does one that was looked at because it passed. The estimate on
 valid, from which nominees were chosen, is shrunk toward the mean of all candidates by empirical Bayes (Efron & Morris
-1975, JASA 70:311) and then averaged with the one on test, each by its precision.
+1975, JASA 70:311) and then averaged with the one on test, each by the independent rows that it is worth: by their own
+variances the higher one would count more, as a share near 1 varies less.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> floa
         noise = float(np.mean([_variance(one) for one in valid.values()]))
         spread = max(0.0, float(read.var(ddof=1)) - noise)
         shrunk = float(read.mean()) + spread / (spread + variance) * (own - float(read.mean()))
-    weights = 1 / variance, 1 / _variance(test)
-    return (weights[0] * shrunk + weights[1] * test.estimate) / sum(weights)
+    rows = [one.n / max(one.design_effect, 1.0) for one in (valid[name], test)]
+    return (rows[0] * shrunk + rows[1] * test.estimate) / sum(rows)
 
 
 def _variance(one: Estimated) -> float:
