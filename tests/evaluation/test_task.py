@@ -247,8 +247,8 @@ def test_a_limit_keeps_whole_groups_and_counts_the_rest(tmp_path: Path) -> None:
     [
         ({"text": "a", "y": "yess"}, r"rows.jsonl, line 51: the label 'yess' .*did you mean 'yes'\? labels: no, yes"),
         ({"text": "a", "y": True}, r"line 51: the label True \(bool, not text\)"),
-        ({"text": "a", "y": None}, "line 51: the label None"),
-        ({"text": "a"}, "line 51: the label None"),
+        ({"text": "a", "y": None}, "line 51: the label in column .y. is empty"),
+        ({"text": "a"}, "line 51: the label in column .y. is empty"),
         ({"text": 3, "y": "yes"}, "line 51: column 'text' holds 3, which is int, not text"),
         ({"text": "a\ud800", "y": "yes"}, "line 51: .*surrogate"),
     ],

@@ -7,7 +7,7 @@ import lzma
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nltk.lm import KneserNeyInterpolated
 from nltk.util import everygrams
@@ -22,6 +22,7 @@ streams = st.lists(st.integers(0, 5), min_size=8, max_size=60)
 
 @settings(max_examples=40, deadline=None)
 @given(streams, st.integers(1, 5), st.lists(st.integers(-1, 5), min_size=4, max_size=4))
+@example([0, 1, 0, 0, 0, 0, 0, 1, 0, 2, 0], 3, [0, 0, 0, 1])  # the discount of two would be below 0
 def test_probabilities_of_all_tokens_are_one_together(stream: list[int], order: int, history: list[int]) -> None:
     model = NgramModel(np.array(stream), 6, order)
     before = np.tile(np.array(history[4 - (order - 1) :], dtype=np.int64), (6, 1)).reshape(6, order - 1)

@@ -107,9 +107,10 @@ class NgramModel:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """By min(count, 3): Chen and Goodman's equation 26; a count that never occurs has the plain discount."""
+    """By min(count, 3): Chen and Goodman's equation 26. A count that never occurs, or whose discount would not be
+    above 0 (a short text), has the plain discount: without any, what was never seen would be impossible."""
     n1, n2, n3, n4 = (int((counts == n).sum()) for n in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
     pairs = ((1, n1, n2), (2, n2, n3), (3, n3, n4))
-    found = [0.0] + [n - (n + 1) * y * after / own if own else y for n, own, after in pairs]
-    return np.clip(np.array(found), 0.0, [0.0, 1.0, 2.0, 3.0])
+    found = [n - (n + 1) * y * after / own if own else y for n, own, after in pairs]
+    return np.array([0.0, *(one if one > 0 else y for one in found)])
