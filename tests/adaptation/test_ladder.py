@@ -335,6 +335,20 @@ def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_on_other_rows_in_the_same_directory_is_told_what_it_replaces(
+    toy_task: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    def told(*overrides: str) -> list[str]:
+        caplog.clear()
+        adapt(toy_task, tmp_path / "out", rungs=["majority"], overrides=overrides)
+        return [message for message in caplog.messages if "holds a run on other rows" in message]
+
+    assert told() == []
+    assert told("adapt.target.value=0.7") == []
+    assert len(told("data.seed=5")) == 1
+    assert told("data.seed=5") == []
+
+
 def test_halving_ends_with_one_on_all_rows():
     assert stages_for(500, 100) == [Stage(100, 2), Stage(250, 1), Stage(None, 1)]
     assert stages_for(50, 100) == [Stage(None, 1)]

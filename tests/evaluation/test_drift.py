@@ -285,7 +285,7 @@ def compared(right: int, n: int) -> Quality:
         ),
         ([shift(False)], measured(83, 100), "undecided", "rows in all"),
         ([shift(False)], quality(evaluation(83, 100), None, 0.01), "undecided", "no report"),
-        ([shift(False)], compared(190, 200), "keep", "is 0.950 on the new rows where the skin's report's interval"),
+        ([shift(False)], compared(190, 200), "keep", "on the new rows where the interval in the skin's report"),
         ([shift(False)], compared(190, 200), "keep", "promises 0.850 and its bar was a comparison on the test rows"),
         ([shift(False)], compared(190, 200), "keep", "it is above the promise beyond chance"),
         ([shift(False)], compared(172, 200), "undecided", "on which side of the promise it is takes"),

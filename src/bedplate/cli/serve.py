@@ -165,7 +165,8 @@ def serve(
             print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
 
     with starting:
-        starting.enter_context(left_alone())  # a look through all that was loaded stops every call for half a second
+        # a look through all that was loaded stops every call for a third of a second
+        starting.enter_context(left_alone())
         starting.enter_context(Progress("starting the server", unit=""))
         ended = run(settings, skin or (), on_ready=announce)
     if not ended:

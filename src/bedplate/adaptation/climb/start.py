@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -28,7 +29,9 @@ from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.task import Task
-from bedplate.skins.run import SETTINGS_FILE, Run
+from bedplate.skins.run import RUN_FILE, SETTINGS_FILE, Run
+
+log = logging.getLogger("bedplate.adaptation")
 
 LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
@@ -84,6 +87,7 @@ def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Pat
     """Write down what the run in `out` is asked for, and which rows are in which split."""
     first = contexts[0]
     parent = first.parent
+    _tell_of_other_rows(out, first)
     atomic_write(out / SETTINGS_FILE, dump_config(first.task))
     Run(
         id=sha256_json({"run": str(out.absolute()), **fingerprint(first)}),
@@ -100,6 +104,17 @@ def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Pat
         environment=environment(),
     ).write(out)
     write_splits(out, data)
+
+
+def _tell_of_other_rows(out: Path, context: Context) -> None:
+    """Says what becomes of a run on other rows that `out` holds. A label budget's rows grow from call to call."""
+    if not (out / RUN_FILE).is_file() or (out / LABELS).is_dir() or Run.read(out).data == dict(context.hashes):
+        return
+    log.warning(
+        "%s holds a run on other rows: its report is replaced, and skins of it that this run does not make again stay "
+        "beside the new ones; to keep the two apart, give another directory",
+        out,
+    )
 
 
 def check_bases(contexts: Sequence[Context]) -> None:

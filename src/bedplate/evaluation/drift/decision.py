@@ -74,13 +74,13 @@ def decide(found: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, s
     if measured.promise is None:
         return "undecided", f"Undecided: {read}, and the skin carries no report to hold it to; {differ}."
     promise = measured.promise
-    by = "verdict" if promise.by_verdict else "report's interval"
+    by = "the skin's verdict" if promise.by_verdict else "the interval in the skin's report"
     bar = (
         "its bar was a comparison on the test rows alone"
         if promise.target is None
         else f"the bar is {promise.target:g}"
     )
-    read = f"{read} where the skin's {by} promises {promise.floor:.3f} and {bar}"
+    read = f"{read} where {by} promises {promise.floor:.3f} and {bar}"
     below = [name for name, so in (("bar", measured.below_bar), ("promise", measured.worse)) if so]
     if below:
         return "climb", f"Climb again: {read}: it is below the {' and the '.join(below)} beyond chance; {differ}."

@@ -99,9 +99,8 @@ class ApiCall:
 
     async def turn(self) -> None:
         """Waits for the tenant's turn. DeadlineError, LimitError."""
-        await self._until_deadline(
-            self.server.pacing.turn(self.caller.tenant), "others wait too, and the turn of this call did not come"
-        )
+        turn = self.server.pacing.turn(self.caller.tenant)
+        await self._until_deadline(turn, "other tenants wait too, and the turn of this call did not come")
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
