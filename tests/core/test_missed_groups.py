@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -34,7 +36,7 @@ def test_the_chance_of_so_few_failures_is_that_of_scipys_beta_binomials(mean: fl
     for i, spread in enumerate(1 / prior - 1):
         total = np.ones(1)
         for size, k in zip(sizes, failed, strict=True):
-            one = stats.betabinom(int(size), (1 - mean) * spread, mean * spread)
+            one: Any = stats.betabinom(int(size), (1 - mean) * spread, mean * spread)
             likely[i] += float(one.logpmf(k))
             total = np.convolve(total, one.pmf(np.arange(size + 1)))
         tails[i] = total[: failed.sum() + 1].sum()
@@ -78,7 +80,7 @@ def test_what_groups_show_by_themselves_still_passes(groups: int, truth: float, 
 def test_losses_in_few_groups_are_not_shown_to_be_small() -> None:
     """A fiftieth is lost, in groups that are alike by 0.2: a margin of as much was taken to be kept in 9 to 10%."""
     sizes, margin, within = np.full(60, 10), 0.02, 0
-    codes = np.repeat(np.arange(60), sizes)
+    codes = np.repeat(np.arange(60), sizes).tolist()
     for failed in failures(np.random.default_rng(4), sizes, 1 - margin, 0.2, 120):
         after = np.concatenate([np.arange(10) >= k for k in failed]).astype(float)
         within += mean_drop(np.ones(600), after, codes, LEVEL, units=600).within(margin) is True

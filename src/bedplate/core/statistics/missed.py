@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,8 @@ class FewFailures:
             near, step = far, 2 * step
             far = max(far - step, 0.0)
             low = beyond(far)
-        return float(brentq(beyond, far, near, xtol=1e-5))
+        found: Any = brentq(beyond, far, near, xtol=1e-5)
+        return float(found)
 
 
 def missed_groups_bound(
