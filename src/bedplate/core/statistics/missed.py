@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.statistics.unequal import worth
 
-FEW_FAILING, MANY_FAILING = 10, 20
+FEW_FAILING, MANY_FAILING = 15, 22
 """Of groups with a failure, what they are worth in groups of one size. From the second on they say by themselves how
 alike their rows are: by simulation (benchmarks/gate.py) the spread that they show then holds the error. Between the two
 what follows counts in part, so that no bound leaps; whole up to 30 it costs 3.6 points of power where 200 independent
