@@ -185,6 +185,16 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
     assert "no number of rows is promised" in below.reason
 
 
+def test_where_groups_that_fail_may_have_been_missed_it_is_said_how_many_would_do():
+    rows = evaluation(rate(593, 600), [i % 60 for i in range(600)])
+    found = judge({"lora": rows}, 0.98)
+    wanted = statistics.groups_needed(0.98, 0.95)
+    assert found.status == "INSUFFICIENT_DATA"
+    assert f"may have been missed: {wanted} groups without a failure would show 0.98" in found.reason
+    shown, short = (evaluation([1.0] * (10 * g), [i % g for i in range(10 * g)]) for g in (wanted, wanted - 2))
+    assert shown.bound(0.95) > 0.98 > short.bound(0.95)
+
+
 def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
     """Eight candidates of truth 0.83 at a bar of 0.8. By the best of their estimates on valid, a third of next verdicts
     would pass at the rows that are told."""
