@@ -149,6 +149,16 @@ def test_what_was_done_is_what_the_skin_of_the_report_says(
     assert not [note for note in stated.notes if "has no `tuning`" in note]
 
 
+def test_options_of_one_bill_cost_as_much(tmp_path: Path) -> None:
+    case = write(tmp_path, REPORT, LORA)
+    values = yaml.safe_load(case.read_text())
+    values["options"]["same"] = {**LORA, "quality": 0.5}
+    case.write_text(yaml.safe_dump(values))
+    found = decided(case)
+    assert answer(found).endswith("next is same, which costs as much.")
+    assert "same costs as much." in reasons(found)
+
+
 def test_what_the_option_states_goes_before_the_report(tmp_path: Path) -> None:
     option = {**LORA, "quality": 0.7, "p95_ms": 300, "machine": {**LORA["machine"], "seconds_per_call": 2}}
     one = decided(write(tmp_path, REPORT, option)).outcome("it")

@@ -141,7 +141,7 @@ def test_what_every_ledger_has_lost_is_known_from_the_reports(tmp_path: Path) ->
     assert opened(path, "second").notes == ()
     shutil.rmtree(bedplate_home() / "ledger")
     shutil.rmtree(tmp_path / "data" / ".bedplate")
-    touched = [{"id": row["id"], "body": row["text"] + ".", "label": row["label"]} for row in rows()]
+    touched: list[Row] = [{"id": row["id"], "body": row["text"] + ".", "label": row["label"]} for row in rows()]
     found = opened(task(tmp_path / "copy", touched, {"b": "body"}), "third")
     assert found.number == 3
     assert found.notes[0].startswith("2 earlier openings are known from reports alone (")

@@ -102,11 +102,11 @@ LOOKS = str.maketrans("aeopcxyi", "аеорсхуі")
 )
 @pytest.mark.parametrize("words", [(4, 6), (6, 14), (16, 40)])
 def test_a_row_is_known_by_what_a_reader_sees(change: Callable[[str], Inputs], words: tuple[int, int]) -> None:
-    before = texts(40, 9, words)
+    before = texts(24, 9, words)
     after = [change(row["text"]) for row in before]
     assert again(after, before) == len(before)
     assert again(before, after) == len(before)
-    fresh = [change(row["text"]) for row in texts(40, 10, words)]
+    fresh = [change(row["text"]) for row in texts(24, 10, words)]
     assert again(fresh, before) == again(fresh, after) == again(before, fresh) == 0
 
 

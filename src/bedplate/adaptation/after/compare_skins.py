@@ -144,12 +144,12 @@ def _unseen(
     """The rows that neither skin had in any split, and how many each had in which."""
     left_out: dict[str, dict[str, int]] = {}
     known = [one.had(examples) for one in both]
-    for one, mine in zip(both, known, strict=True):
+    for one, name, mine in zip(both, _names(both), known, strict=True):
         had = Counter(mine)
         if any(mine):
             left_out[str(one.directory)] = {split: had[split] for split in SPLITS if had[split]}
             counts = ", ".join(f"{had[split]} of its {split}" for split in SPLITS if had[split])
-            notes.append(f"left out: rows that {one.skin.name} had ({counts} split)")
+            notes.append(f"left out: rows that {name} had ({counts} split)")
     return [e for e, *splits in zip(examples, *known, strict=True) if not any(splits)], left_out
 
 

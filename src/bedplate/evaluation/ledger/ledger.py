@@ -77,7 +77,7 @@ class Ledger:
             verdicts = merged(chains)
             own = verdicts.pop(verdict_id, [])
             told = [] if self._told is None else self._told({*verdicts, verdict_id})
-            reported = [] if self._told is None else _reported(keys, told, chains, notes)
+            reported = [] if self._told is None else _reported(keys, told, chains, len(kept) > 1, notes)
             lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier = (
                 _earlier(keys, verdicts, reported, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
@@ -167,21 +167,26 @@ def _earlier(
     return max(counted, default=0)
 
 
-def _reported(keys: Keys, told: Sequence[Told], chains: Sequence[Chain], notes: list[str]) -> list[set[int]]:
-    """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins."""
+def _reported(
+    keys: Keys, told: Sequence[Told], chains: Sequence[Chain], beside: bool, notes: list[str]
+) -> list[set[int]]:
+    """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins.
+    beside: whether one does beside the data."""
     home = chains[0]
-    rows = {one.report: found for one in told if one.entry is not None and (found := known(keys, one.entry))}
+    rows = {one.verdict: found for one in told if one.entry is not None and (found := known(keys, one.entry))}
     if rows:
         those = "an earlier opening of these rows is" if len(rows) == 1 else f"{len(rows)} earlier openings are"
-        places = ", ".join(map(str, [*rows][:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
+        reports = list(dict.fromkeys(str(one.report) for one in told if one.verdict in rows))
+        places = ", ".join(reports[:_SHOWN]) + (", …" if len(reports) > _SHOWN else "")
         notes.append(f"{those} known from reports alone ({places}), and taken out of every ledger; they count")
     gone = sum(one.entry is None for one in told)
     if told and not home.entries:
-        what = f"the ledger {home.path} is not there, though the catalogue beside it knows of {len(told)} verdicts"
+        many = "a verdict" if len(told) == 1 else f"{len(told)} verdicts"
+        what = f"the ledger {home.path} is not there, though the catalogue beside it knows of {many}"
         unknown = f"; of {gone} the rows are not known any more, so that this may be a later verdict than it says"
         notes.append(f"{what}{unknown if gone else ''}")
     elif not told and not any(chain.entries or chain.breaks for chain in chains):
-        others = " and beside the data" if len(chains) > 1 else ""
+        others = " and beside the data" if beside else ""
         notes.append(
             f"the ledger begins here, at home ({home.path}){others}: nothing else says that no verdict on these rows "
             "went before"
