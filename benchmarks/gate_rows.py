@@ -72,6 +72,7 @@ def correct(
         yield normals(some, int(sizes.sum())) < below
 
 
-def scores(u: Floats) -> Floats:
-    """0 in a tenth, 1 in six tenths and evenly between: mean 0.75."""
-    return np.where(u < 0.1, 0.0, np.where(u > 0.4, 1.0, (u - 0.1) / 0.3))
+def scores(u: Floats, mean: float = 0.75) -> Floats:
+    """Of evenly spread `u`: what is not 1 is 0 in a quarter and evenly between in the rest."""
+    less = (1 - mean) / 0.625
+    return np.where(u < less / 4, 0.0, np.where(u > less, 1.0, (u - less / 4) / (0.75 * less)))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from tests import recomputed
+from tests import formulas, recomputed
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 
@@ -64,15 +64,17 @@ def run(
 
 def test_its_numbers_follow_from_its_rows_without_the_project(run: tuple[Report, Path, Path]):
     """By a script that knows formulas only."""
-    assert not re.search(r"^\s*(import|from) bedplate", Path(recomputed.__file__).read_text(), re.MULTILINE)
+    for written in (recomputed, formulas):
+        assert not re.search(r"^\s*(import|from) bedplate", Path(str(written.__file__)).read_text(), re.MULTILINE)
     report = json.loads((run[1] / "out" / "report.json").read_text())
     found = list(recomputed.recomputed(report))
     assert len(found) > 60
-    assert [what for what, said, computed in found if abs(said - computed) > 1e-9] == []
+    apart = {what: abs(said - computed) for what, said, computed in found}
+    assert [what for what, one in apart.items() if one > (2e-5 if "bound" in what or "end" in what else 1e-9)] == []
     test = report["rows"]["test"]["from_scratch"]
     assert len({row["group"] for row in test}) < len(test)
     test[0]["score"] = 1 - test[0]["score"]
-    assert any(abs(said - computed) > 1e-9 for _, said, computed in recomputed.recomputed(report))
+    assert any(abs(said - computed) > 2e-5 for _, said, computed in recomputed.recomputed(report))
 
 
 def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Report, Path, Path]):

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from bedplate.core.shown import chosen
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -47,7 +49,7 @@ def quality_against_cost(
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
     axes.annotate(
-        f"target {target:.4g}",
+        f"target {chosen(target)}",
         (0.995, target),
         xycoords=("axes fraction", "data"),
         ha="right",

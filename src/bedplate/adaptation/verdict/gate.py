@@ -317,8 +317,8 @@ def decide(
     whose = f"No {'reached ' if behind else ''}nominee's {clears}"
     text = (
         f"{whose} of {bar} on {rows}, and not every {scale.upper_bound} is "
-        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, from "
-        f"{scale.said(best.lower or 0.0)}); {hope}."
+        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, "
+        f"{'up to' if scale.lower_is_better else 'from'} {scale.said(best.lower or 0.0)}); {hope}."
     )
     if behind:
         text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
