@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Event, Thread
@@ -36,6 +37,7 @@ from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.report import plots
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
@@ -47,11 +49,14 @@ OWN_PROMPT = "Is this review good?\n{{ review }}\nIt is"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
-    """One ladder of these rungs, shared by the tests that only look at it."""
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, quick_pictures: Callable[..., str]
+) -> tuple[Report, Path, Path]:
+    """One ladder of these rungs, its pictures drawn, shared by the tests that only look at it."""
     directory = tmp_path_factory.mktemp("ladder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
+        patch.setattr(plots, "svg_of", quick_pictures)
         task = write_task(directory, tiny_base, prompt=OWN_PROMPT)
         report = adapt(task, directory / "out", seed=0, rungs=ALONE)
     return report, directory, task
@@ -268,6 +273,7 @@ def test_the_page_stands_alone_and_shows_user_text_as_text(run: tuple[Report, Pa
     page = (run[1] / "out" / "report.html").read_text()
     assert "<script" not in page
     assert page.count("<svg") >= 2
+    assert page.count("<path") > 20
     outside = page.replace("http://www.w3.org/", "")
     assert "http://" not in outside
     assert "https://" not in outside
