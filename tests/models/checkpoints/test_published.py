@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.families import FAMILIES
 
@@ -58,6 +60,24 @@ def test_a_hybrid_model_may_have_attention_alone() -> None:
     config = family.to_config(spec)
     assert config["mamba_n_heads"] * config["mamba_d_head"] == config["mamba_expand"] * config["hidden_size"]
     assert family.to_spec(config) == spec
+
+
+@pytest.mark.parametrize("name", ["qwen3", "bart"])
+def test_files_of_a_body_alone(name: str, tmp_path: Path) -> None:
+    """Qwen3-Embedding and bart-base: no name begins with `model.`, and the head is the token table."""
+    family = FAMILIES["hf", name]
+    whole = reference_of(family, {**family.examples[0], "tie_word_embeddings": True}, 0)
+    whole.save_pretrained(tmp_path / "whole")
+    whole.model.save_pretrained(tmp_path / "body")
+    names = load_file(tmp_path / "body" / "model.safetensors")
+    assert not any(one.startswith("model.") for one in names)
+    expected, found = (load_base(tmp_path / one) for one in ("whole", "body"))
+    before, after = expected.model.state_dict(), found.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items() if key in after)
+    assert before.keys() - after.keys() <= {"head_bias"}
+    save_file({**names, "layers.9.stray.weight": torch.ones(2)}, tmp_path / "body" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds 'layers\.9\.stray\.weight', for which the config has no place"):
+        load_base(tmp_path / "body")
 
 
 def with_tokens(directory: Path, *tokens: dict[str, Any]) -> int:
