@@ -98,7 +98,6 @@ EXAMPLES = (
         "mamba_n_heads": 8,
         "mamba_chunk_size": 8,
     },
-    {**_TINY, "layer_types": [FULL] * 3, "position_embedding_type": "rope", "attention_multiplier": 0.2},
 )
 
 
