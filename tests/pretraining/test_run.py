@@ -20,7 +20,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.pretraining.page.page import SEEN, same_documents
 from bedplate.pretraining.run import judging
 from bedplate.pretraining.run.corpus import Rows
-from bedplate.pretraining.run.directory import evaluations, read_record
+from bedplate.pretraining.run.directory import evaluations, opened, read_record
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
 from bedplate.text.tokenizer import Tokenizer
@@ -198,6 +198,25 @@ def test_texts_that_train_nothing_are_refused(tmp_path: Path, text: str, lines: 
     }
     with pytest.raises(DataError, match=said):
         pretrain(tiny_run(tmp_path, data=data), tmp_path / "out")
+
+
+def test_a_start_that_failed_on_its_data_is_in_the_way_of_no_other(tmp_path: Path) -> None:
+    out, known = tmp_path / "out", tmp_path / "out/run.yaml"
+    (tmp_path / "text.txt").write_text("one text of a few words " * 90)
+    with pytest.raises(DataError, match="leave none to be judged"):
+        pretrain(tiny_run(tmp_path), out)
+    assert known.is_file()
+    assert (out / "tokenizer").is_dir()
+    write_text(tmp_path / "text.txt")
+    with opened(tiny_run(tmp_path), out):
+        assert not (out / "tokenizer").exists()  # what was made of the other text
+    known.write_text("run: of another version\n")
+    with opened(tiny_run(tmp_path), out) as directory:
+        assert not directory.changed
+    known.write_text("run: of another version\n")
+    (out / "checkpoints").mkdir()
+    with pytest.raises(TrainingError, match="a run of another version"), opened(tiny_run(tmp_path), out):
+        pass
 
 
 def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def read_record(path: Path) -> dict[str, Any]:
 def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     """The directory, for this process alone while it is open.
 
+    A start that failed before anything was saved, on its data for example, leaves its run.yaml to be read, which is in
+    the way of no other start: that begins anew.
+
     Raises UsageError where another process trains in it, or it is no run's; TrainingError where the run was begun with
     a file that differs in what decides its weights.
     """
@@ -75,9 +78,11 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     with file_lock(path / ".run.lock", wait=False):
         changed = _changed(known, run, path)
         refused = [one for one in changed if not one.allowed]
-        if refused and not (path / STATE_FILE).exists() and not (path / SHARDS).exists():
-            _begin_anew(path)  # of a mistake in the file, say: no weights were decided
-            changed = refused = []
+        if not (path / STATE_FILE).exists() and not (path / SHARDS).exists():  # no weights were decided
+            shutil.rmtree(path / TOKENIZER, ignore_errors=True)  # of texts that may be others by now
+            if refused:
+                _begin_anew(path)  # of a mistake in the file, say
+                changed = refused = []
         if refused:
             others = [str(one) for one in changed if one.allowed]
             raise TrainingError(
@@ -104,6 +109,8 @@ def _changed(known: Path, run: RunFile, path: Path) -> list[Change]:
     try:
         return changes(load_config(known, RunFile), run)
     except ConfigError as error:
+        if all(name.startswith(".") or name in (RUN_FILE, TOKENIZER) for name in os.listdir(path)):
+            return []  # it ended before it made anything
         raise TrainingError(
             f"{path} holds a run of another version of Bedplate ({error}); give another directory"
         ) from error
