@@ -105,6 +105,7 @@ def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
     return train(model, source, objective, settings.config, out, parameters, ranks=given)
 
 
+PASS = {"batch": {"tokens": 512, "micro_tokens": 512}, "tokens": 1024}
 SMALL = {"batch": {"tokens": 256, "micro_tokens": 128}, "tokens": 512}
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {},
@@ -116,9 +117,16 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "z": {**SMALL, "objective_settings": {"z": 1e-4}},
     "masked": {"model": {"params": "1M", "family": "bert", "context": 128}, "objective": "masked"},
-    "spans": {"model": BOTH, "objective": "span_corruption", "objective_settings": {"sentinels": FEW}},
-    "denoisers": {"model": BOTH, "objective": "mixture_of_denoisers", "objective_settings": {"sentinels": FEW}},
+    "spans": {**PASS, "model": BOTH, "objective": "span_corruption", "objective_settings": {"sentinels": FEW}},
+    "denoisers": {**PASS, "model": BOTH, "objective": "mixture_of_denoisers", "objective_settings": {"sentinels": FEW}},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What torch sets up once is not a run's."""
+    directory = tmp_path_factory.mktemp("warm")
+    trained(planned(directory, **SMALL), directory / "out")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,7 +134,6 @@ def test_memory_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     run = planned(tmp_path, **CASES[name])
     assert run.model is not None
     spec, _ = spec_of(run.model, VOCABULARY, run.objective)
-    trained(run, tmp_path / "warm")  # what torch sets up once is not the run's
     held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, ONE, on_cpu=True)
     assert peak_of(lambda: trained(run, tmp_path / "out")) == pytest.approx(sum(held.values()), rel=0.1), held
 
