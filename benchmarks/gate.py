@@ -1,108 +1,55 @@
 """Does the gate hold? False PASS, coverage and power by simulation, where the truth is known.
 
-Binary rows, all candidates right on nine rows in ten, which is the bar; three correlated nominees at a first verdict:
-how often any of them passes, how often the 95% interval that is shown holds the truth, and what was refused for want of
-groups. Groups of one size, by Zipf's law and the demo's own; correlations within groups of 0, 0.05 and 0.2. The same of
-scores between 0 and 1. Power of one nominee 0.05 above the bar with groups of one size, beside what Korn and Graubard's
-bound with G - 1 degrees of freedom has. Nominees that have lost all that their guards allow. Rows that a verdict says
-are needed, and the power that as many rows have.
+Binary rows, all candidates right as often as the bar says; three correlated nominees at a first verdict: how often any
+of them passes, how often the 95% interval that is shown holds the truth, and what was refused for want of groups. Runs
+that the spread of the groups alone keeps from passing are counted so at once, for what verdicts use is no nearer.
+Groups of one size, by Zipf's law and the demo's own; correlations within groups of 0, 0.05 and 0.2. The same of scores
+between 0 and 1. Power of one nominee above its bar with groups of one size, beside what Korn and Graubard's bound with
+G - 1 degrees of freedom has (which lets more than 5% pass at bars from 0.95 on). Nominees that have lost all that their
+guards allow. Rows that a verdict says are needed, and the power that as many rows have.
 
-"Worth" is n²/Σm², how many groups of one size groups are as good as. Needs nothing but a processor.
+"Worth" is n²/Σm², how many groups of one size groups are as good as. Needs nothing but a processor; 4,000 runs of all
+tables take hours of it, so they may be asked for one by one.
 
-usage: gate.py [--runs 4000] [--seed 0]
+usage: gate.py [--runs 4000] [--seed 0] [--bars 0.9 0.95 0.98 0.99] [--tables pass scores power guards needed]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, hold
 from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
-from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
 from bedplate.report.schema_plan import GuardRow
 from comparison import start
+from gate_rows import Floats, Ints, correct, equal, layouts, scores
 
-BAR, NOMINEES, SHARED, CONFIDENCE = 0.9, 3, 0.6, 0.95
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.core import grouped
+
+BAR, NOMINEES, CONFIDENCE = 0.9, 3, 0.95
+BARS = (BAR, 0.95, 0.98, 0.99)
 LEVEL = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
 """Of all nominees together, at a first verdict on some rows."""
 MOST_FALSE, LEAST_COVERED, MOST_LOST = 0.05, 0.93, 0.03
 CORRELATIONS = (0.0, 0.05, 0.2)
+SCORE_MEANS = (0.75, 0.95, 0.98)
 SCORE_CORRELATIONS = (0.0, 0.07, 0.28)
-DEMO = (
-    *(1, 1, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7, 7, 8, 8),
-    *(8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 11, 11, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 16, 18, 19, 24, 27, 28, 30, 39),
-)
-"""Sentences of each review in the test rows of examples/reviews."""
-AT_ONCE = 200
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-def equal(rows: int, groups: int) -> Ints:
-    sizes = np.full(groups, rows // groups)
-    sizes[: rows - sizes.sum()] += 1
-    return sizes
-
-
-def zipf(rows: int, groups: int) -> Ints:
-    """Sizes as c, c/2, c/3, …, at least one row each, with the c that comes nearest to so many rows."""
-    rank = np.arange(1, groups + 1)
-    low, high = 0.0, float(rows)
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        short = np.maximum(1, np.round(middle / rank)).sum() < rows
-        low, high = (middle, high) if short else (low, middle)
-    sizes = np.maximum(1, np.round(high / rank)).astype(np.int64)
-    sizes[0] += rows - sizes.sum()
-    return sizes
-
-
-def layouts() -> Iterator[tuple[str, Ints]]:
-    yield "singletons", equal(200, 200)
-    for rows in (200, 600, 2000):
-        for groups in (40, 60, 300):
-            if groups < rows:
-                yield "equal", equal(rows, groups)
-                yield "Zipf", zipf(rows, groups)
-    yield "the demo's", np.array(DEMO)
-
-
-def correct(
-    rng: np.random.Generator, sizes: Ints, truth: float, icc: float, runs: int, candidates: int
-) -> Iterator[NDArray[np.bool_]]:
-    """Right or wrong [≤ AT_ONCE, candidates, n] until there are `runs`. Rates of groups are Beta, and the normals
-    behind rates and rows are shared in part by the candidates (a Gaussian copula): what is hard for one is for others.
-    """
-    grid = np.linspace(-6, 6, 4001)
-    codes = np.repeat(np.arange(sizes.size), sizes)
-    spread = 1 / icc - 1 if icc else 0.0
-    table = ndtri(betaincinv(truth * spread, (1 - truth) * spread, ndtr(grid))) if icc else None
-
-    def normals(runs: int, size: int) -> Floats:
-        own = rng.standard_normal((runs, candidates, size))
-        return np.sqrt(SHARED) * rng.standard_normal((runs, 1, size)) + np.sqrt(1 - SHARED) * own
-
-    for first in range(0, runs, AT_ONCE):
-        some = min(AT_ONCE, runs - first)
-        below = ndtri(truth)
-        if table is not None:
-            below = np.interp(normals(some, sizes.size), grid, table)[:, :, codes]
-        yield normals(some, int(sizes.sum())) < below
-
-
-def scores(u: Floats) -> Floats:
-    """0 in a tenth, 1 in six tenths and evenly between: mean 0.75."""
-    return np.where(u < 0.1, 0.0, np.where(u > 0.4, 1.0, (u - 0.1) / 0.3))
+POWERS = ((0.8, 0.85), (0.9, 0.94), (0.95, 0.98), (0.98, 0.995), (0.99, 0.998))
+"""Bars, and the truth of a nominee above each; the first has a goal."""
+TABLES = ("pass", "scores", "power", "guards", "needed")
 
 
 @dataclass
@@ -125,47 +72,54 @@ class Cell:
         return f"{self.passed / self.runs:.3f} {self.covered / self.runs:.3f}{refused}{missed}"
 
 
-def bound_or_less(bound: Callable[[float], float], level: float) -> float:
-    try:
-        return bound(level)
-    except InsufficientGroups:
-        return -1.0
+def nearest(right: NDArray[np.bool_], sizes: Ints, level: float, side: Side) -> Floats:
+    """Bounds [...] of right answers [..., n] in groups that stand one after the other, at the nearest: by the spread of
+    the groups alone. What verdicts use is no nearer, and is asked for where these are beyond the bar."""
+    if sizes.max() == 1:
+        return np.full(right.shape[:-1], 1.0 if side == "lower" else 0.0)  # exact, and quick as it is
+    sums = np.add.reduceat(right, np.cumsum(sizes) - sizes, axis=-1, dtype=np.float64)
+    return grouped.bounds(sums, sizes, level, side)
 
 
-def binary_cell(sizes: Ints, icc: float, runs: int, seed: int) -> Cell:
-    rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc)])
+def binary_cell(sizes: Ints, bar: float, icc: float, runs: int, seed: int) -> Cell:
+    """Holm passes some nominee where one has its bound at the third part of the error above the bar."""
+    rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc), round(1000 * bar)])
     codes = np.repeat(np.arange(sizes.size), sizes)
     cell = Cell(f"{icc:g}", runs=runs)
-
-    def lower(right: Floats, level: float) -> float:
-        return statistics.effective_n_bound(right, codes, level).value
-
-    for right in correct(rng, sizes, BAR, icc, runs, NOMINEES):
-        for one in right.astype(np.float64):
-            bounds = [partial(bound_or_less, partial(lower, nominee)) for nominee in one]
-            found = statistics.holm_bounds(bounds, BAR, LEVEL)
-            cell.passed += any(bound.passed for bound in found)
-            cell.refused += found[0].lower < 0
-            low, high = statistics.effective_n_interval(one[0], codes, CONFIDENCE, minimum_groups=2)
-            cell.covered += low <= BAR <= high
+    enough = sizes.max() == 1 or statistics.enough_groups(codes.tolist())
+    each, half = 1 - (1 - LEVEL) / NOMINEES, 1 - (1 - CONFIDENCE) / 2
+    for right in correct(rng, sizes, bar, icc, runs, NOMINEES):
+        first = right[:, 0]
+        beyond = (nearest(first, sizes, half, "lower") > bar) | (nearest(first, sizes, half, "upper") < bar)
+        cell.covered += int((~beyond).sum())
+        for one in first[beyond].astype(np.float64):
+            low, high = statistics.effective_n_interval(one, codes, CONFIDENCE, minimum_groups=2)
+            cell.covered += low <= bar <= high
+        if not enough:
+            cell.refused += len(right)
+            continue
+        above = nearest(right, sizes, each, "lower") > bar
+        for nominees, some in zip(right.astype(np.float64), above, strict=True):
+            lower = (statistics.effective_n_bound(one, codes, each).value for one in nominees[some])
+            cell.passed += any(value > bar for value in lower)
     return cell
 
 
-def scored_cell(sizes: Ints, alike: float, runs: int, seed: int) -> Cell:
+def scored_cell(sizes: Ints, mean: float, alike: float, runs: int, seed: int) -> Cell:
     """One candidate at a first verdict."""
-    rng = np.random.default_rng([seed, sizes.size, round(100 * alike)])
+    rng = np.random.default_rng([seed, sizes.size, round(100 * alike), round(1000 * mean)])
     n, codes = int(sizes.sum()), np.repeat(np.arange(sizes.size), sizes).tolist()
     cell = Cell(f"{alike:g}", runs=runs)
     for _ in range(runs):
         normal = np.sqrt(alike) * rng.standard_normal(sizes.size)[codes] + np.sqrt(1 - alike) * rng.standard_normal(n)
-        rows = np.stack([scores(ndtr(normal)), np.ones(n)], axis=1)
+        rows = np.stack([scores(ndtr(normal), mean), np.ones(n)], axis=1)
         shown, judged = (
             statistics.bca_of_sums(rows, statistics.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
             for level in (CONFIDENCE, LEVEL)
         )
-        cell.covered += shown.interval[0] <= 0.75 <= shown.interval[1]
+        cell.covered += shown.interval[0] <= mean <= shown.interval[1]
         if statistics.enough_groups(codes):
-            cell.passed += judged.lower > 0.75
+            cell.passed += judged.lower > mean
         else:
             cell.refused += 1
     return cell
@@ -182,15 +136,16 @@ def counted_alike(right: Floats, sizes: Ints, level: float) -> float:
     return statistics.binomial_lower(mean * effective, effective, level)
 
 
-def power(sizes: Ints, icc: float, runs: int, seed: int) -> tuple[float, float]:
-    """Of one nominee at 0.85 with a bar of 0.8: now, and with every group counted alike."""
-    rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc), 1])
+def power(sizes: Ints, bar: float, truth: float, icc: float, runs: int, seed: int) -> tuple[float, float]:
+    """Of one nominee: now, and with every group counted alike."""
+    rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc), round(1000 * bar), 1])
     codes = np.repeat(np.arange(sizes.size), sizes)
     now = before = 0
-    for right in correct(rng, sizes, 0.85, icc, runs, 1):
-        for one in right[:, 0].astype(np.float64):
-            now += statistics.effective_n_bound(one, codes, LEVEL).value > 0.8
-            before += counted_alike(one, sizes, LEVEL) > 0.8
+    for right in correct(rng, sizes, truth, icc, runs, 1):
+        above = nearest(right[:, 0], sizes, LEVEL, "lower") > bar
+        for one, some in zip(right[:, 0].astype(np.float64), above, strict=True):
+            now += bool(some) and statistics.effective_n_bound(one, codes, LEVEL).value > bar
+            before += counted_alike(one, sizes, LEVEL) > bar
     return now / runs, before / runs
 
 
@@ -210,26 +165,30 @@ def line_of(kind: str, sizes: Ints, cells: Sequence[Cell]) -> tuple[str, int]:
     return f"| {sizes.sum()}, {sizes.size} | {kind} ({worth:.0f}) | {said} |", sum(not cell.held for cell in cells)
 
 
-def binary_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+def binary_lines(bar: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for kind, sizes in layouts():
         cells = CORRELATIONS[: 1 if kind == "singletons" else 3]
-        yield line_of(kind, sizes, [binary_cell(sizes, icc, runs, seed) for icc in cells])
+        yield line_of(kind, sizes, [binary_cell(sizes, bar, icc, runs, seed) for icc in cells])
 
 
-def scored_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    for kind, sizes in (("equal", equal(600, 60)), ("Zipf", zipf(600, 60)), ("Zipf", zipf(600, 300))):
-        yield line_of(kind, sizes, [scored_cell(sizes, alike, runs, seed) for alike in SCORE_CORRELATIONS])
+def scored_lines(mean: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for kind, sizes in layouts():
+        if sizes.sum() == 600 or kind == "singletons":
+            cells = SCORE_CORRELATIONS[: 1 if kind == "singletons" else 3]
+            yield line_of(kind, sizes, [scored_cell(sizes, mean, alike, runs, seed) for alike in cells])
 
 
 def power_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    for rows, groups in ((200, 60), (600, 60), (600, 300), (2000, 60)):
-        found = [power(equal(rows, groups), icc, runs, seed) for icc in CORRELATIONS]
-        lost = [before - now > MOST_LOST for now, before in found]
-        said = [
-            f"{now:.3f} / {before:.3f}{'  MISSED' if more else ''}"
-            for (now, before), more in zip(found, lost, strict=True)
-        ]
-        yield f"| {rows}, {groups} | {' | '.join(said)} |", sum(lost)
+    for bar, truth in POWERS:
+        for rows, groups in ((200, 200), (200, 60), (600, 60), (600, 300), (2000, 60), (2000, 300)):
+            cells = CORRELATIONS[: 1 if groups == rows else 3]
+            found = [power(equal(rows, groups), bar, truth, icc, runs, seed) for icc in cells]
+            lost = [bar == POWERS[0][0] and before - now > MOST_LOST for now, before in found]
+            said = [
+                f"{now:.3f} / {before:.3f}{'  MISSED' if more else ''}"
+                for (now, before), more in zip(found, lost, strict=True)
+            ]
+            yield f"| {truth:g}, {bar:g} | {rows}, {groups} | {' | '.join(said)} |", sum(lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,42 +276,53 @@ def header(first: str, correlations: Sequence[float]) -> str:
     return f"| {first} | {' | '.join(f'correlation {icc:g}' for icc in correlations)} |"
 
 
-def runs_asked(description: str | None, default: int) -> tuple[int, int]:
-    """How many runs of a cell the command line asks for, and its seed."""
+def options(description: str | None, default: int) -> argparse.ArgumentParser:
+    """How many runs of a cell the command line may ask for, and its seed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=default, help="of each cell")
     parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
-    return asked.runs, asked.seed
+    return parser
 
 
 def main() -> None:
-    runs, seed = runs_asked(__doc__, 4000)
-    missed = table(
-        f"PASS of {NOMINEES} nominees at the bar of {BAR}, and coverage of the shown 95% interval; {runs} runs a cell",
-        header("n, groups | sizes (worth)", CORRELATIONS),
-        binary_lines(runs, seed),
-    )
-    missed += table(
-        "The same of scores between 0 and 1 (mean 0.75), one candidate at a first verdict",
-        header("n, groups | sizes (worth)", SCORE_CORRELATIONS),
-        scored_lines(max(runs // 2, 100), seed),
-    )
-    missed += table(
-        "Power of one nominee at 0.85, bar 0.8, groups of one size: now / with every group counted alike",
-        header("n, groups", CORRELATIONS),
-        power_lines(runs, seed),
-    )
-    missed += table(
-        "PASS of nominees that clear the target and have lost all that their guard allows; each guard by itself",
-        "| nominees | PASS | any guard at 95% |",
-        guard_lines(max(runs // 4, 100), seed),
-    )
-    table(
-        "Rows that are needed, as told (and in how many verdicts any are), and the power of the next verdict with them",
-        "| eight candidates | rows | power |",
-        needed_lines(max(runs // 8, 100), seed),
-    )
+    parser = options(__doc__, 4000)
+    parser.add_argument("--bars", type=float, nargs="+", default=BARS, help="of the first table")
+    parser.add_argument("--tables", choices=TABLES, nargs="+", default=TABLES)
+    asked = start(parser).options
+    runs, seed = asked.runs, asked.seed
+    missed = 0
+    if "pass" in asked.tables:
+        for bar in asked.bars:
+            missed += table(
+                f"PASS of {NOMINEES} nominees at the bar of {bar:g}, coverage of the shown 95%; {runs} runs a cell",
+                header("n, groups | sizes (worth)", CORRELATIONS),
+                binary_lines(bar, runs, seed),
+            )
+    if "scores" in asked.tables:
+        for mean in SCORE_MEANS:
+            missed += table(
+                f"The same of scores between 0 and 1 with a mean of {mean:g}, one candidate at a first verdict",
+                header("n, groups | sizes (worth)", SCORE_CORRELATIONS),
+                scored_lines(mean, max(runs // 2, 100), seed),
+            )
+    if "power" in asked.tables:
+        missed += table(
+            "Power of one nominee, groups of one size: now / with every group counted alike",
+            header("truth, bar | n, groups", CORRELATIONS),
+            power_lines(runs, seed),
+        )
+    if "guards" in asked.tables:
+        missed += table(
+            "PASS of nominees that clear the target and have lost all that their guard allows; each guard by itself",
+            "| nominees | PASS | any guard at 95% |",
+            guard_lines(max(runs // 4, 100), seed),
+        )
+    if "needed" in asked.tables:
+        table(
+            "Rows that are needed, as told (and in how many verdicts any are), and the power of the next with as many",
+            "| eight candidates | rows | power |",
+            needed_lines(max(runs // 8, 100), seed),
+        )
     goals = f"PASS at most {MOST_FALSE:g}, coverage at least {LEAST_COVERED:g}, at most {MOST_LOST:g} of power lost"
     print(f"\n{goals}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
     sys.exit(missed > 0)

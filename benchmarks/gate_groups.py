@@ -30,7 +30,8 @@ from bedplate.evaluation.leaks.hidden import hidden_groups
 from bedplate.evaluation.leaks.table import table_of
 from bedplate.evaluation.task import Task
 from comparison import start
-from gate import BAR, LEVEL, NOMINEES, SHARED, equal, table
+from gate import BAR, LEVEL, NOMINEES, table
+from gate_rows import SHARED, equal
 
 CANDIDATES, MOST_STOPPED_FALSELY, LEAST_STOPPED = 8, 0.05, 0.9
 WORDS = np.array([f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("ad", "el", "im", "or", "un", "ast", "ent", "ick")])

@@ -1,9 +1,10 @@
 """Do verdicts on what runs today, on costs, on weighted rows and on several requirements hold? By simulation.
 
 The truth is at the bar, so that every PASS is false: a skin that is worse than what runs today by all of its margin, or
-as good where it has to be better; expected costs at the bar with a rare, dear mistake; shares of the traffic that rows
-do not have; one requirement of three at its bar, for two nominees. Levels are those of a first verdict. And how often
-the bounds of the calibration error miss it. Layouts of groups are those of `gate.py`. Needs nothing but a processor.
+as good where it has to be better; what it lost standing in few groups; expected costs at the bar with a rare, dear
+mistake; shares of the traffic that rows do not have; one requirement of three at its bar, for two nominees. Levels are
+those of a first verdict. And how often the bounds of the calibration error miss it. Layouts of groups are those of
+`gate.py`. Needs nothing but a processor.
 
 usage: gate_production.py [--runs 2000] [--seed 0]
 """
@@ -19,20 +20,9 @@ from bedplate.core import statistics
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.calibration import calibration_bounds
 from bedplate.core.statistics.noninferiority import mean_drop
-from gate import (
-    CONFIDENCE,
-    CORRELATIONS,
-    LEVEL,
-    MOST_FALSE,
-    Floats,
-    Ints,
-    correct,
-    equal,
-    header,
-    runs_asked,
-    table,
-    zipf,
-)
+from comparison import start
+from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, header, options, table
+from gate_rows import Floats, Ints, correct, equal, zipf
 
 LAYOUTS = (
     ("singletons", equal(200, 200)),
@@ -73,6 +63,25 @@ def paired_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         wrong = sum(max(worse, better) > MOST_FALSE for worse, better, _ in found)
         said = " | ".join(" / ".join(f"{one:.3f}" for one in cell) for cell in found)
         yield f"| {sizes.sum()}, {sizes.size} | {kind} | {said} |{'  MISSED' if wrong else ''}", wrong
+
+
+def lost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    """A skin that has lost all of the margin, in rows that are alike within groups."""
+    for margin in (0.05, 0.02, 0.01):
+        for kind, sizes in LAYOUTS[1:-1]:
+            codes = np.repeat(np.arange(sizes.size), sizes)
+            groups, found = codes.tolist(), list[float]()
+            for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]:
+                rng = np.random.default_rng([seed, sizes.size, codes.size, round(1000 * margin), round(100 * icc)])
+                shown = 0
+                for kept in correct(rng, sizes, 1 - margin / TRUTH, icc, runs, 1):
+                    for one in kept[:, 0]:
+                        now = (rng.random(one.size) < TRUTH).astype(float)
+                        shown += _shown(now, now * one, codes, groups, margin)
+                found.append(shown / runs)
+            wrong = sum(one > MOST_FALSE for one in found)
+            said = " | ".join(f"{one:.3f}{'  MISSED' if one > MOST_FALSE else ''}" for one in found)
+            yield f"| {margin:g} | {sizes.sum()}, {sizes.size} {kind} | {said} |", wrong
 
 
 def costs(rng: np.random.Generator, n: int, rare: float) -> Floats:
@@ -168,12 +177,18 @@ def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
 
 
 def main() -> None:
-    runs, seed = runs_asked(__doc__, 2000)
+    asked = start(options(__doc__, 2000)).options
+    runs, seed = asked.runs, asked.seed
     missed = table(
         f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
         "to be better / of an equal one that may be worse by it (power)",
         header("n, groups | sizes", CORRELATIONS),
         paired_lines(runs, seed),
+    )
+    missed += table(
+        "Against what runs today: PASS of a skin that has lost all of the margin, in rows that are alike within groups",
+        header("margin | n, groups", CORRELATIONS),
+        lost_lines(max(runs // 2, 100), seed),
     )
     missed += table(
         "Expected costs at the bar, a mistake of $5 being rare: PASS, and coverage of the shown 95% interval",

@@ -27,7 +27,8 @@ from bedplate.core.statistics.agreement import agreement_ceiling
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
-from gate import correct, equal, table
+from gate import table
+from gate_rows import correct, equal
 
 BAR, LOOKS = 0.8, 5
 ALPHA = statistics.spent_alpha(0.05, 1)

@@ -258,14 +258,34 @@ def denoiser(runs: Path) -> str:
 
 
 def masked(runs: Path) -> str:
-    """The loss of hidden tokens, and search by the same encoder before and after."""
-    run = Run(runs / "masked")
+    """The loss of hidden tokens."""
+    return hidden(Run(runs / "masked"), "masked", "code")
+
+
+def embedder(runs: Path) -> str:
+    """Crops told apart by the masked encoder, and search by it before any training, before this one, and after."""
+    run = Run(runs / "embedder")
     rows: list[Sequence[str]] = []
-    for title, name in (("untrained", "search-untrained"), ("after masked pretraining", "search-masked")):
-        found = report(runs / f"{name}.json")
-        low, high = found["interval"]
-        rows.append([title, f"{found['estimate']:.3f} ({low:.3f} to {high:.3f})"])
-    return "\n\n".join([hidden(run, "masked", "code"), table(["encoder", "nDCG@10 on valid (95% interval)"], rows)])
+    for title, name in (
+        ("untrained", "search-masked-untrained"),
+        ("after masked pretraining", "search-masked"),
+        ("and then crops told apart", "search-embedder"),
+    ):
+        judged = report(runs / f"{name}.json")
+        low, high = judged["interval"]
+        rows.append([title, f"{judged['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+    right = means([(row["step"], row["contrastive/accuracy"]) for row in run.rows], 10)
+    pairs = run.rows[-1]["targets"]
+    lines = {"pieces of held-out modules": run.held("stdlib", "nats_per_token")}
+    return "\n\n".join(
+        [
+            f"{shown(run.record['tokens_seen'])} tokens of text, {run.facts[2]} minutes ({run.machine}). The right "
+            f"crop was the likeliest of about {pairs} for {right[0][1]:.0%} of pairs in the first tenth and "
+            f"for {right[-1][1]:.0%} in the last tenth of training.",
+            drawn("embedder", lines, "tokens of text", "nats a pair", "Crops told apart"),
+            table(["encoder", "nDCG@10 on valid (95% interval)"], rows),
+        ]
+    )
 
 
 def probed(runs: Path) -> str:
@@ -329,6 +349,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {
     "curation": curation,
     "denoiser": denoiser,
     "masked": masked,
+    "embedder": embedder,
     "probed": probed,
     "further": further,
 }

@@ -1,8 +1,6 @@
-"""Computes a report's numbers again from its rows, with nothing of the project: python recomputed.py report.json
+"""Computes a report's numbers again from its rows, with nothing of the project: python tests/recomputed.py report.json
 
-For metrics that are a mean of rows right or wrong, all of one weight. Bounds: exact binomial at an effective n (Korn &
-Graubard 1998); the variance of groups by CR2 weights, and what it is expected to be where rows of a group are equally
-correlated (Bell & McCaffrey 2002); three quarters of the correction for skewness (Johnson 1978).
+For metrics that are a mean of rows which weigh alike; what they are computed by stands in `formulas.py`.
 """
 
 import json
@@ -10,79 +8,65 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.special import betaincinv, stdtrit
-from scipy.stats import binomtest
+from scipy.special import stdtrit
+from scipy.stats import binom
 
+try:
+    from tests.formulas import bound, difference
+except ModuleNotFoundError:  # as a script
+    from formulas import bound, difference  # type: ignore[import-not-found, no-redef]
 
-def bound(rows, confidence, side):
-    x, names = np.array([row["score"] for row in rows]), np.array([row["group"] for row in rows])
-    _, group, m = np.unique(names, return_inverse=True, return_counts=True)
-    n, p = x.size, x.mean()
-
-    def exact(size):
-        low = betaincinv(p * size, size - p * size + 1, 1 - confidence) if p > 0 else 0.0
-        high = betaincinv(p * size + 1, size - p * size, confidence) if p < 1 else 1.0
-        return low if side == "lower" else high
-
-    if m.size == n:
-        return exact(n)
-    sums, means = np.bincount(group, x), np.bincount(group, x) / m
-    between, within = m @ (means - p) ** 2 / (m.size - 1), ((x - means[group]) ** 2).sum() / (n - m.size)
-    typical = (n - m @ m / n) / (m.size - 1)
-    total = between + (typical - 1) * within
-    icc = min(max((between - within) / total, 0.0), 1.0) if total else 1.0
-    h, a, v = m / n, 1 / (1 - m / n), m * (1 - icc) + m**2 * icc  # what r = S - h ΣS is made of
-    own, y = v - 2 * h * v + h**2 * v.sum(), v - h * v.sum() / 2
-    beside = 2 * (a @ h**2) * (a @ y**2) + 2 * (a @ (h * y)) ** 2 - a**2 @ (2 * h * y) ** 2
-    freedom = (a @ own) ** 2 / (a**2 @ own**2 + beside)
-    variance = a @ (sums - p * m) ** 2 / n**2 / (a @ own / v.sum())
-    plain = p * (1 - p) / (n - 1)
-    effect = max(1.0, variance / plain if plain else m @ m / n)
-    normal, t = stdtrit(n - 1, confidence), stdtrit(freedom, confidence)
-    value = exact(n / effect * (normal / t) ** 2)
-    if 0 < value < 1 and icc > 0 and plain:
-        beyond = skewness(np.array([n / (v.sum() / n)]), value, 0.0) - skewness(m, value, icc)
-        lean = (beyond if side == "lower" else -beyond) * (2 * t**2 + 1) / 6
-        value = exact(n / effect * (normal / (t + 0.75 * max(lean, 0.0))) ** 2)
-    return value
-
-
-def skewness(m, p, icc):
-    if icc <= 0:
-        return (1 - 2 * p) / np.sqrt(p * (1 - p) * m.sum())
-    s = 1 / icc - 1
-    second = p * (p * s + 1) / (s + 1)
-    third = second * (p * s + 2) / (s + 2)
-    in_group, of_rate = p - second, second - p**2
-    k3 = m * (p - 3 * second + 2 * third) + 3 * m**2 * (second - third - p * in_group)
-    k3 = k3 + m**3 * (third - 3 * p * second + 2 * p**3)
-    return k3.sum() / (m * in_group + m**2 * of_rate).sum() ** 1.5
+RIGHT_OR_WRONG = ("accuracy", "exact_match", "labels_match", "json_match", "squad_exact")
+NO_MEAN = ("macro_f1", "micro_f1", "selective_accuracy")
 
 
 def recomputed(report):
     """(what it is, as reported, as computed)."""
-    rows = report["rows"]
+    rows, metric, seed = report["rows"], report["target"]["metric"], report["settings"]["seed"]
+    binary, confidence = metric in RIGHT_OR_WRONG, report["target"]["confidence"]
+    weights = {row.get("weight", 1.0) for split in ("valid", "test") for found in rows[split].values() for row in found}
+    if metric in NO_MEAN or report["target"].get("lower_is_better") or len(weights) > 1:
+        raise SystemExit(f"{metric} is no mean of rows' scores that weigh alike, for which these formulas are")
+
+    def scores(split, rung):
+        return (np.array([row[key] for row in rows[split][rung]]) for key in ("score", "group"))
+
     for one in report["rungs"]:
-        if one["estimate"] is not None and one["rung"] in rows[one["split"]]:
-            name, mine = f"{one['rung']} on {one['split']}", rows[one["split"]][one["rung"]]
-            yield f"{name}: estimate", one["estimate"], np.mean([row["score"] for row in mine])
-            for end, side in zip(one["interval"], ("lower", "upper"), strict=True):
-                yield f"{name}: {side} end", end, bound(mine, 0.975, side)
-            calls = rows["calls"][one["split"]].get(one["rung"])
-            if calls:
-                yield f"{name}: p95", one["p95_ms"], 1000 * np.quantile(calls, 0.95, method="inverted_cdf")
+        if one["estimate"] is None or one["rung"] not in rows[one["split"]]:
+            continue
+        name, (x, names) = f"{one['rung']} on {one['split']}", scores(one["split"], one["rung"])
+        yield f"{name}: estimate", one["estimate"], x.mean()
+        for end, side in zip(one["interval"], ("lower", "upper"), strict=True):
+            yield f"{name}: {side} end", end, bound(x, names, 0.025, side, binary, seed)
+        calls = np.sort(rows["calls"][one["split"]].get(one["rung"], []))
+        if calls.size:
+            yield f"{name}: p50", one["p50_ms"], 1000 * calls[calls.size // 2]
+            yield f"{name}: p95", one["p95_ms"], 1000 * np.quantile(calls, 0.95, method="inverted_cdf")
+            if (one.get("p95_bounds_ms") or [None])[-1] is not None:
+                most = calls[int(binom.ppf(confidence, calls.size, 0.95))]
+                yield f"{name}: upper bound of p95", one["p95_bounds_ms"][1], 1000 * most
+        if calls.size and one.get("usd_interval"):
+            usd = report["machine"]["usd_per_hour"] / 3.6
+            yield f"{name}: price", one["usd_per_1k_calls"], usd * calls.mean()
+            half = usd * calls.std(ddof=1) / np.sqrt(calls.size) * stdtrit(calls.size - 1, 0.975)
+            yield f"{name}: price at most", one["usd_interval"][1], usd * calls.mean() + half
     for one in report["nominees"]["confirmations"]:
+        x, names = scores("test", one["rung"])
         for side in ("lower", "upper"):
             if one[side] is not None:
-                found = bound(rows["test"][one["rung"]], one[f"{side}_confidence"], side)
+                error = 1 - one[f"{side}_confidence"]
+                found = bound(x, names, error, side, binary, seed, max(2000, int(np.ceil(40 / error))))
                 yield f"{one['rung']}: {side} bound", one[side], found
     for one in report["comparisons"]:
-        a, b = (np.array([row["score"] for row in rows[one["split"]][one[key]]]) for key in "ab")
-        yield f"{one['a']} minus {one['b']}", one["difference"], (a - b).mean()
-        if one["test"] == "mcnemar_exact":
-            yield "its p", one["p_value"], binomtest(int((a > b).sum()), int((a != b).sum())).pvalue
+        (a, names), (b, _) = (scores(one["split"], one[key]) for key in "ab")
+        low, high, p = difference(a, b, names, 1 - one["confidence"], binary, seed)
+        said = (one["difference"], *one["interval"], one["p_value"])
+        found = zip(said, ((a - b).mean(), low, high, p), strict=True)
+        yield from ((f"{one['a']} minus {one['b']} ({place})", *both) for place, both in enumerate(found))
+    for one in (report["curve"] or {}).get("points", ()):
+        yield f"{one['rung']} at {one['size']}", one["estimate"], np.mean([draw["estimate"] for draw in one["draws"]])
 
 
 if __name__ == "__main__":
-    for what, said, found in recomputed(json.loads(Path(sys.argv[1]).read_text())):
-        print(f"{'ok ' if abs(said - found) < 1e-9 else 'OFF'} {what}: {said:.6g}, computed {found:.6g}")
+    for what, said, found in recomputed(json.loads(Path(sys.argv[1]).read_text())):  # bounds were sought to 1e-5
+        print(f"{'ok ' if abs(said - found) < 2e-5 else 'OFF'} {what}: {said:.6g}, computed {found:.6g}")

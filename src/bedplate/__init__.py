@@ -53,7 +53,10 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'bedplate' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(__import__(module, fromlist=(name,)), name)  # as `from module import name`: `plan` is a module
+    from bedplate.core.progress import Progress
+
+    with Progress(f"importing {module}", unit=""):  # the first that needs torch takes seconds
+        value = getattr(__import__(module, fromlist=(name,)), name)  # as `from module import name`: `plan` is a module
     globals()[name] = value
     return value
 

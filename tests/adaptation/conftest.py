@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from matplotlib.figure import Figure
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
 from bedplate.adaptation.after import compare_skins
 from bedplate.adaptation.context import context
 from bedplate.adaptation.report.report import Report, write_report
-from bedplate.report import plots
+from bedplate.report import plots, plots_curve
 from bedplate.report.schema import report_schema
 
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
@@ -45,12 +46,20 @@ def fewest_calls() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_pictures() -> Iterator[None]:
-    """A ladder's pictures are drawn without a look at the room around them; `tests.report` draws them as they are."""
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures() -> Iterator[Callable[..., str]]:
+    """A ladder's pictures are made and not drawn, which would take a tenth of its time; gives what draws them, without
+    a look at the room around them, for the ladder of all rungs. `tests.report` draws each as it is."""
+    drawing = plots.svg_of
+
+    def undrawn(_: Figure, label: str) -> str:
+        return f'<svg role="img" aria-label="{label}"></svg>'
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "LAYOUT", None)
-        yield
+        for module in (plots, plots_curve):
+            patch.setattr(module, "svg_of", undrawn)
+        yield drawing
 
 
 @pytest.fixture(scope="session")

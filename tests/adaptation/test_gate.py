@@ -14,6 +14,7 @@ from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.admission import Admission, admissions, round_up
 from bedplate.core import statistics
+from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task
@@ -131,12 +132,13 @@ def test_a_round_value_admits_what_it_is_made_for(value: float):
     assert float(f"{found:.1e}") == pytest.approx(found, rel=1e-9)
 
 
-def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05) -> gate.GateDecision:
+def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05, scale: Scale = PLAIN) -> gate.GateDecision:
     names = tuple(tested)
     nomination = gate.Nomination(names, names[0], None, {})
     found = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
     first = tested[names[0]]
-    return gate.decide(nomination, found, metric="accuracy", target=target, n=first.n, groups=first.groups)
+    of = {"n": first.n, "groups": first.groups}
+    return gate.decide(nomination, found, metric="accuracy", target=target, scale=scale, **of)
 
 
 @settings(max_examples=40, deadline=None)
@@ -183,6 +185,20 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
     below = judge({"lora": evaluation(rate(160, 200))}, 0.82)
     assert below.status == "INSUFFICIENT_DATA"
     assert "no number of rows is promised" in below.reason
+    upper = 10 * (1 - evaluation(rate(170, 200)).bound(0.95))
+    dollars = judge({"lora": evaluation(rate(170, 200))}, 0.82, scale=Scale(10.0))
+    assert "clears the target of $1.8 on 200 test rows" in dollars.reason
+    assert f"is above it (best: lora, $1.5000, up to ${upper:.4f})" in dollars.reason
+
+
+def test_where_groups_that_fail_may_have_been_missed_it_is_said_how_many_would_do():
+    rows = evaluation(rate(593, 600), [i % 60 for i in range(600)])
+    found = judge({"lora": rows}, 0.98)
+    wanted = statistics.groups_needed(0.98, 0.95)
+    assert found.status == "INSUFFICIENT_DATA"
+    assert f"may have been missed: {wanted} groups without a failure would show 0.98" in found.reason
+    shown, short = (evaluation([1.0] * (10 * g), [i % g for i in range(10 * g)]) for g in (wanted, wanted - 2))
+    assert shown.bound(0.95) > 0.98 > short.bound(0.95)
 
 
 def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():

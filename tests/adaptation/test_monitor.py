@@ -204,7 +204,8 @@ def test_rows_that_the_skin_had_say_nothing_of_quality(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     skin = house / "run/skins/always-no"
-    found = looked(capsys, skin, write(tmp_path / "new.jsonl", [*rows(90, 90), *rows(300, 120)]))
+    again = [*rows(90, 45), *rows(135, 45, "Is it so, that number {}?")]  # a question mark makes no other row of one
+    found = looked(capsys, skin, write(tmp_path / "new.jsonl", [*again, *rows(300, 120)]))
     assert found["evaluation"]["n"] == 120
     assert "90 of 210 new texts are among those" in " ".join(found["notes"])
     code, _, complaint = said(capsys, "evaluate", skin, write(tmp_path / "old.jsonl", rows(0, 90)))
@@ -299,10 +300,12 @@ def test_rows_that_one_of_them_had_are_no_fresh_data(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     a, b = house / "run/skins/always-no", house / "run/skins/always-yes"
-    old = write(tmp_path / "old.jsonl", rows(0, 180))
-    code, _, complaint = said(capsys, "skins", "compare", a, b, old)
-    assert code == 1
-    assert "give fresh rows" in complaint
+    for name, asked in (("old", "is it so that number {}"), ("touched", "Is it so, that number {}?")):
+        code, _, complaint = said(
+            capsys, "skins", "compare", a, b, write(tmp_path / f"{name}.jsonl", rows(0, 180, asked))
+        )
+        assert code == 1
+        assert "give fresh rows" in complaint
     code, _, complaint = said(capsys, "skins", "compare", a, b, write(tmp_path / "bare.jsonl", rows(200, 9), "y"))
     assert code == 1
     assert "no column 'y'" in complaint

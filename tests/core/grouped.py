@@ -1,5 +1,5 @@
 """The bound of a proportion from rows in groups, for many samples at once: the formulas of `effective_n_bound` on
-arrays, which the tests hold to the function itself on some of the samples."""
+arrays, without what missed groups could hide; the tests hold them to the function itself on some of the samples."""
 
 from __future__ import annotations
 

@@ -6,10 +6,14 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress, console, progress
+from bedplate.inference.predict import loaded
 
 CODE = """
 import time
@@ -32,6 +36,15 @@ for _ in progress((i for i in range(2)), "left early"):
     break
 print("end")
 """
+
+
+QUICKLY = """
+import time
+from bedplate.core import progress
+sleep, progress._AFTER = time.sleep, 0.05
+time.sleep = lambda seconds: sleep(seconds / 6)
+"""
+"""All of it in a sixth of the time: what is not drawn needs no time to be read."""
 
 
 def run_on_terminal(code: str, **environment: str) -> tuple[int, str]:
@@ -58,7 +71,8 @@ def run_on_terminal(code: str, **environment: str) -> tuple[int, str]:
 
 
 def test_silent_when_not_a_terminal() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    code = f"{QUICKLY}{CODE}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout == "end\n"
 
@@ -71,6 +85,41 @@ def test_shows_bars_on_a_terminal_also_nested() -> None:
     assert "over soon" not in shown
     assert "no limit" not in shown
     assert "\x1b[" in shown
+
+
+def test_the_first_use_of_a_name_that_takes_long_to_import_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "slow_one.py").write_text("import time; time.sleep(0.6); load = print")
+    program = "import bedplate; bedplate._MODULES['load'] = 'slow_one'; bedplate.load('end')"
+    code, shown = run_on_terminal(program, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert code == 0, shown
+    assert "importing slow_one" in shown
+
+
+def test_a_skin_that_is_opened_shows_it_until_its_engine_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_bars: list[str] = []
+
+    class Bar(Progress):
+        def __enter__(self) -> Bar:
+            open_bars.append(self._description)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            open_bars.pop()
+
+    def engine(*_: object, **__: object) -> None:
+        raise UsageError(f"as the engine is built: {open_bars}")
+
+    (tmp_path / loaded.SKIN_FILE).touch()
+    skin = SimpleNamespace(name="mine", is_remote=False, cascade=None, classical=None, evaluated_with=None, base=None)
+    monkeypatch.setattr(loaded, "read_skin", lambda _: skin)
+    monkeypatch.setattr(loaded, "held_as", lambda *_, **__: None)
+    monkeypatch.setattr("bedplate.inference.predict.loaded._Bases.model", engine)
+    monkeypatch.setattr(loaded, "Progress", Bar)
+    with pytest.raises(UsageError, match=r"built: \['opening mine'\]"):
+        loaded.load(tmp_path)
+    assert open_bars == []
 
 
 def test_foreign_live_display_is_left_alone() -> None:

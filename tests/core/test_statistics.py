@@ -230,6 +230,22 @@ def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
     assert bs.paired_difference(x / 2, y / 3).test == "sign_flip"
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(7, 1), (8, 1), (5, 0), (6, 0), (1, 7)])
+def test_an_interval_leaves_zero_out_only_where_its_test_does(gained: int, lost: int) -> None:
+    """Few rows that differ: t excludes 0 where the exact test, here scipy's, does not."""
+    change = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (200 - gained - lost))
+    found = bs.paired_difference(change > 0, change < 0)
+    exact = float(stats.binomtest(gained, gained + lost).pvalue)
+    half = stats.t.ppf(0.975, 199) * stats.sem(change)
+    ends = sorted((change.mean() - half, change.mean() + half))
+    assert found.p_value == pytest.approx(exact)
+    assert ends[0] > 0 or ends[1] < 0
+    if exact > 0.05:
+        ends = [min(ends[0], 0.0), max(ends[1], 0.0)]
+    assert found.interval == pytest.approx(tuple(ends))
+    assert (found.interval[0] > 0 or found.interval[1] < 0) == (exact <= 0.05)
+
+
 def peer_holm(pvalues: list[float]) -> Any:
     """statsmodels' decisions at 5% and adjusted p-values; it collects garbage first, which is left out here: in a long
     run of tests that takes most of a second, each time."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bedplate.core.errors import DataError
 from bedplate.data.documents import TEXT_SETS, read_documents, read_whole_documents
 from bedplate.hub.catalog import CATALOG
 from bedplate.hub.pull import Pulled
@@ -21,6 +24,24 @@ def test_texts_of_the_catalogue_are_a_directory(tmp_path: Path, monkeypatch: pyt
         found, expected = read("shakespeare", Path("elsewhere")), read(str(tmp_path), Path("elsewhere"))
         assert [(one.id, one.text) for one in found.documents] == [("a/one.md", "# One\n"), ("b/two.md", "# Two\n")]
         assert (found.documents, found.sha256) == (expected.documents, expected.sha256)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "open.txt").write_bytes(b"\xef\xbb\xbfwith a mark\n")
+    scan = os.scandir
+
+    def scanned(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    for read in (read_whole_documents, read_documents):
+        assert [one.text for one in read(str(tmp_path), tmp_path).documents] == ["with a mark\n"]
+    monkeypatch.setattr(os, "scandir", scanned)
+    for read in (read_whole_documents, read_documents):
+        with pytest.raises(DataError, match=r"shut cannot be read: Permission denied; make it readable"):
+            read(str(tmp_path), tmp_path)
 
 
 @pytest.mark.real

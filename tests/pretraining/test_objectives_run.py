@@ -16,6 +16,7 @@ from bedplate.core.errors import ConfigError
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
+from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.training.objectives import OBJECTIVES
@@ -33,6 +34,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "span_corruption": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
     "mixture_of_denoisers": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
     "fill_in_middle": (DECODER, {"rate": 0.9}, "AutoModelForCausalLM", ""),
+    "contrastive": (ENCODER, {"longest": 0.4}, "AutoModel", "accuracy"),
 }
 
 
@@ -48,7 +50,7 @@ def values(name: str) -> dict[str, Any]:
             "held_out": 0.1,
         },
         "tokens": 512,
-        "batch": {"tokens": 256, "micro_tokens": 128, "sequence": 32},
+        "batch": {"tokens": 256, "micro_tokens": 256 if name == "contrastive" else 128, "sequence": 32},
         "checkpoints": {"every": 1, "seconds": None},
         "evaluation": {},
         "log_steps": 1,
@@ -67,21 +69,61 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
     assert not judged["errors"]
     run_through = sum(row["tokens"] for row in rows)
     assert judged["tokens"] == read_record(done.directory)["tokens_seen"] <= 512, "those of the texts"
-    assert (run_through > judged["tokens"]) == (name not in ("next_token", "masked")), "with sentinels, on both sides"
-    assert judged["held_out"]["lines"]["nats_per_token"] > 0
+    longer = name not in ("next_token", "masked", "contrastive")
+    assert (run_through > judged["tokens"]) == longer, "with sentinels, on both sides"
+    held = judged["held_out"]["lines"]
+    assert held["nats_per_token"] > 0
+    assert (held["bits_per_byte"] is None) == (held["target"] == "pair") == (name == "contrastive")
     assert bool(done.baselines) == (name in ("next_token", "fill_in_middle"))
     theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()
     card = yaml.safe_load((done.base / "README.md").read_text("utf-8").split("---")[1])
-    assert TASK_MAPPING[card["pipeline_tag"]][theirs.config.model_type] == type(theirs).__name__
+    tasks = {**TASK_MAPPING, "feature-extraction": transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES}
+    assert tasks[card["pipeline_tag"]][theirs.config.model_type] == type(theirs).__name__
     ours = load_base(done.base, dtype=torch.float32).model
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if name in ("span_corruption", "mixture_of_denoisers"):
             expected = theirs(input_ids=ids, decoder_input_ids=ids[:, :5]).logits[0]
             hidden = ours(Inputs(ids[:, :5], encoder=Inputs(ids))).hidden
+        elif name == "contrastive":
+            states = theirs(ids).last_hidden_state
+            torch.testing.assert_close(ours(Inputs(ids)).hidden, states, atol=1e-4, rtol=1e-4)
+            return
         else:
             expected, hidden = theirs(ids).logits[0], ours(Inputs(ids)).hidden
         torch.testing.assert_close(ours.head(hidden[0]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"batch": {"tokens": 256, "micro_tokens": 128}}, "batch.micro_tokens = 128 would cut it"),
+        (
+            {"model": BOTH, "batch": {"tokens": 256, "sequence": 32}},
+            "encoder or decoder, and this one is of the kind enc",
+        ),
+        ({"objective_settings": {"pooling": "first"}}, "what embeds with this model by mean"),
+    ],
+)
+def test_what_cannot_learn_from_crops_is_refused(change: dict[str, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=what):
+        pretrain(tiny_run(tmp_path, **{**values("contrastive"), "objective_settings": {}, **change}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("of", "change", "what"),
+    [
+        ("masked", {"model": DECODER}, "kind encoder, and this one is of the kind decoder: .* or one of next_token"),
+        ("next_token", {"model": ENCODER}, "of the kind encoder: choose another model, or one of masked, contrastive"),
+        ("next_token", {"model": BOTH}, "of the kind encoder–decoder: .* one of span_corruption, mixture_of_denoisers"),
+        ("masked", {"evaluation": {"prompts": ["the"]}}, "evaluation.prompts: an encoder writes no text"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(of: str, change: dict[str, Any], what: str, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, **{**values(of), **change, "objective_settings": {}})
+    for start in (plan_run, lambda run: pretrain(run, tmp_path / "out")):
+        with pytest.raises(ConfigError, match=what):
+            start(run)
 
 
 def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:

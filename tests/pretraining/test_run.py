@@ -260,10 +260,10 @@ def test_the_page_sets_only_the_same_documents_side_by_side() -> None:
     at = [(1, 2, 3.5), (2, 2, 3.25), (3, 9, 3.75)]
     rows = [{"step": s, "held_out": {"a": {"documents": d, "bits_per_byte": b}}} for s, d, b in at]
     assert same_documents(rows) == {
-        "a": {"documents": 9, "bits_per_byte": 3.75, "same_documents": 2, "first_bits": 3.5, "last_bits": 3.25}
+        "a": {"documents": 9, "bits_per_byte": 3.75, "same_documents": 2, "first": 3.5, "last": 3.25}
     }
     rows[0]["held_out"] = {}
-    assert same_documents(rows)["a"]["first_bits"] == 3.25
+    assert same_documents(rows)["a"]["first"] == 3.25
     assert same_documents([]) == {}
 
 

@@ -92,6 +92,16 @@ def test_a_ladder_from_run_directories(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["asked"][0]["prediction"]["loss"] < found["held_out"]["loss"]
     with pytest.raises(UsageError, match="another tokenizer"):
         read_ladder([*runs, write_run(tmp_path / "other", 3e5, 3.0, "u")])
+    masked = write_run(tmp_path / "masked", 3e5, 3.0)
+    record = json.loads((masked / "pretraining.json").read_text())
+    (masked / "pretraining.json").write_text(json.dumps({**record, "objective": "masked"}))
+    with pytest.raises(UsageError, match="masked was judged on other texts, by another objective"):
+        read_ladder([*runs, masked])
+    failed = write_run(tmp_path / "failed", 3e5, 3.0)
+    row = {"step": 5, "held_out": {}, "errors": ["held-out texts: OutOfMemoryError: no room"]}
+    (failed / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=r"failed was not judged at its end .*no room\); leave it out"):
+        read_ladder([*runs, failed])
     with pytest.raises(UsageError, match="no finished run"):
         read_ladder([*runs, tmp_path])
     with pytest.raises(UsageError, match="one to hold out"):

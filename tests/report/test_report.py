@@ -157,6 +157,13 @@ def test_plots_are_xml_that_follows_the_theme():
             assert colour not in svg
 
 
+def test_lengths_are_labelled_with_numbers_and_not_with_powers():
+    for longest, wanted in ((40, {"20", "30"}), (300_000, {"10", "1,000", "100,000"})):
+        picture = ET.fromstring(plots.lengths({"train": [8, 12, 14, 16, 18, 20, 22, 24, 26, 28, longest]}))
+        said = {each.text for each in picture.iter("{http://www.w3.org/2000/svg}text") if each.text}
+        assert wanted <= said, said
+
+
 def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
     for labels, interval in (("beyond", [700.0, "beyond"]), ("below", ["below", 80.0]), (120.0, None)):
         curve = report()["curve"]

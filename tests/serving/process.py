@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,20 @@ def loading_slowly() -> None:
         return load(*arguments, **settings)
 
     engines._load = slowly
+    main()
+
+
+def hanging() -> None:
+    """`bedplate ...` whose first step says "hangs" and never ends; a server that ends waits for it half a second."""
+    from bedplate.cli.main import main
+    from bedplate.inference.engine import runner
+    from bedplate.serving.server import lifecycle
+
+    def hangs(*_: Any) -> Any:
+        print("hangs", flush=True)
+        threading.Event().wait()
+
+    runner.sample, lifecycle.CLOSE_SECONDS = hangs, 0.5
     main()
 
 

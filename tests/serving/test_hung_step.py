@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from tests.forked import Command
 
 from .conftest import Server
-from .test_lifecycle import ENDLESS, everything, send
-
-HANGING = """
-import sys, threading
-import bedplate.inference.engine.runner as runner
-def hangs(logits, rows):
-    print("hangs", flush=True)
-    threading.Event().wait()
-runner.sample = hangs
-from bedplate.cli.main import main
-main(sys.argv[1:])
-"""
+from .test_lifecycle import ENDLESS, everything, send, wait_until
 
 
 @pytest.mark.parametrize(("grace", "signals"), [("0.5", 1), ("600", 2)])
-def test_a_hung_step_does_not_keep_the_process(files, grace, signals):
-    line = [sys.executable, "-c", HANGING, "serve", str(files.base), "--port", "0", "--json", "--grace", grace]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+def test_a_hung_step_does_not_keep_the_process(files, tmp_path, grace, signals):
+    line = ("serve", files.base, "--port", "0", "--json", "--grace", grace)
+    process = Command(tmp_path, *line, main="tests.serving.process:hanging")
     try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"].removesuffix("/v1")
+        url = json.loads(process.first_line())["url"].removesuffix("/v1")
         with send(Server(url, None, {}), {**ENDLESS, "stream": True}) as connection:  # type: ignore[arg-type]
-            assert process.stdout.readline() == b"hangs\n"
+            wait_until(lambda: process.said.endswith("hangs\n"), 60)
             began = time.monotonic()
             for number in range(signals):
                 time.sleep(0.5 * number)
@@ -42,7 +28,6 @@ def test_a_hung_step_does_not_keep_the_process(files, grace, signals):
             assert b"shutting_down" in everything(connection)
         assert process.wait(20) == 0
         assert time.monotonic() - began < 12
-        assert b"has not ended" in process.stderr.read()
+        assert "has not ended" in process.errors
     finally:
         process.kill()
-        process.communicate()

@@ -21,7 +21,15 @@ from bedplate.models.families import FAMILIES
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives import FillInMiddle, Masked, MixtureOfDenoisers, NextToken, SpanCorruption, Words
+from bedplate.training.objectives import (
+    Crops,
+    FillInMiddle,
+    Masked,
+    MixtureOfDenoisers,
+    NextToken,
+    SpanCorruption,
+    Words,
+)
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, corrupted, documents_of
 from bedplate.training.objectives.masked import starts_word
 from bedplate.training.objectives.middle import KNOWN
@@ -61,6 +69,7 @@ OBJECTIVES: list[Corrupting] = [
     MixtureOfDenoisers(sentinels=FEW),
     FillInMiddle(),
     FillInMiddle(at="tokens", rate=1.0),
+    Crops(),
 ]
 
 

@@ -60,13 +60,14 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
         lost, counts, z, tokens = [torch.zeros(()).double() for _ in range(3)], [0, 0, 0], torch.zeros(()).double(), 0
         for one in documents:
             ids = torch.tensor([one.ids])
-            out = plain(Inputs(ids))
+            read = ids[:, :-1]  # by the last prediction
+            out = plain(Inputs(read))
             routings = list(out.aux)
             states = [out.hidden]
             for number, module in enumerate(plain.predictions, start=1):
-                known = torch.cat((ids[:, number:], ids[:, -1:].expand(-1, min(number, ids.shape[1]))), 1)
+                known = torch.cat((read[:, number:], read[:, -1:].expand(-1, min(number, read.shape[1]))), 1)
                 x = plain.embedding(known)
-                by = plain._rotations.at(torch.arange(ids.shape[1])[None], x.dtype)[-1]
+                by = plain._rotations.at(torch.arange(read.shape[1])[None], x.dtype)[-1]
                 joined = torch.cat((module.token_norm(x), module.state_norm(states[-1])), -1)
                 with listening() as heard:
                     states.append(module.norm(module.block(module.join(joined), by, RowAttention(True))))
@@ -77,7 +78,7 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
                 lost[place] = lost[place] + F.cross_entropy(logits, targets, reduction="sum")
                 counts[place] += len(targets)
             z = z + sum(one.logits_NE.logsumexp(-1).square().sum() for one in routings) / len(routings)
-            tokens += ids.shape[1]
+            tokens += read.shape[1]
         mean = [one / count for one, count in zip(lost, counts, strict=True)]
         (mean[0] + 0.4 * (mean[1] + mean[2]) / 2 + 0.1 * z / tokens).backward()
         adamw.step()

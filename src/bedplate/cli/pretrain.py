@@ -97,14 +97,18 @@ def _values(done: Pretrained) -> dict[str, Any]:
 
 
 def _show(done: Pretrained) -> None:
+    from bedplate.pretraining.measure import measure_of
+
     result = done.result
     print(f"{done.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
     names = list(dict.fromkeys(name for found in done.baselines.values() for name in found))
     rows: list[tuple[str, ...]] = []
+    measure = ""
     for name, held in done.judged["held_out"].items():
         others = (f"{done.baselines[name][other]:.3f}" if name in done.baselines else "" for other in names)
-        rows.append((name, f"{held['bits_per_byte']:.3f}", *others))
-    show(("held out", *numbers("bits a byte", *names)), rows)
+        measure, value = measure_of(held)
+        rows.append((name, f"{value:.3f}", *others))
+    show(("held out", *numbers(measure, *names)), rows)
     for name, one in done.judged["suites"].items():
         print(f"{name}: {one['measure']} {one['value']:.3f} of {one['n']} items")
     print(f"base: {done.base}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -39,6 +40,11 @@ def _whole(parts: Sequence[str], most: int) -> str:
         tail -= 1
         room -= len(parts[tail]) + 2
     return ", ".join([*parts[:head], f"… {tail - head} more …", *parts[tail:]])
+
+
+def chosen(value: float) -> str:
+    """A number that a person chose as it was written; one that was computed, which has digits without end, in four."""
+    return f"{value:.10g}" if math.isclose(round(value, 6), value, rel_tol=1e-12) else f"{value:.4g}"
 
 
 def few(names: Sequence[str], most: int = 5) -> str:

@@ -3,6 +3,7 @@ texts that have no label."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,13 +93,22 @@ def _documents(texts: Iterable[tuple[str, str]], source: str, digest: str, limit
 
 
 def _files(place: Path, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Name → text of a file, or of all such files below a directory."""
+    """Name → text of a file, or of all such files below a directory, without a byte order mark. DataError for a folder
+    in it that may not be read."""
     paths, root = [place], place.parent
     if place.is_dir():
+        for _ in os.walk(place, onerror=_closed):
+            pass  # pathlib passes over what it may not read
         paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in kinds and p.is_file()), place
         if not paths:
             raise DataError(f"{place} holds no documents: it holds no text in files that end in {', '.join(kinds)}")
-    return [(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
+    return [(path.relative_to(root).as_posix(), read_text(path).removeprefix("\ufeff")) for path in paths]
+
+
+def _closed(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename} cannot be read: {error.strerror}; make it readable, or take it out of the folder"
+    ) from error
 
 
 def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -> Iterator[tuple[str, int, str]]:

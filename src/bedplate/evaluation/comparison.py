@@ -20,7 +20,8 @@ from bedplate.evaluation.task_row import RowResult
 
 @dataclass(frozen=True)
 class Comparison:
-    """`a` minus `b` on the same rows: two-sided interval at `confidence`, and a two-sided p-value by `test`."""
+    """`a` minus `b` on the same rows: two-sided interval at `confidence`, and a two-sided p-value by `test`, which has
+    to exclude 0 for the interval to leave it out."""
 
     metric: str
     split: str
@@ -61,6 +62,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
         difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
     else:
         difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
+        interval = statistics.agreeing(interval, p_value, confidence)
         test = "clustered_swap" if a.groups < a.n else "swap"
     return Comparison(
         a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
@@ -82,7 +84,7 @@ def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed:
     """How much worse `after` is than `before` on the same rows, with one-sided bounds: for non-inferiority.
 
     Rows that do not change say little of those that were not seen: the bounds are never nearer than what
-    `independent_rows` could hide. A statistic of all rows is bounded as `compare` bounds it. Raises UsageError as that.
+    `independent_rows` could hide. A statistic of all rows has the bootstrap's bounds. Raises UsageError as `compare`.
     """
     rows = _paired(before, after)
     units = min(independent_rows(before), independent_rows(after))
@@ -90,14 +92,13 @@ def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed:
         scores, groups = [row.score for row in before.rows], [row.group for row in before.rows]
         later = [row.score for row in rows]
         return mean_drop(scores, later, groups, confidence, units=units, weights=before.weights)
-    found = compare(before, after, seed, 2 * confidence - 1)
-    low, high = found.interval
+    groups, after = [row.group for row in before.rows], replace(after, rows=tuple(rows))
+    drop, (low, high), _ = _compare_statistic(before, after, groups, seed, 2 * confidence - 1)
     se = (high - low) / 2 / _normal_quantile(confidence)
-    if not enough_groups([row.group for row in before.rows]):
-        return Drop(found.difference, None, None, se, confidence, found.n, found.groups)
+    if not enough_groups(groups):
+        return Drop(drop, None, None, se, confidence, before.n, before.groups)
     unseen = hidden(units, confidence)
-    low, high = min(low, found.difference - unseen), max(high, found.difference + unseen)
-    return Drop(found.difference, low, high, se, confidence, found.n, found.groups)
+    return Drop(drop, min(low, drop - unseen), max(high, drop + unseen), se, confidence, before.n, before.groups)
 
 
 def independent_rows(evaluation: Evaluation) -> float:

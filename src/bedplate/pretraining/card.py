@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bedplate.pretraining.measure import target_of
 from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.markdown import cell, table
 
@@ -19,13 +20,15 @@ _TASKS = {
     "encoder–decoder": ("text2text-generation", "It writes what is missing in a text"),
 }
 """What a base of such a kind is for: the Hub's name of it, and in words."""
+_EMBEDS = ("feature-extraction", "It makes a vector of a text, near those of texts like it")
+"""The same of one that learned to tell pairs apart, of any kind."""
 
 
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
     """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
     sources = record["data"]["sources"]
     licences = {one["licence"] for one in sources.values()}
-    task, does = _TASKS[record["kind"]]
+    task, does = _EMBEDS if _target(last) == "pair" else _TASKS[record["kind"]]
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
@@ -79,6 +82,11 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
     return "\n".join(lines)
 
 
+def _target(last: Mapping[str, Any] | None) -> str:
+    """What the run's losses were counted by."""
+    return next((target_of(one) for one in (last or {"held_out": {}})["held_out"].values()), "token")
+
+
 def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
     if last is None or not last["held_out"]:
         return []
@@ -86,7 +94,7 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
     names = list(dict.fromkeys(name for found in baselines.values() for name in found))
     rows = [
         (
-            *(name, one["documents"], f"{one['bits_per_byte']:.3f}", f"{one['nats_per_token']:.3f}"),
+            *(name, one["documents"], _bits(one), f"{one['nats_per_token']:.3f}"),
             *(f"{baselines[name][other]:.3f}" if name in baselines else "–" for other in names),
         )
         for name, one in last["held_out"].items()
@@ -94,10 +102,14 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
     lines = [
         "## On texts that were kept from it",
         "",
-        *table(("text", "documents", "bits a byte", "nats a token", *names), rows),
+        *table(("text", "documents", "bits a byte", f"nats a {_target(last)}", *names), rows),
         "",
     ]
     if last["suites"]:
         suites = ((name, one["measure"], f"{one['value']:.3f}", one["n"]) for name, one in last["suites"].items())
         lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
     return lines
+
+
+def _bits(held: Mapping[str, Any]) -> str:
+    return "–" if held["bits_per_byte"] is None else f"{held['bits_per_byte']:.3f}"

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from bedplate.core.shown import chosen
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -47,7 +49,7 @@ def quality_against_cost(
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
     axes.annotate(
-        f"target {target:.4g}",
+        f"target {chosen(target)}",
         (0.995, target),
         xycoords=("axes fraction", "data"),
         ha="right",
@@ -163,7 +165,21 @@ def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
         axes.plot(shown[5], place, "o", color=ACCENT)
     axes.set_yticks(range(len(deciles)), list(deciles))
     axes.set(xscale="log", ylim=(len(deciles) - 0.5, -0.5), xlabel="characters")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(_numbers())
     return svg_of(figure, "Lengths of inputs")
+
+
+def _numbers() -> Any:
+    """Labels of a logarithmic axis as numbers, such as 1,000. Powers would be set as formulas, each anew for each
+    picture, which takes as long as all else of it."""
+    from matplotlib.ticker import LogFormatter
+
+    class Numbers(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:,.0f}" if super().__call__(x, pos) else ""
+
+    return Numbers()
 
 
 def errors(rows: Sequence[Mapping[str, Any]], name: str = "estimate") -> list[list[float]]:

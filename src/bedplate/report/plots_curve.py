@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.core.shown import chosen
 from bedplate.report.plots import INK, REFERENCE, SERIES, TARGET, errors, new_figure, svg_of
 
 _MARKERS = "osD^vP"
@@ -17,7 +18,7 @@ def learning_curve(curve: Mapping[str, Any], target: float) -> str:
     curve: report.json's `curve`. Series differ by colour and by marker.
     """
     figure, axes = new_figure(7.4, 4.4)
-    axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {target:g}")
+    axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {chosen(target)}")
     for number, flat in enumerate(curve["flat"]):
         axes.axhline(
             flat["estimate"], color=REFERENCE, linewidth=1.3, linestyle=(":", "-.")[number % 2], label=flat["rung"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.core.shown import chosen
+
 
 def costs(report: Mapping[str, Any]) -> bool:
     """Whether estimates are dollars, of which less is better."""
@@ -19,7 +21,7 @@ def said(report: Mapping[str, Any], value: float) -> str:
 def shown_bar(report: Mapping[str, Any]) -> str:
     """The target's value, and what it is taken from."""
     target = report["target"]
-    bar = f"${target['value']:.4g}" if costs(report) else f"{target['value']:.4g}"
+    bar = f"${chosen(target['value'])}" if costs(report) else chosen(target["value"])
     if target.get("against") is None:
         return bar
     margin, more = target.get("margin"), target.get("better_by")

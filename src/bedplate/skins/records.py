@@ -93,9 +93,17 @@ def of_report(path: Path) -> Record:
     """A report, whose parents are the bases and skins that it is about."""
     fields = read_json_object(path)
     details = {key: fields.get(key) for key in ("task", "verdict")}
+    details["opened"] = opened_by(fields)
     task = fields.get("task")
     name = task if isinstance(task, str) else path.parent.name
     return Record("report", sha256_file(path), name, path, details, _judged(fields.get("lineage")))
+
+
+def opened_by(report: Mapping[str, Any]) -> str | None:
+    """The verdict that a report's test rows were opened for, by its id in the ledger; None where they were not."""
+    ledger = report.get("ledger")
+    found = ledger.get("verdict_id") if isinstance(ledger, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _referred(base: BaseReference) -> Record:

@@ -48,6 +48,11 @@ class TrainingExample:
         """Index of the first token that carries loss."""
         return self.loss.index(True)
 
+    @property
+    def last_loss(self) -> int:
+        """Index of the last token that carries loss: so many tokens are read by the predictions."""
+        return len(self.loss) - 1 - self.loss[::-1].index(True)
+
 
 class MicroBatch(Protocol):
     """What goes through the model at once; an objective reads fields of its own beside these.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ from bedplate.core.memory import free_bytes
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
+from bedplate.models.packed.across import FromStates
+from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.precision import dtype_name
 from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.config import TrainConfig
@@ -186,12 +189,27 @@ def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
 
 @contextmanager
 def compiled(model: AnyModel, wanted: bool) -> Generator[None]:
-    """Each block of the model runs compiled while it is open, where that is wanted."""
-    blocks = [module for module in model.modules() if isinstance(module, Block)] if wanted else []
-    try:
-        for block in blocks:
-            block.compile()
+    """Each block of the model runs compiled while it is open, where that is wanted; its attention over packed rows does
+    not (on devices that have a kernel for it, that kernel runs)."""
+    if not wanted:
         yield
-    finally:
-        for block in blocks:
-            block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  # there is no public way back
+        return
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    with warnings.catch_warnings():
+        # torch's compiler warns of what it does itself: it asks states for gradients, and makes objects of functions.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        warnings.filterwarnings("ignore", ".*torch.autograd.function.Function.*should not be instantiated")
+        # Where documents stand is another thing in each batch, for which all of a block would be compiled anew.
+        apart = ((BlockAttention, "__call__"), (FromStates, "across"))
+        calls = [getattr(owner, name) for owner, name in apart]
+        try:
+            for (owner, name), call in zip(apart, calls, strict=True):
+                setattr(owner, name, torch.compiler.disable(call))
+            for block in blocks:
+                block.compile()
+            yield
+        finally:
+            for (owner, name), call in zip(apart, calls, strict=True):
+                setattr(owner, name, call)
+            for block in blocks:
+                block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  # there is no public way back

@@ -1,8 +1,8 @@
-"""Packing: several examples or documents in one row, none seeing another, no token lost.
+"""Packing: several examples or documents in one row, none seeing another, nothing lost that is learned from.
 
 `pack_examples` puts a batch of examples into one row without padding; the tokens that all of them start with are
-computed once, as the row's segment 0. `rows_batch` is of documents that `bedplate.data.packing` has laid into rows of a
-fixed length.
+computed once, as the row's segment 0, and those that no prediction reads are left out. `rows_batch` is of documents
+that `bedplate.data.packing` has laid into rows of a fixed length.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def pack_examples(
     min_prefix: int = MIN_PREFIX,
     context_length: int | None = None,
 ) -> PackedBatch:
-    """One row [1, T] with every example as a document; nothing is padded or cut.
+    """One row [1, T] with every example as a document, without padding. An example's last token that carries loss is
+    predicted from the tokens before it: itself, and what follows it, stand in `targets` alone or nowhere, as the row is
+    read from left to right.
 
     share_prefix: compute the common prefix once, when there are several examples and it has at least `min_prefix`
     tokens. Raises DataError when there are no examples, or one is longer than `context_length`.
@@ -66,18 +68,18 @@ def pack_examples(
     tokens = list(examples[0].ids[:prefix])
     segments, targets = [0] * prefix, [NO_TARGET] * prefix
     for number, example in enumerate(examples, start=1):
-        tokens += example.ids[prefix:]
-        segments += [number] * (len(example.ids) - prefix)
-        following = zip(example.ids[prefix + 1 :], example.loss[prefix + 1 :], strict=True)
+        tokens += example.ids[prefix : example.last_loss]
+        segments += [number] * (example.last_loss - prefix)
+        own = slice(prefix + 1, example.last_loss + 1)
+        following = zip(example.ids[own], example.loss[own], strict=True)
         targets += [token if learned else NO_TARGET for token, learned in following]
-        targets.append(NO_TARGET)
     batch = PackedBatch.of(
         torch.tensor([tokens]),
         torch.tensor([segments]),
         torch.tensor([targets]),
         [example.id for example in examples],
         [sum(example.loss) for example in examples],
-        Placement.of_lengths([prefix, *(len(example.ids) - prefix for example in examples)]),
+        Placement.of_lengths([prefix, *(example.last_loss - prefix for example in examples)]),
     )
     if not any(sources):
         return batch

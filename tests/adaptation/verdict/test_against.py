@@ -74,6 +74,8 @@ def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny
     assert (held.target, held.by_verdict) == (None, False)
     assert held.floor == pytest.approx(held.interval[0])
     assert "better than current: +0." in report.verdict["reason"]
+    said = f"target {now['estimate']:.4g}. "  # computed, so that it has digits without end
+    assert said in report.verdict["reason"]
     page = adaptation_page(report.data)
     assert "the system that runs today" in summary(report.data) + page
     assert "(better than current)" in headline(report.data)

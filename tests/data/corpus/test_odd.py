@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +130,22 @@ def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkey
     for kind in ("files", "code"):
         with pytest.raises(DataError, match=r"source 'a': .*closed cannot be read: Permission denied"):
             made(tmp_path, NOTES.replace("kind: files", f"kind: {kind}"))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    shut = tmp_path / "t" / "shut.txt"
+    shut.write_text("what nobody may read")
+    opening = Path.open
+
+    def opened(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self.name == shut.name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opening(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(DataError, match=r"shut\.txt cannot be read: Permission denied; make it readable"):
+        made(tmp_path, NOTES)
 
 
 def test_fates_and_lines_that_are_damaged_are_named(tmp_path: Path) -> None:

@@ -154,6 +154,11 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         read(tmp_path, "kind: parquet, path: b.parquet")
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=10, write_page_checksum=True, compression="none")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole.replace(b"row 12", b"row 99", 1))  # a text still, and another one
+    with pytest.raises(DataError, match=r"a\.parquet: its row group 1 is damaged"):
+        read(tmp_path, "kind: parquet, path: a.parquet, text: content")
 
 
 @pytest.mark.filterwarnings("ignore")

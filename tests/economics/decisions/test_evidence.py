@@ -114,6 +114,51 @@ def test_valid_rows_are_said_to_be_what_choices_were_made_on(tmp_path: Path) -> 
     assert decided(write(tmp_path, REPORT, lora)).outcome("it").quality == 0.913
 
 
+def made(kind: str, main: str | None = "w" * 64, *parents: str) -> dict[str, Any]:
+    """As adaptation/report/report.py writes it of a skin."""
+    return {"kind": kind, "skin_id": kind, "parents": list(parents), "bases": {} if main is None else {"main": main}}
+
+
+@pytest.mark.parametrize(
+    ("skin", "method", "in_short"),
+    [
+        (made("probe"), "Tune open weights", "open, tuned"),
+        (made("lora+retrieval"), "Tune open weights with retrieval", "open, tuned, retrieval"),
+        (made("prompt", "c" * 64), "Tune open weights", "open, tuned"),  # on a base of its own
+        (made("cascade", None, "probe"), "Tune open weights", "open, tuned"),
+        (made("classical", None), "Train a classical model", "own, classical"),
+        (made("prompt"), "Prompt open weights", "open, prompted"),
+        (made("knn"), "Prompt open weights", "open, prompted"),
+        (made("cascade", None, "prompt"), "Prompt open weights", "open, prompted"),
+        (made("hosted", "model at address"), "Prompt open weights", "open, prompted"),
+    ],
+)
+def test_what_was_done_is_what_the_skin_of_the_report_says(
+    tmp_path: Path, skin: dict[str, Any], method: str, in_short: str
+) -> None:
+    others = {"a": made("probe"), "b": made("prompt")}
+    lineage = {"bases": [{"weights_id": "w" * 64}], "skins": {**others, "lora": skin}}
+    found = decided(write(tmp_path, {**REPORT, "lineage": lineage}, LORA))
+    assert answer(found).startswith(f"{method}: it costs ")
+    one = found.outcome("it")
+    assert one.method_in_short == in_short
+    unpaid = [note for note in one.notes if "has no `tuning`" in note]
+    assert len(unpaid) == ("prompted" not in in_short)
+    stated = decided(write(tmp_path, {**REPORT, "lineage": lineage}, {**LORA, "tuning": {"labels": 10}})).outcome("it")
+    assert stated.method_in_short.startswith("open, tuned")
+    assert not [note for note in stated.notes if "has no `tuning`" in note]
+
+
+def test_options_of_one_bill_cost_as_much(tmp_path: Path) -> None:
+    case = write(tmp_path, REPORT, LORA)
+    values = yaml.safe_load(case.read_text())
+    values["options"]["same"] = {**LORA, "quality": 0.5}
+    case.write_text(yaml.safe_dump(values))
+    found = decided(case)
+    assert answer(found).endswith("next is same, which costs as much.")
+    assert "same costs as much." in reasons(found)
+
+
 def test_what_the_option_states_goes_before_the_report(tmp_path: Path) -> None:
     option = {**LORA, "quality": 0.7, "p95_ms": 300, "machine": {**LORA["machine"], "seconds_per_call": 2}}
     one = decided(write(tmp_path, REPORT, option)).outcome("it")

@@ -15,8 +15,10 @@ import yaml
 from bedplate.core.files import bedplate_home
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import evaluate
+from bedplate.evaluation.leaks.seen import write_splits
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.evaluation.task import load_task
+from bedplate.skins.catalog import Catalog
 
 VERBS = ("broke", "works", "arrived", "smells", "shines", "leaks", "sings", "burns")
 THINGS = [
@@ -118,6 +120,50 @@ def test_evaluate_writes_both_and_says_which_was_taken_away(tmp_path: Path) -> N
     found = opened(path, "last")
     assert found.number == 2  # of the first nobody knows any more; the second stands beside the data
     assert "known from the ledger beside the data alone" in found.notes[0]
+
+
+def judged(path: Path, out: Path, verdict: str) -> Path:
+    """What a run leaves at home: its report in the catalogue, its splits beside that."""
+    out.mkdir(parents=True)
+    write_splits(out, load_examples(load_task(path)))
+    report = out / "report.json"
+    report.write_text(json.dumps({"task": "asked", "ledger": {"verdict_id": verdict}}), "utf-8")
+    with Catalog.open() as catalog:
+        assert catalog.add([out]).counts == {"report": 1}
+    return report
+
+
+def test_what_every_ledger_has_lost_is_known_from_the_reports(tmp_path: Path) -> None:
+    path = task(tmp_path / "data", rows(), {"text": "text"})
+    for verdict in ("first", "second"):
+        opened(path, verdict)
+        judged(path, tmp_path / verdict, verdict)
+    assert opened(path, "second").notes == ()
+    shutil.rmtree(bedplate_home() / "ledger")
+    shutil.rmtree(tmp_path / "data" / ".bedplate")
+    touched: list[Row] = [{"id": row["id"], "body": row["text"] + ".", "label": row["label"]} for row in rows()]
+    found = opened(task(tmp_path / "copy", touched, {"b": "body"}), "third")
+    assert found.number == 3
+    assert found.notes[0].startswith("2 earlier openings are known from reports alone (")
+    assert "is not there, though the catalogue beside it knows of 2 verdicts" in found.notes[1]
+    assert opened(task(tmp_path / "other", rows(3), {"text": "text"}), "of others").number == 1
+
+
+def test_a_ledger_that_is_gone_with_its_reports_is_missed(tmp_path: Path) -> None:
+    path = task(tmp_path / "data", rows(), {"text": "text"})
+    opened(path, "first")
+    judged(path, tmp_path / "run", "first").unlink()
+    shutil.rmtree(bedplate_home() / "ledger")
+    shutil.rmtree(tmp_path / "data" / ".bedplate")
+    (note,) = opened(path, "second").notes
+    assert note.endswith("of 1 the rows are not known any more, so that this may be a later verdict than it says")
+
+
+def test_the_first_verdict_of_a_home_says_so(tmp_path: Path) -> None:
+    path = task(tmp_path / "data", rows(), {"text": "text"})
+    (note,) = opened(path, "first").notes
+    assert note.startswith(f"the ledger begins here, at home ({bedplate_home()}")
+    assert opened(path, "second").notes == ()
 
 
 def test_rows_without_a_file_have_their_ledger_beside_the_task(tmp_path: Path) -> None:

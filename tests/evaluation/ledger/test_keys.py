@@ -78,6 +78,38 @@ def test_an_id_is_a_key_of_a_text_that_says_something_like_it() -> None:
     assert not known(keys(texts(60, 4, (3, 3)), ids), entry(keys(before, ids)))  # ids that another file counts again
 
 
+def cut(text: str) -> Inputs:
+    words = text.split()
+    return {"head": " ".join(words[: len(words) // 2]), "rest": " ".join(words[len(words) // 2 :])}
+
+
+LOOKS = str.maketrans("aeopcxyi", "аеорсхуі")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: {"text": text.translate(LOOKS)},
+        lambda text: {"text": text.replace("o", "0").replace("l", "1")},
+        lambda text: {"text": text.replace("a", "&#97;").replace(" ", "&nbsp;")},
+        lambda text: {"rest": cut(text)["rest"], "head": cut(text)["head"]},
+        cut,
+        lambda text: {"text": f"Here is what a customer wrote to us today: {text} (end of the message)"},
+        lambda text: {"text": text, "shop": "a shop of books and of other things"},
+        lambda text: {"text": " ".join(reversed(text.split()))},
+    ],
+    ids=["other alphabet", "digits", "entities", "cut and turned", "cut", "template", "one column more", "turned"],
+)
+@pytest.mark.parametrize("words", [(4, 6), (6, 14), (16, 40)])
+def test_a_row_is_known_by_what_a_reader_sees(change: Callable[[str], Inputs], words: tuple[int, int]) -> None:
+    before = texts(24, 9, words)
+    after = [change(row["text"]) for row in before]
+    assert again(after, before) == len(before)
+    assert again(before, after) == len(before)
+    fresh = [change(row["text"]) for row in texts(24, 10, words)]
+    assert again(fresh, before) == again(fresh, after) == again(before, fresh) == 0
+
+
 @pytest.mark.parametrize("words", [(2, 3), (6, 14), (16, 60)])
 def test_fresh_rows_are_fresh(words: tuple[int, int]) -> None:
     assert again(texts(300, 5, words), texts(300, 6, words)) == 0

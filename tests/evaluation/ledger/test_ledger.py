@@ -81,6 +81,18 @@ def test_a_broken_chain_is_said_and_counts(tmp_path: Path, how: str, place: int)
     assert len(ask(ledger, "5", ["b"]).notes) == 1  # the chain goes on, and is broken at that place
 
 
+def test_the_last_entry_cannot_be_changed_either(tmp_path: Path):
+    ledger = Ledger(tmp_path / "l.jsonl")
+    for verdict in "12":
+        ask(ledger, verdict, ["a"])
+    found = lines(ledger.path)
+    ledger.path.write_text(found[0] + found[1].replace('"a"', '"z"'))
+    opening = ask(ledger, "3", ["a"])
+    assert opening.number == 3
+    assert "is damaged at line 2:" in opening.notes[0]
+    assert ask(ledger, "4", ["a"]).number == 4  # the chain goes on from there, with one break
+
+
 def test_a_ledger_from_before_the_chain_is_read_and_goes_on(tmp_path: Path):
     ledger = Ledger(tmp_path / "l.jsonl")
     old = [{"verdict": str(n), "number": n, "task": "t", "reason": "r", "at": "x", "rows": ["a"]} for n in (1, 2)]
@@ -176,6 +188,15 @@ def test_data_that_cannot_be_written_beside_is_said(tmp_path: Path):
     found = rows_of(off, "3", "some text")
     assert (found.number, place.stat().st_size) == (3, size)  # read all the same
     assert "BEDPLATE_DATA_LEDGER is off" in found.notes[0]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_rows_that_were_taken_out_of_one_of_two_entries_are_known_by_the_other(tmp_path: Path, place: int):
+    rows_of(two(tmp_path), "1", "some text")
+    path = [two(tmp_path).path, two(tmp_path).beside[0]][place]
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "rows": [], "exact": [], "like": []}) + "\n")
+    assert rows_of(two(tmp_path), "2", "some text").number == 3  # that verdict, and what was done to its entry
 
 
 # --- several at once

@@ -85,5 +85,7 @@ def test_a_scale_turns_scores_and_their_bounds_around() -> None:
     assert (scale.value(0.75), scale.score(1.0), scale.difference(0.25)) == (1.0, 0.75, -1.0)
     assert scale.ends(0.5, 0.75) == (1.0, 2.0)
     assert (scale.said(0.75), scale.bar(0.75), scale.least) == ("$1.0000", "$1", "at most")
+    assert [Scale(20.0).bar(1 - usd / 20) for usd in (0.05, 0.0123, 1 / 3)] == ["$0.05", "$0.0123", "$0.3333"]
     plain = Scale()
+    assert [plain.bar(share) for share in (0.8, 0.99995, 0.883765690376569)] == ["0.8", "0.99995", "0.8838"]
     assert (plain.value(0.75), plain.ends(0.5, 0.75), plain.said(0.75)) == (0.75, (0.5, 0.75), "0.750")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from tests.encoders import ENCODERS, converted
 from torch import Tensor, nn
 
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import Contrastive, PairSource, TextPair, pack_pairs
+from bedplate.training.objectives import Contrastive, CorruptedSource, Crops, PairSource, TextPair, Words, pack_pairs
+from bedplate.training.objectives.corrupting import documents_of
+from bedplate.training.sources import DocumentSource
 
 
 def pairs(count: int, negatives: int = 0, seed: int = 0) -> list[TextPair]:
@@ -58,6 +62,55 @@ def test_it_is_that_of_sentence_transformers(name: str, pooling: str, negatives:
     torch.testing.assert_close(term.total / term.weight, wanted)
     tables = (ours.embedding.weight, theirs.get_input_embeddings().weight)
     torch.testing.assert_close(tables[0].grad, tables[1].grad)
+
+
+def words(starts: tuple[int, ...] = (), ends: tuple[int, ...] = (), eos: int | None = None) -> Words:
+    tokenizer: Any = SimpleNamespace(prompt_start=starts, prompt_end=ends, eos_id=eos)
+    return Words(tokenizer, 97)
+
+
+def cropped(documents: list[list[int]], objective: Crops, known: Words, shard: tuple[int, int] = (0, 1)) -> PackedBatch:
+    """The first step, which holds all of them."""
+    source = DocumentSource(documents, 40, len(documents), shard=shard)
+    ((batch,),) = [next(iter(CorruptedSource(source, objective, known, seed=1)))]
+    return batch
+
+
+def test_crops_are_pieces_of_one_text_between_what_the_tokenizer_sets() -> None:
+    documents = [[1, *range(10 + 20 * n, 30 + 20 * n), 2] for n in range(4)]
+    batch = cropped(documents, Crops(shortest=0.1, longest=0.5), words((1,), (2,), 2))
+    crops = [ids.tolist() for _, ids in documents_of(batch)]
+    assert len(crops) == 8 == 2 * batch.target_count
+    texts = {tuple(one[1:-1]) for one in crops}
+    for first, second in zip(crops[::2], crops[1::2], strict=True):
+        of = [one for one in documents if first[1] in one]
+        for crop in (first, second):
+            assert (crop[0], crop[-1]) == (1, 2)
+            bare = crop[1:-1]
+            assert 2 <= len(bare) <= 10
+            assert bare == list(range(bare[0], bare[-1] + 1))
+            assert set(bare) <= set(of[0][1:-1])
+    assert len(texts) > 4, "the two are drawn apart"
+
+
+def test_crops_cost_what_sentence_transformers_says() -> None:
+    theirs = ENCODERS["modernbert"].make(1, torch.float64)
+    ours, _ = converted(theirs, torch.float64)
+    draw = random.Random(0)
+    documents = [[draw.randrange(5, 97) for _ in range(draw.randint(6, 40))] for _ in range(6)]
+    objective = Crops(scale=7.5)
+    batch = cropped(documents, objective, words())
+    crops = [tuple(ids.tolist()) for _, ids in documents_of(batch)]
+    oracle = MultipleNegativesRankingLoss(model=None, scale=7.5)  # type: ignore[arg-type]
+    columns = [vectors(theirs, crops[n::2], "mean") for n in (0, 1)]
+    wanted = oracle.compute_loss_from_embeddings(columns, torch.empty(0))
+    wanted.backward()
+    ours.requires_grad_(True)
+    term = objective({"policy": ours}, batch)["contrastive"]
+    assert objective.weights(batch) == {"contrastive": 6.0} == {"contrastive": term.weight}
+    (term.total / term.weight).backward()
+    torch.testing.assert_close(term.total / term.weight, wanted)
+    torch.testing.assert_close(ours.embedding.weight.grad, theirs.get_input_embeddings().weight.grad)
 
 
 def test_pairs_are_told_apart_after_a_run(tmp_path: Path) -> None:

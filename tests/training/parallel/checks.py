@@ -10,6 +10,8 @@ import random
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +27,11 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Contrastive, PairSource, Sft, Term, TextPair
+from bedplate.training.objectives import Contrastive, CorruptedSource, Crops, PairSource, Sft, Term, TextPair, Words
 from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
 from bedplate.training.parallel.states import States
 from bedplate.training.ranks import ALONE, Ranks
-from bedplate.training.sources import ExampleSource
+from bedplate.training.sources import DocumentSource, ExampleSource
 
 DENSE = tiny_spec(
     vocab_size=61,
@@ -196,19 +198,30 @@ def negatives_of_other_ranks(out: Path) -> None:
 
     pairs = [TextPair(text(), text(), str(n), tuple(text() for _ in range(n % 3))) for n in range(11)]
 
-    def learned(place: Path, shared: bool) -> dict[str, Tensor]:
+    texts = [one.anchor + one.positive for one in pairs]
+    nothing: Any = SimpleNamespace(prompt_start=(), prompt_end=(), eos_id=None)
+
+    def drawn(kind: str, ranks: Ranks) -> tuple[Any, Any]:
+        if kind == "pairs":
+            return PairSource(pairs, 5, shard=ranks.shard), Contrastive(ranks=ranks)
+        crops = Crops(shortest=0.3)
+        rows = DocumentSource(texts, 20, 4, shard=ranks.shard)
+        return CorruptedSource(rows, crops, Words(nothing, 61), seed=0), crops.among(ranks)
+
+    def learned(kind: str, place: Path, shared: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = Decoder(DENSE, dtype=torch.float64)
         ranks = parallelised(model, ParallelConfig()) if shared else ALONE
-        source = PairSource(pairs, 5, shard=ranks.shard)
-        train(model, source, Contrastive(ranks=ranks), CONFIG, place, model.named_parameters(), ranks=ranks)
+        source, objective = drawn(kind, ranks)
+        train(model, source, objective, CONFIG, place, model.named_parameters(), ranks=ranks)
         return {name: tensor.clone() for name, tensor in whole_state(model)}
 
-    found = learned(here(out, "pairs"), True)
-    same(found, learned(alone(out, "pairs-one"), False))
-    dist.barrier()
-    ours, theirs = lines(here(out, "pairs")), lines(alone(out, "pairs-one"))
-    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
+    for kind in ("pairs", "crops"):
+        found = learned(kind, here(out, kind), True)
+        same(found, learned(kind, alone(out, f"{kind}-one"), False))
+        dist.barrier()
+        ours, theirs = lines(here(out, kind)), lines(alone(out, f"{kind}-one"))
+        assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
 
 
 class Broken(Sft):

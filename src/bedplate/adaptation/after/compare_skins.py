@@ -22,6 +22,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.splits import Record, split_hash
+from bedplate.economics.numbers.money import figures
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.fresh import fresh_rows
@@ -37,7 +38,8 @@ from bedplate.inference.predict.predictor import Prediction
 
 @dataclass(frozen=True)
 class ComparedSkin:
-    """One of the two. latency: of single calls; usd_per_1k_calls: None where the price of the machine is not known."""
+    """One of the two, by its name, or by its directory where both have one name. latency: of single calls;
+    usd_per_1k_calls: None where the price of the machine is not known."""
 
     name: str
     id: str
@@ -111,8 +113,8 @@ def side_by_side(
         usd_per_hour = MachineSpec.model_validate(task.adapt["machine"]).usd_per_hour
     predictions: list[Sequence[Prediction | None]] = []
     sides: list[ComparedSkin] = []
-    for one in both:
-        answered, side = _side(one, task, examples, usd_per_hour, seed)
+    for one, name in zip(both, _names(both), strict=True):
+        answered, side = _side(one, name, task, examples, usd_per_hour, seed)
         predictions.append(answered)
         sides.append(side)
     level = 1 - spent_alpha(1 - confidence, opening.number)
@@ -141,14 +143,14 @@ def _unseen(
 ) -> tuple[list[Example], dict[str, dict[str, int]]]:
     """The rows that neither skin had in any split, and how many each had in which."""
     left_out: dict[str, dict[str, int]] = {}
-    for one in both:
-        had = Counter(one.splits[e.row_hash] for e in examples if one.splits is not None and e.row_hash in one.splits)
-        if had:
+    known = [one.had(examples) for one in both]
+    for one, name, mine in zip(both, _names(both), known, strict=True):
+        had = Counter(mine)
+        if any(mine):
             left_out[str(one.directory)] = {split: had[split] for split in SPLITS if had[split]}
             counts = ", ".join(f"{had[split]} of its {split}" for split in SPLITS if had[split])
-            notes.append(f"left out: rows that {one.skin.name} had ({counts} split)")
-    seen = {row for one in both for row in one.splits or ()}
-    return [e for e in examples if e.row_hash not in seen], left_out
+            notes.append(f"left out: rows that {name} had ({counts} split)")
+    return [e for e, *splits in zip(examples, *known, strict=True) if not any(splits)], left_out
 
 
 def _opened(task: Task, source: Path | str, examples: Sequence[Example], both: Sequence[Origin]) -> Opening:
@@ -159,8 +161,14 @@ def _opened(task: Task, source: Path | str, examples: Sequence[Example], both: S
     return ledger_for(None, source).open(sha256_json(question), keys, task=task.task, reason=reason)
 
 
+def _names(both: Sequence[Origin]) -> list[str]:
+    """What they are called: by their directories where both have one name."""
+    names = [one.skin.name for one in both]
+    return names if names[0] != names[1] else [str(one.directory) for one in both]
+
+
 def _side(
-    one: Origin, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
+    one: Origin, name: str, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
 ) -> tuple[list[Prediction | None], ComparedSkin]:
     predictor = load(one.directory)
     assert not isinstance(predictor, LocalModel)
@@ -172,7 +180,7 @@ def _side(
     usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)
     evaluation = evaluate_predictions(task, examples, predictions, split="new", seed=seed)
     too_long = sum(p is None for p in predictions)
-    return predictions, ComparedSkin(one.skin.name, one.id, str(one.directory), evaluation, timing, too_long, usd)
+    return predictions, ComparedSkin(name, one.id, str(one.directory), evaluation, timing, too_long, usd)
 
 
 def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
@@ -201,10 +209,12 @@ def _verdict(a: ComparedSkin, b: ComparedSkin, found: Comparison, opening: Openi
     one, other = (b, a) if verdict == "b" else (a, b)
     if verdict == "b":  # told as what the better one is ahead by
         difference, low, high = -difference, -high, -low
-    by = f"{found.metric} {difference:+.3f}, {found.confidence:.1%} interval {low:+.3f} to {high:+.3f}"
+    ends = f"{found.confidence:.1%} interval {low:+.3f} to {high:+.3f}, p = {found.p_value:.2g}"
+    by = f"{found.metric} {difference:+.3f}, {ends}"
     if sure:
         said = f"{one.name} is better than {other.name} on these {found.n} rows ({by})"
     else:
+        by = f"{one.name} minus {other.name}: {by}"
         said = f"Neither {one.name} nor {other.name} was shown to be better on these {found.n} rows ({by})"
     prefix = ""
     if opening.exploratory:
@@ -214,11 +224,15 @@ def _verdict(a: ComparedSkin, b: ComparedSkin, found: Comparison, opening: Openi
 
 
 def _prices(one: ComparedSkin, other: ComparedSkin) -> str:
-    """What the first costs of what the other does, in money, or where no price is known in time."""
+    """How much dearer a call of the dearer is, in money, or where no price is known in time."""
     if one.usd_per_1k_calls and other.usd_per_1k_calls:
         ratio, what = one.usd_per_1k_calls / other.usd_per_1k_calls, "costs"
     elif one.latency.mean > 0 and other.latency.mean > 0:
         ratio, what = one.latency.mean / other.latency.mean, "takes"
     else:
         return ""
-    return f"; a call of {one.name} {what} {ratio:.2g} times what one of {other.name} {what}"
+    dearer, cheaper, ratio = (other, one, 1 / ratio) if ratio < 1 else (one, other, ratio)
+    times = figures(ratio, 2)
+    if times == "1":
+        return f"; a call of {dearer.name} {what} about what one of {cheaper.name} does"
+    return f"; a call of {dearer.name} {what} {times} times what one of {cheaper.name} does"

@@ -153,13 +153,13 @@ def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]
 
 def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]:
     """The rows that say something of the skin's quality."""
-    seen = origin.splits or {}
-    unseen = [e for e in fresh.examples if e.row_hash not in seen]
+    had = origin.had(fresh.examples)
+    unseen = [e for e, split in zip(fresh.examples, had, strict=True) if split is None]
     if not unseen:
         raise DataError(f"all rows of {fresh.source} are among those that the skin was made from or judged by")
     if len(unseen) < len(fresh.examples):
-        had = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
-        notes.append(f"{had} are among those that the skin was made from or judged by: quality is that on the others")
+        known = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
+        notes.append(f"{known} are among those that the skin was made from or judged by: quality is that on the others")
     return unseen
 
 

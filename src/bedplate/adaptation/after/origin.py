@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.drift import Promise
-from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.leaks.seen import made_in, read_splits
+from bedplate.evaluation.examples import SPLITS, Example, load_examples
+from bedplate.evaluation.leaks.seen import made_in, read_splits, read_texts
+from bedplate.evaluation.ledger import keys_of
 from bedplate.evaluation.task import Task, load_task
 from bedplate.skins.files import read_identified
 from bedplate.skins.run import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run
@@ -25,7 +26,8 @@ REPORT_CONFIDENCE = 0.95
 @dataclass(frozen=True, eq=False)
 class Origin:
     """A skin with the task that it is to answer and its `own`, that it was made for; and the split of each row that its
-    run had, by row hash: None, with the reason in `notes`, where that is not known."""
+    run had, by row hash: None, with the reason in `notes`, where that is not known. texts: the same by the keys of a
+    row's texts; none of runs from before these were kept."""
 
     id: str
     skin: Skin
@@ -33,7 +35,19 @@ class Origin:
     task: Task
     own: Task
     splits: Mapping[str, str] | None
+    texts: Mapping[str, str]
     notes: tuple[str, ...]
+
+    def had(self, examples: Sequence[Example]) -> list[str | None]:
+        """The split that each of these rows was in; None of one that the run did not have. A row is known as the ledger
+        knows it, so that a full stop makes no other of it."""
+        splits = self.splits or {}
+        keys = keys_of((e.id, e.inputs) for e in examples).exact if self.texts else [frozenset[str]()] * len(examples)
+        found: list[str | None] = []
+        for example, mine in zip(examples, keys, strict=True):
+            told = {splits.get(example.row_hash), *(self.texts.get(key) for key in mine)}
+            found.append(next((name for name in SPLITS if name in told), None))  # what was learned from comes first
+        return found
 
 
 def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
@@ -55,23 +69,24 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
             f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
-        return Origin(id_, skin, directory, task, own or task, read_splits(place, own or task).rows, ())
-    splits, notes = _splits_again(own or task, skin)
-    return Origin(id_, skin, directory, task, own or task, splits, notes)
+        rows, texts = read_splits(place, own or task).rows, read_texts(place / SPLITS_FILE)
+        return Origin(id_, skin, directory, task, own or task, rows, texts, ())
+    return Origin(id_, skin, directory, task, own or task, *_splits_again(own or task, skin))
 
 
-def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, tuple[str, ...]]:
-    """The task's rows, split again, where they are the skin's by the hashes that it names."""
+def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, dict[str, str], tuple[str, ...]]:
+    """The task's rows, split again, where they are the skin's by the hashes that it names: by hash, and by texts."""
     try:
         data = load_examples(task)
     except DataError as error:
-        return None, (f"the rows that {skin.name} was made from cannot be read ({error.message})",)
+        return None, {}, (f"the rows that {skin.name} was made from cannot be read ({error.message})",)
     other = [name for name in ("train", "valid", "test") if data.hashes[name] != skin.provenance.splits.get(name)]
     if other:
         names = " and ".join(other)
-        return None, (f"the rows that {skin.name} was made from are not there: its {names} had another hash",)
+        return None, {}, (f"the rows that {skin.name} was made from are not there: its {names} had another hash",)
     found = {e.row_hash: "train" for e in data.train} | {e.row_hash: "valid" for e in data.valid}
-    return found | dict.fromkeys(data.test.row_hashes, "test"), ()
+    texts = {key: name for name in reversed(SPLITS) for key in data.keys(name).all_exact}
+    return found | dict.fromkeys(data.test.row_hashes, "test"), texts, ()
 
 
 def promise_of(origin: Origin) -> Promise | None:

@@ -10,6 +10,7 @@ from bedplate.adaptation.context.outcome import Result
 from bedplate.report.run_report import Report
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
+from bedplate.skins.records import opened_by
 
 
 def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], results: Iterable[Result]) -> None:
@@ -18,6 +19,7 @@ def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], res
     with Catalog.open() as catalog:
         weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in bases]
         skins = [catalog.record_skin(read_skin(out / result.skin)) for result in made if result.skin is not None]
-        catalog.record_report(out / "report.json", task, {"verdict": report.data["verdict"]}, [*weights, *skins])
+        details = {"verdict": report.data["verdict"], "opened": opened_by(report.data)}
+        catalog.record_report(out / "report.json", task, details, [*weights, *skins])
         catalog.add([out / result.child for result in made if result.child is not None])
         catalog.record_run_of(out)

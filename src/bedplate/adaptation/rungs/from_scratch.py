@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
 from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
-from bedplate.adaptation.rungs.heads import Floats, Regression
+from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.rungs.probe import THRESHOLDS, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
@@ -170,11 +170,10 @@ def _vectorizer(context: Context) -> Any:
 def _regressed(seed: int) -> Regression:
     def regressed(x: Any, codes: NDArray[Any], strength: float) -> tuple[Floats, Floats]:
         from sklearn.linear_model import LogisticRegression
-        from threadpoolctl import threadpool_limits
 
         # liblinear is ten times faster on text, and is for two classes
         solver = "liblinear" if len(np.unique(codes)) == 2 else "lbfgs"
-        with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
+        with one_thread():
             model = LogisticRegression(C=strength, max_iter=2000, random_state=seed, solver=solver).fit(x, codes)
         return model.coef_, model.intercept_
 

@@ -7,7 +7,10 @@ the head is, is brought to what other rows show (temperature scaling, Guo et al.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,8 +169,23 @@ def tempered(head: Head, features_ND: NDArray[np.float32], wanted: Wanted) -> tu
 
 def _logistic(x_ND: Floats, codes: NDArray[Any], strength: float) -> tuple[Floats, Floats]:
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
+    with one_thread():
         model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x_ND, codes)
     return model.coef_, model.intercept_
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """One thread for scikit-learn's products: so small a problem gains nothing from threads, and on a busy machine they
+    wait for each other."""
+    return _pools().limit(limits=1)
+
+
+@cache
+def _pools() -> Any:
+    """The thread pools of this process. They are looked for once: that reads all that the process has mapped, which
+    takes longer than a small fit."""
+    from threadpoolctl import ThreadpoolController
+
+    import_module("sklearn.linear_model")  # whose libraries are to be among them
+    return ThreadpoolController()

@@ -20,6 +20,7 @@ from bedplate.adaptation.verdict.expected import expected
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import (
     InsufficientGroups,
+    groups_needed,
     holm,
     holm_bounds,
     needed_n,
@@ -316,11 +317,13 @@ def decide(
     whose = f"No {'reached ' if behind else ''}nominee's {clears}"
     text = (
         f"{whose} of {bar} on {rows}, and not every {scale.upper_bound} is "
-        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, from "
-        f"{scale.said(best.lower or 0.0)}); {hope}."
+        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, "
+        f"{'up to' if scale.lower_is_better else 'from'} {scale.said(best.lower or 0.0)}); {hope}."
     )
     if behind:
         text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
+    if 0 < target < 1 and groups < min(n, enough := groups_needed(target, first.lower_confidence)):
+        text += f" Groups that fail may have been missed: {enough} groups without a failure would show {bar}."
     undecided = [one.reason for one in requirements.get(first.rung, ()) if one.holds is not True]
     if undecided:
         text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."

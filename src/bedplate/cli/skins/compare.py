@@ -12,6 +12,15 @@ from bedplate.cli import paths
 from bedplate.cli.options import Overwrite, Wide
 from bedplate.core.tables import numbers, show
 
+TESTS = {
+    "mcnemar_exact": "exact McNemar test",
+    "sign_flip": "sign-flip test",
+    "clustered_sign_flip": "sign-flip test of whole groups",
+    "swap": "swap test",
+    "clustered_swap": "swap test of whole groups",
+}
+"""How a comparison's test is called."""
+
 
 def compare(
     a: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
@@ -47,7 +56,8 @@ def compare(
     """Compare two skins on the same rows: quality row by row with whole groups as units, and the time and price of
     single calls beside it.
 
-    Rows that either skin was trained on, chosen by or judged by are left out and counted, by the hash of their text.
+    Rows that either skin was trained on, chosen by or judged by are left out and counted, whatever their case, white
+    space and punctuation.
     The verdict is by the task's metric; the others are for orientation. It is recorded in the ledger: a further verdict
     on the same rows is exploratory and may spend less error.
 
@@ -75,11 +85,13 @@ def compare(
         rows_shown.append((side.name, f"{side.evaluation.estimate:.3f}", f"{low:.3f}-{high:.3f}", *times, price))
     columns = numbers(found.comparison.metric, "interval", "p50 ms", "p95 ms", "$/1k calls")
     show(("skin", *columns), rows_shown)
-    print(f"{found.comparison.n} rows in {found.comparison.groups} groups; {found.a.name} minus {found.b.name}:")
+    of = found.comparison
+    rows_of = f"{of.n} rows in {of.groups} groups" if of.groups < of.n else f"{of.n} rows"
+    print(f"{rows_of}; {found.a.name} minus {found.b.name}:")
     for one in (found.comparison, *found.others):
         low, high = one.interval
         said = f"{one.difference:+.3f} ({one.confidence:.1%} interval {low:+.3f} to {high:+.3f}), p = {one.p_value:.2g}"
-        print(f"  {one.metric}: {said} ({one.test.replace('_', ' ')})")
+        print(f"  {one.metric}: {said} ({TESTS[one.test]})")
     for side in (found.a, found.b):
         if side.too_long:
             print(f"note: {side.too_long} rows are too long for {side.name} and count as wrong")

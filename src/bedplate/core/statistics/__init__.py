@@ -26,6 +26,7 @@ from bedplate.core.statistics.clusters import (
     design_effect,
     effective_n_bound,
     effective_n_interval,
+    groups_needed,
     intraclass_correlation,
     robust_mean,
 )
@@ -38,7 +39,14 @@ from bedplate.core.statistics.multiplicity import (
     simultaneous,
     spent_alpha,
 )
-from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
+from bedplate.core.statistics.paired import (
+    PairedDifference,
+    agreeing,
+    mcnemar_exact,
+    paired_difference,
+    sign_flip,
+    swap_test,
+)
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
 from bedplate.core.statistics.quantiles import quantile_bounds, values_needed
 from bedplate.core.statistics.two_sample import independent_difference
@@ -55,6 +63,7 @@ __all__ = [
     "InsufficientGroups",
     "PairedDifference",
     "RobustMean",
+    "agreeing",
     "bca_cluster_bootstrap",
     "bca_of_sums",
     "binomial_interval",
@@ -68,6 +77,7 @@ __all__ = [
     "evidence",
     "gains",
     "gains_apart",
+    "groups_needed",
     "holm",
     "holm_bounds",
     "independent_difference",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, robust, skewness, worth
 
@@ -199,7 +200,21 @@ def effective_n_bound(
         lean = (beyond if side == "lower" else -beyond) * (2 * far**2 + 1) / 6
         if lean > 0:
             value, effective = at(far + SKEWNESS_SHARE * lean)
+    if count < n:
+        failures = group_sums(w * (1 - x if side == "lower" else x), codes, count)
+        start = value if side == "lower" else 1 - value
+        held = missed_groups_bound(failures, sizes, n / float(w @ w / n), start, confidence)
+        value = held if side == "lower" else 1 - held
     return Bound(value, side, confidence, share, n, count, effect, effective)
+
+
+def groups_needed(bar: float, confidence: float) -> int:
+    """The least groups, of ten rows each, that have their lower bound above `bar` (over 0, under 1) where no row is a
+    failure."""
+    count = max(MINIMUM_GROUPS, math.floor(math.log(1 - confidence) / math.log(bar)) + 1)
+    while effective_n_bound(np.ones(10 * count), np.repeat(np.arange(count), 10), confidence).value <= bar:
+        count += max(1, count // 100)
+    return count
 
 
 def effective_n_interval(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
+from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import check_confidence
 from bedplate.core.statistics.unequal import InsufficientGroups, check_groups, robust, worth
 
@@ -65,14 +66,43 @@ def mean_drop(
     (Johnson 1978, JASA 73:536): that few were lost is also what few rows of a child that lost more would show. The
     bounds are never nearer than `hidden` of the units: by default as many as the groups are worth, as if a whole group
     changed together or not at all; where rows of a group are known to be nearly independent, their effective number.
-    weights: of the rows [n], where they differ. No bounds where `check_groups` finds too few.
+    Nor are they nearer than what groups that were missed could hide of the rows that lost something, or gained
+    (`missed`), where few groups hold any. weights: of the rows [n], where they differ. No bounds where `check_groups`
+    finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
     w = checked_weights(weights, x.size)
     alike = worth(group_sums(w, codes, count))
-    return bounded_change(x - y, codes, confidence, hidden(alike if units is None else units, confidence), weights)
+    unseen = hidden(alike if units is None else units, confidence)
+    drop = bounded_change(x - y, codes, confidence, unseen, weights)
+    if drop.lower is None or drop.upper is None:
+        return drop
+    lost, gained = (group_sums(w * one, codes, count) for one in (np.maximum(x - y, 0.0), np.maximum(y - x, 0.0)))
+    worse, better = (group_sums(w * one, codes, count) for one in (x > y, y > x))
+    sizes, rows = group_sums(w, codes, count), float(x.size**2 / (w @ w))
+    upper = _not_nearer(drop.upper, (worse, lost, gained), sizes, rows, confidence)
+    lower = -_not_nearer(-drop.lower, (better, gained, lost), sizes, rows, confidence)
+    return replace(drop, lower=lower, upper=upper)
+
+
+def _not_nearer(
+    upper: float,
+    of: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    sizes: NDArray[np.float64],
+    rows: float,
+    confidence: float,
+) -> float:
+    """An upper bound of the mean of losses less gains. of: weights of the rows of each group that lost something, what
+    they lost, and what others gained [G]."""
+    worse, lost, gained = of
+    each = float(lost.sum() / worse.sum()) if worse.any() else 1.0
+    gain = float(gained.sum() / sizes.sum())
+    share = (upper + gain) / each
+    if not 0 <= share < 1:
+        return upper
+    return (1 - missed_groups_bound(worse, sizes, rows, 1 - share, confidence)) * each - gain
 
 
 def bounded_change(

@@ -23,7 +23,8 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over rows, with an interval for rows in groups and a p-value for 'no difference' (two-sided)."""
+    """Mean of a - b over rows, with an interval for rows in groups and a p-value for 'no difference' (two-sided). The
+    interval leaves 0 out only where the test does (`agreeing`)."""
 
     difference: float
     interval: tuple[float, float]
@@ -96,6 +97,17 @@ def swap_test(
     return (1 + extreme) / (1 + resamples)
 
 
+def agreeing(interval: tuple[float, float], p_value: float, confidence: float) -> tuple[float, float]:
+    """The interval, made in another way than the test of 0, as far as 0 where that test does not exclude 0.
+
+    It only becomes wider, so that what it covers it still covers. Where the interval has 0 and the test excludes it, as
+    a few large groups have it, it stays as it is: a claim takes both.
+    """
+    if p_value <= 1 - confidence:
+        return interval
+    return min(interval[0], 0.0), max(interval[1], 0.0)
+
+
 def paired_difference(
     a: ArrayLike,
     b: ArrayLike,
@@ -108,9 +120,9 @@ def paired_difference(
 ) -> PairedDifference:
     """Mean of a - b over the same rows: clustered t interval (`robust_mean`), and the test that fits.
 
-    Independent 0/1 rows: exact McNemar. Otherwise the clustered sign-flip. The interval is never of zero width: where
-    no row differs it is what unseen groups could hide, 1 - (alpha/2)^(1/G), G as many as they are worth of one size.
-    Scores are taken to lie in 0 to 1.
+    Independent 0/1 rows: exact McNemar. Otherwise the clustered sign-flip. The interval reaches 0 where the test does
+    not exclude it, and is never of zero width: where no row differs it is what unseen groups could hide,
+    1 - (alpha/2)^(1/G), G as many as they are worth of one size. Scores are taken to lie in 0 to 1.
     binary: whether rows can only score 0 or 1; None says so where they all do. weights: of the rows [n], where they
     differ; the test is then the sign-flip of weighted differences.
     """
@@ -139,5 +151,5 @@ def paired_difference(
         mean.se * float(stdtrit(mean.freedom, 1 - tail)),
         1 - math.pow(tail, 1 / mean.worth) if mean.se <= _TOLERANCE else 0.0,
     )
-    interval = (max(-1.0, mean.mean - half), min(1.0, mean.mean + half))
+    interval = agreeing((max(-1.0, mean.mean - half), min(1.0, mean.mean + half)), p_value, confidence)
     return PairedDifference(mean.mean, interval, p_value, test, mean.n, mean.groups)

@@ -195,6 +195,16 @@ class Corpus:
         return self.manifest.sha256
 
     @property
+    def stored_bytes(self) -> int:
+        """Of all shards, without their indices."""
+        return sum(shard.tokens for _, _, shard in self.manifest.shards()) * np.dtype(self.manifest.dtype).itemsize
+
+    def check_hashes(self) -> None:
+        """Reads all of it: DataError names the shard that is not what was written."""
+        for _, _, shard in self.manifest.shards():
+            self._check(shard, "hashes")
+
+    @property
     def eos_id(self) -> int:
         return self.manifest.tokenizer.eos_id
 

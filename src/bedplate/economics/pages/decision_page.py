@@ -113,8 +113,8 @@ def _option(one: Resolved, case: Case) -> dict[str, Any]:
     kind = "hosted" if isinstance(one.calls, HostedCalls) else "machine"
     return {
         "name": one.name,
-        "method": one.option.method,
-        "method_in_short": one.option.method_in_short,
+        "method": one.method,
+        "method_in_short": one.method_in_short,
         "broken": list(broken_constraints(one.option, case.constraints)),
         "tokens": asdict(one.tokens),
         "calls": {"kind": kind, **asdict(one.calls)},

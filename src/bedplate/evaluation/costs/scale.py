@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bedplate.core.shown import chosen
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -36,8 +38,8 @@ class Scale:
         return f"{score:.3f}" if self.worst_usd is None else f"${self.value(score):.4f}"
 
     def bar(self, score: float) -> str:
-        """A score that somebody chose, without digits that say nothing."""
-        return f"{score:g}" if self.worst_usd is None else f"${self.value(score):.6g}"
+        """What a target asks for, without digits that say nothing."""
+        return chosen(score) if self.worst_usd is None else f"${chosen(self.value(score))}"
 
     @property
     def least(self) -> str:

@@ -1,4 +1,5 @@
-"""A file of entries that only grows: each has the sha256 of the one before, so that one taken out or changed shows.
+"""A file of entries that only grows: each has its own sha256 and that of the one before, so that one taken out or
+changed shows.
 
 What is taken off the end does not show in the file itself; ledgers that know of each other tell that. A last line
 without its end is what a killed writer left, and no entry.
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import append_jsonl, sha256_bytes
+from bedplate.core.files import append_jsonl, sha256_bytes, sha256_json
 from bedplate.core.json import load_json
 
 Entry = Mapping[str, Any]
@@ -61,10 +62,12 @@ def read_chain(path: Path) -> Chain:
                 breaks.append(number)
                 last, chained, sure = sha256_bytes(line), True, False
             continue
+        changed = "sum" in entry and entry["sum"] != _sum(entry)
         # entries from before there was a chain have no hash, and come before all that have one
-        if sure and (entry["before"] != last if "before" in entry else chained):
+        if changed or (sure and (entry["before"] != last if "before" in entry else chained)):
             breaks.append(number)
-        chained, sure = chained or "before" in entry, True
+        # of a changed one the next has another hash: that is one change, not two
+        chained, sure = chained or "before" in entry, not changed
         entries.append(entry)
         last = sha256_bytes(line)
     return Chain(path, tuple(entries), tuple(breaks), last)
@@ -86,7 +89,12 @@ def _entry(line: bytes) -> Entry | None:
 def append(chain: Chain, entry: Entry) -> None:
     """Write the next entry of a chain that was just read, under the lock of its file, and see it on disk. UsageError
     where that is refused."""
-    append_jsonl(chain.path, [{**entry, "before": chain.last}])
+    whole = {**entry, "before": chain.last}
+    append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
+
+
+def _sum(entry: Entry) -> str:
+    return sha256_json({name: value for name, value in entry.items() if name != "sum"})
 
 
 def merged(chains: Sequence[Chain]) -> dict[str, list[Entry]]:

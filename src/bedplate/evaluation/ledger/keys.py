@@ -1,10 +1,12 @@
 """What a row of data is known by again when its columns are renamed, its text is touched up, or it lies elsewhere.
 
-Exact keys: of all its texts together, and of each long one alone, by letters, digits and symbols only. One of them that
-agrees is enough. Weak keys: of short texts alone, of texts without one word (as spelling correction by deletion has it,
-Garbe 2012), of MinHash bands (Broder 1997) of longer texts, of the row's id with two of its words. Chance can make one
-of these agree, so they count where a tenth of the rows has one. A key that several rows of one opening share tells none
-of them from the others and is no key.
+Exact keys: of all its texts together, as they are and run together, and of each long one alone, by letters, digits and
+symbols only; of long texts also with look-alike letters taken for one (`alike.py`), and without the words that every
+row of the opening begins or ends with. One of them that agrees is enough. Weak keys: of short texts alone, of texts
+without one word (as spelling correction by deletion has it, Garbe 2012), of a text's words in any order, of MinHash
+bands (Broder 1997) of longer texts, of the row's id with two of its words. Chance can make one of these agree, so they
+count where a tenth of the rows has one. A key that several rows of one opening share tells none of them from the
+others and is no key.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
 from bedplate.data.splits import normalise, row_hash
+from bedplate.evaluation.ledger.alike import as_seen
 
 if TYPE_CHECKING:
     from bedplate.data.corpus.repeated.minhash import MinHash
@@ -32,6 +36,10 @@ LIKE_FROM = 16
 FEWEST = 4
 """Words below which a text without one of them says too little."""
 _OF_ID, _WORDS_OF_ID = 4, 64
+_JOINED = 3
+"""Texts of a row that are run together in any order; more are in the order of the task's inputs alone."""
+_OF_A_TEMPLATE = 8
+"""Rows from which on words that all of them begin or end with are a template's."""
 _BY_LINE = re.compile(r"(?:.*/)?(?:line|row) \d+")
 _DROPPED = frozenset("\u115f\u1160\u3164\uffa0")  # letters by their category that show nothing
 _AS_LETTERS = str.maketrans("0123456789", "qxzjkvwyfh")
@@ -89,21 +97,63 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     alone: list[set[str]] = []
     weak: list[set[str]] = []
     named: list[tuple[str, list[str]]] = []
+    said: list[dict[str, list[str]]] = []
     for name, inputs in rows:
-        words = [found for value in inputs.values() if (found := words_of(as_text(value)) or _bare(as_text(value)))]
-        letters = sorted("".join(one) for one in words)
+        words = {field: found for field, value in inputs.items() if (found := _words(as_text(value)))}
+        letters = ["".join(one) for one in words.values()]
+        seen = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
         old.append(row_hash(inputs))
-        exact.append({_key("row", *letters)})
+        exact.append({_key("row", *sorted(letters)), *_joined(letters)})
+        # what is only nearly the same letters is a key where it is long
         alone.append({_key("row", one) for one in letters if len(one) >= LONG})
+        alone[-1] |= {_key("seen", one) for one in ("".join(sorted(seen)), *seen) if len(one) >= LONG}
         weak.append({_key("row", one) for one in letters if len(one) < LONG})
-        for one in words:
+        weak[-1] |= {_key("seen", one) for one in ("".join(sorted(seen)), *seen) if len(one) < LONG}
+        for one in words.values():
             weak[-1] |= _like(one)
-        named.append((name, [word for one in words for word in one]))
+        named.append((name, [word for one in words.values() for word in one]))
+        said.append(words)
+    for place, one in enumerate(_without_template(said)):
+        (alone if len(one) >= LONG else weak)[place].update({_key("row", one)} if one else ())
     both = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
     weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
     return Keys(
         tuple(old), tuple(map(frozenset, both)), tuple(frozenset(w - e) for w, e in zip(weak, both, strict=True))
     )
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text; of one that is punctuation alone, that."""
+    return words_of(text) or _bare(text)
+
+
+def _joined(letters: Sequence[str]) -> set[str]:
+    """Keys of a row's texts run together, which a row that has them in one column, or cut elsewhere, has as well."""
+    orders = permutations(letters) if len(letters) <= _JOINED else [letters]
+    return {_key("row", "".join(order)) for order in orders}
+
+
+def _without_template(rows: Sequence[Mapping[str, list[str]]]) -> list[str]:
+    """The letters of each row without the words that every row's text begins or ends with; "" where that is nothing."""
+    if len(rows) < _OF_A_TEMPLATE:
+        return [""] * len(rows)
+    fields = dict.fromkeys(field for row in rows for field in row)
+    cuts = {field: _common([row.get(field, []) for row in rows]) for field in fields}
+    if not any(head or tail for head, tail in cuts.values()):
+        return [""] * len(rows)
+    return ["".join("".join(words[cuts[f][0] : len(words) - cuts[f][1]]) for f, words in row.items()) for row in rows]
+
+
+def _common(texts: Sequence[list[str]]) -> tuple[int, int]:
+    """How many words all of these begin with and, of what is left, end with."""
+    shortest = min(map(len, texts))
+    head = _agreeing(texts, range(shortest))
+    return head, _agreeing(texts, range(-1, head - shortest - 1, -1))
+
+
+def _agreeing(texts: Sequence[list[str]], places: range) -> int:
+    first = texts[0]
+    return next((i for i, at in enumerate(places) if any(one[at] != first[at] for one in texts)), len(places))
 
 
 def _bare(text: str) -> list[str]:
@@ -117,16 +167,17 @@ def _key(*parts: str) -> str:
 
 
 def _like(words: Sequence[str]) -> set[str]:
-    """What a text keeps when a word of it is changed."""
+    """What a text keeps when a word of it is changed, or all of them stand in another order."""
+    if len(words) < FEWEST:
+        return set()
+    ordered = _key("bag", *sorted(words))
     if len(words) >= LIKE_FROM:
         # digits tell rows apart, which word hashes take for one number: they are spelled as letters
         bands = _minhash().bands(" ".join(words).translate(_AS_LETTERS))
         assert bands is not None
-        return {_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist())}
-    if len(words) < FEWEST:
-        return set()
+        return {ordered, *(_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist()))}
     without = (" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words)))
-    return {_key("words", one) for one in (" ".join(words), *without)}
+    return {ordered, *(_key("words", one) for one in (" ".join(words), *without))}
 
 
 @cache

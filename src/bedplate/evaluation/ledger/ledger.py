@@ -2,14 +2,14 @@
 
 The j-th verdict on the same rows may spend 6α/(π²j²) (core.statistics.spent_alpha); from the second on, reports say
 EXPLORATORY, because what was seen on these rows may have shaped what is judged on them. What ledgers that know of each
-other do not agree on counts as a verdict more, and is said.
+other do not agree on counts as a verdict more, and is said; so does an opening that a report alone tells of.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 from bedplate.core.files import bedplate_home, file_lock
 from bedplate.evaluation.ledger.chain import Chain, Entry, append, merged, read_chain
 from bedplate.evaluation.ledger.keys import Keys, known
+from bedplate.evaluation.ledger.told import Told
 
 OPENINGS = "test-openings.jsonl"
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,22 @@ class Opening:
 class Ledger:
     """A file of openings at home, and others beside the data; concurrent writers wait for each other.
 
-    keep_beside: whether those beside the data are written; they are read in any case.
+    keep_beside: whether those beside the data are written; they are read in any case. told: the openings that reports
+    tell of, but for the verdicts given; without it nothing is expected of a ledger that is not there yet.
     """
 
-    def __init__(self, path: Path | None = None, *, beside: Iterable[Path] = (), keep_beside: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        beside: Iterable[Path] = (),
+        keep_beside: bool = True,
+        told: Callable[[Collection[str]], Sequence[Told]] | None = None,
+    ) -> None:
         self.path = bedplate_home() / "ledger" / OPENINGS if path is None else path
         self.beside = tuple(one for one in beside if one != self.path)
         self.keep_beside = keep_beside
+        self._told = told
 
     def open(self, verdict_id: str, rows: Keys | Sequence[str], *, task: str, reason: str) -> Opening:
         """Record, before anything is read, that these rows are opened for this verdict.
@@ -65,8 +76,12 @@ class Ledger:
             notes += [note for chain in chains for note in chain.notes()]
             verdicts = merged(chains)
             own = verdicts.pop(verdict_id, [])
+            told = [] if self._told is None else self._told({*verdicts, verdict_id})
+            reported = [] if self._told is None else _reported(keys, told, chains, len(kept) > 1, notes)
             lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
-            earlier = _earlier(keys, verdicts, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
+            earlier = (
+                _earlier(keys, verdicts, reported, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
+            )
             number = max((entry["number"] for entry in own), default=1 + earlier)
             # how many a ledger has besides this verdict, which another home may have written there before
             besides = {
@@ -118,17 +133,26 @@ def _kept(keys: Keys, chain: Chain) -> dict[str, Any]:
     return {"rows": sorted(keys.old), "keys": keys.digest, "exact": keys.all_exact, "like": keys.all_weak}
 
 
-def _earlier(keys: Keys, verdicts: Mapping[str, Sequence[Entry]], chains: Sequence[Chain], notes: list[str]) -> int:
-    """The largest number of earlier verdicts that one of the rows was part of."""
+def _earlier(
+    keys: Keys,
+    verdicts: Mapping[str, Sequence[Entry]],
+    reported: Iterable[Iterable[int]],
+    chains: Sequence[Chain],
+    notes: list[str],
+) -> int:
+    """The largest number of earlier verdicts that one of the rows was part of. reported: the rows of further ones."""
     written = {entry["keys"]: entry for chain in chains for entry in chain.entries if "exact" in entry}
     at_home = {entry["verdict"] for entry in chains[0].entries}
     counted = [0] * len(keys.old)
     elsewhere = 0
     for verdict, entries in verdicts.items():
-        whole = (written.get(entry["keys"], entry) if "keys" in entry else entry for entry in entries)
+        whole = (entry if "exact" in entry else written.get(entry.get("keys", ""), entry) for entry in entries)
         found = set[int]().union(*(known(keys, entry) for entry in whole))
         elsewhere += bool(found) and verdict not in at_home
         for row in found:
+            counted[row] += 1
+    for rows in reported:
+        for row in rows:
             counted[row] += 1
     if elsewhere:
         those = (
@@ -141,6 +165,33 @@ def _earlier(keys: Keys, verdicts: Mapping[str, Sequence[Entry]], chains: Sequen
             f"out of {chains[0].path}; they count"
         )
     return max(counted, default=0)
+
+
+def _reported(
+    keys: Keys, told: Sequence[Told], chains: Sequence[Chain], beside: bool, notes: list[str]
+) -> list[set[int]]:
+    """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins.
+    beside: whether one does beside the data."""
+    home = chains[0]
+    rows = {one.verdict: found for one in told if one.entry is not None and (found := known(keys, one.entry))}
+    if rows:
+        those = "an earlier opening of these rows is" if len(rows) == 1 else f"{len(rows)} earlier openings are"
+        reports = list(dict.fromkeys(str(one.report) for one in told if one.verdict in rows))
+        places = ", ".join(reports[:_SHOWN]) + (", …" if len(reports) > _SHOWN else "")
+        notes.append(f"{those} known from reports alone ({places}), and taken out of every ledger; they count")
+    gone = sum(one.entry is None for one in told)
+    if told and not home.entries:
+        many = "a verdict" if len(told) == 1 else f"{len(told)} verdicts"
+        what = f"the ledger {home.path} is not there, though the catalogue beside it knows of {many}"
+        unknown = f"; of {gone} the rows are not known any more, so that this may be a later verdict than it says"
+        notes.append(f"{what}{unknown if gone else ''}")
+    elif not told and not any(chain.entries or chain.breaks for chain in chains):
+        others = " and beside the data" if beside else ""
+        notes.append(
+            f"the ledger begins here, at home ({home.path}){others}: nothing else says that no verdict on these rows "
+            "went before"
+        )
+    return list(rows.values())
 
 
 def _lost(home: Chain, beside: Chain, verdict_id: str, notes: list[str]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bedplate.data.sources import is_file
 from bedplate.evaluation.ledger.ledger import OPENINGS, Ledger
+from bedplate.evaluation.ledger.told import told_at_home
 from bedplate.evaluation.task import Task
 
 FOLDER = ".bedplate"
@@ -28,4 +29,4 @@ def ledger_for(task: Task | None, *files: Path | str, leave: Path | None = None)
             place = (task.directory / source).resolve().parent if is_file(source) else None
             beside |= own if place is None or (leave is not None and place == leave.resolve()) else {place}
     paths = (one / FOLDER / OPENINGS for one in sorted(beside) if one.is_dir())
-    return Ledger(beside=paths, keep_beside=os.environ.get(OFF, "").lower() != "off")
+    return Ledger(beside=paths, keep_beside=os.environ.get(OFF, "").lower() != "off", told=told_at_home)

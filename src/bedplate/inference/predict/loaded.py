@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.composed import Answers, LoadedCascade
@@ -120,7 +121,7 @@ def load(
         return ClassicalPredictor(skin)
     if skin.is_remote and skin.cascade is None:
         return HostedPredictor(skin)
-    with ExitStack() as unfinished:
+    with ExitStack() as unfinished, Progress(f"opening {skin.name}", unit=""):
         bases = unfinished.enter_context(_Bases(device, allow_other_weights))
         if skin.cascade is not None:
             first, second = bases.answers(skin.cascade.first), bases.answers(skin.cascade.second)

@@ -29,6 +29,7 @@ from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.objectives import Corrupting
 from bedplate.training.parallel.launch import process_of
 
 SEARCH, RESULT = "search.json", "mixture.json"
@@ -119,11 +120,18 @@ def search(
     the mixture is for; no source is then asked for more often than data.mixture.epochs says. told: which run of how
     many is done. The result is in `out`, too, as mixture.json.
 
-    Raises ConfigError for a run file without a corpus of several sources, UsageError for too few runs, a directory of
+    Raises ConfigError for a run file without a corpus of several sources, or of whose objective there are no bits a
+    byte, UsageError for too few runs, a directory of
     something else, or where several processes were started, and what `pretrain` raises.
     """
     if process_of(os.environ).world > 1:
         raise UsageError("a search for a mixture is one process; start it without torchrun or srun")
+    objective = run.made_objective()
+    if isinstance(objective, Corrupting) and objective.target != "token":
+        raise ConfigError(
+            f"mixtures are compared by bits a byte, and the objective {run.objective} says no text: search with "
+            "next_token or masked"
+        )
     _refuse_others(out)
     corpus = _corpus(run, out)
     first = _first(run, corpus)

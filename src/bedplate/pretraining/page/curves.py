@@ -28,8 +28,9 @@ def curve(lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
     return svg_of(figure, label)
 
 
-def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
-    """Each step's loss, faint, the mean of a hundredth of the run over it, and checkpoints' held-out loss."""
+def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]], target: str = "token") -> str:
+    """Each step's loss, faint, the mean of a hundredth of the run over it, and checkpoints' held-out loss. target: what
+    it is of."""
     figure, axes = new_figure(7.4, 3.6)
     points = [(row["step"], row["loss"]) for row in rows if row["loss"] is not None]  # None: skipped, not finite
     axes.plot(*zip(*thinned(points), strict=True), color=FAINT, linewidth=0.8, label="a step")
@@ -46,7 +47,7 @@ def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
             label=f"held out: {name}",
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel(f"loss, nats a {target}")
     figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
     return svg_of(figure, "Loss")
 

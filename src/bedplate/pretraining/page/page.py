@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.pretraining.measure import measure_of, target_of
 from bedplate.pretraining.page.curves import curve, losses
 from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.pages import page
@@ -38,6 +39,8 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
         held=same_documents(judged),
         baselines=record.get("baselines") or {},
         shown=shown,
+        target=_counted(judged)[0],
+        measure=_counted(judged)[1],
     )
 
 
@@ -45,15 +48,15 @@ def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
     found: dict[str, str] = {}
     judged = _alike(judged)
     if any(row["loss"] is not None for row in rows):
-        found["loss"] = losses(rows, judged)
+        found["loss"] = losses(rows, judged, _counted(judged)[0])
         speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
         found["speed"] = curve(speed, "step", "tokens a second", "Speed")
     held = {
-        name: [(row["tokens"], row["held_out"][name]["bits_per_byte"]) for row in judged if name in row["held_out"]]
+        name: [(row["tokens"], measure_of(row["held_out"][name])[1]) for row in judged if name in row["held_out"]]
         for name in dict.fromkeys(name for row in judged for name in row["held_out"])
     }
     if any(len(points) > 1 for points in held.values()):
-        found["held"] = curve(held, "tokens", "bits a byte, held out", "Held out")
+        found["held"] = curve(held, "tokens", f"{_counted(judged)[1]}, held out", "Held out")
     suites = {
         name: [(row["tokens"], row["suites"][name]["value"]) for row in judged if name in row["suites"]]
         for name in dict.fromkeys(name for row in judged for name in row["suites"])
@@ -76,8 +79,14 @@ def _alike(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return found
 
 
+def _counted(judged: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What a run's losses are counted by, and what its held-out texts are followed by."""
+    held = next((one for row in judged for one in row["held_out"].values()), {"bits_per_byte": 0.0})
+    return target_of(held), measure_of(held)[0]
+
+
 def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By held-out text: the last row's own, and bits a byte of the same documents at the first and the last checkpoint
+    """By held-out text: the last row's own, and its measure of the same documents at the first and the last checkpoint
     that read just these."""
     alike = _alike(judged)
     found: dict[str, dict[str, Any]] = {}
@@ -86,8 +95,8 @@ def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
         found[name] = {
             **last,
             "same_documents": same[0]["documents"],
-            "first_bits": same[0]["bits_per_byte"],
-            "last_bits": same[-1]["bits_per_byte"],
+            "first": measure_of(same[0])[1],
+            "last": measure_of(same[-1])[1],
         }
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bedplate.core.errors import ConfigError
@@ -11,7 +11,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.objectives import Corrupting
+from bedplate.training.objectives import OBJECTIVES, Corrupting, kinds_of
 from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
@@ -44,6 +44,7 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
     tokens = run.tokens or once or default_tokens(total)
     context = spec.context_length
     objective = run.made_objective()
+    _check_kind(run, spec, kinds_of(objective))
     room = objective.room if isinstance(objective, Corrupting) else 0
     length = run.batch.sequence or context - room
     if length > context:
@@ -62,7 +63,26 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
     steps = max(1, math.ceil(tokens / (batch * length)))
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))
+    if micro < batch and objective.scope == "global_batch":
+        raise ConfigError(
+            f"the objective {run.objective} tells the texts of a whole step apart, and batch.micro_tokens = "
+            f"{run.batch.micro_tokens:,} would cut it: set it to the step's {batch * length:,} tokens, or lower "
+            "batch.tokens"
+        )
     return Sizes(total, body, tokens, steps, length, batch, micro, rate)
+
+
+def _check_kind(run: RunFile, spec: TextSpec, kinds: Sequence[str]) -> None:
+    """ConfigError where a model of this kind cannot learn the objective, or cannot write what it is asked for."""
+    if kinds and spec.kind not in kinds:
+        fitting = [name for name, make in OBJECTIVES.items() if spec.kind in kinds_of(make())]
+        raise ConfigError(
+            f"the objective {run.objective} is for models of the kind {' or '.join(kinds)}, and this one is of the "
+            f"kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
+        )
+    for name in ("prompts", "suites"):
+        if getattr(run.evaluation, name) and spec.kind == "encoder":
+            raise ConfigError(f"evaluation.{name}: an encoder writes no text; leave it out")
 
 
 def check_shares(sizes: Sizes, axes: Mapping[Axis, int]) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bedplate.core.errors import UsageError
+from bedplate.pretraining.measure import measure_of
 
 logger = logging.getLogger("bedplate.pretraining")
 Row = Mapping[str, Any]
@@ -109,7 +110,9 @@ class TensorBoard:
     def judged(self, row: Row) -> None:
         """What a checkpoint was judged to be."""
         for name, found in row["held_out"].items():
-            self._writer.add_scalar(f"held_out/{name}/bits_per_byte", found["bits_per_byte"], row["step"])
+            measure, value = measure_of(found)
+            tag = f"held_out/{name}/{measure.replace(' a ', '_per_')}"
+            self._writer.add_scalar(tag, value, row["step"])
         for name, found in row["suites"].items():
             self._writer.add_scalar(f"suites/{name}", found["value"], row["step"])
         for number, found in enumerate(row["samples"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.corpus_source import CorpusSource
 from bedplate.training.sources import Shard
 
+logger = logging.getLogger("bedplate.pretraining")
+MOST_HASHED = 16e9
+"""Bytes of shards that are held against their hashes before a run: 10 to 20 seconds of reading at most."""
 MOST_HELD = 4_000_000
 """Held-out tokens of a source that are read at most."""
 
@@ -39,10 +43,18 @@ def built_corpus(run: RunFile, out: Path) -> Corpus:
 def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> RunData:
     """The data of a run on the corpus in `directory`. tokenizer: of the base that is gone on from.
 
-    Raises DataError for a corpus that cannot be read or holds no texts to be judged on, ConfigError where the base has
-    another tokenizer than the corpus, or the file names sources that there are not.
+    Raises DataError for a corpus that cannot be read, is not what was written, or holds no texts to be judged on,
+    ConfigError where the base has another tokenizer than the corpus, or the file names sources that there are not.
     """
     corpus = Corpus.open(directory)
+    if corpus.stored_bytes <= MOST_HASHED:
+        corpus.check_hashes()
+    else:
+        logger.warning(
+            "%s holds %.0f GB, which are too many to be hashed before every start: only sizes were compared; `bedplate "
+            "data verify %s` reads all of it",
+            *(directory, corpus.stored_bytes / 1e9, directory),
+        )
     own = Tokenizer.from_directory(corpus.directory)
     if tokenizer is not None and tokenizer.identity != own.identity:
         raise ConfigError(

@@ -21,7 +21,8 @@ NATS = math.log(2)
 class HeldScore:
     """documents, bytes: of the texts. tokens: that are predicted. bits_per_byte counts a text's first token, before
     which nothing stands, as one of all: log2 of the vocabulary. Where not all of a text is said in its order, it is the
-    bits of a token that is said over the bytes that a token has on average."""
+    bits of a token that is said over the bytes that a token has on average. target: what is counted in the place of
+    tokens; only of tokens there are bits a byte."""
 
     name: str
     general: bool
@@ -29,7 +30,8 @@ class HeldScore:
     bytes: int
     tokens: int
     nats_per_token: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    target: str = "token"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class HeldBatches:
     def _undone(self, model: AnyModel, objective: Corrupting) -> HeldScore:
         tokens = sum(batch.target_count for batch in self.batches)
         nats = evaluate_loss(model, self.batches, objective)[objective.name]
-        bits = nats / NATS / (self.bytes / self.all_tokens)
-        return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits)
+        said = objective.target == "token"
+        bits = nats / NATS / (self.bytes / self.all_tokens) if said else None
+        return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits, objective.target)
 
 
 def reads_in_order(objective: Objective[Any]) -> bool:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from bedplate.core.progress import console
+from bedplate.pretraining.measure import measure_of
 from bedplate.pretraining.page.page import SEEN
 from bedplate.pretraining.runfile.counts import shown
 
@@ -102,9 +103,8 @@ class LiveView:
         if self._seen:
             found.append(("tokens seen", ", ".join(f"{name} {shown(count)}" for name, count in self._seen.items())))
         for name, held in self._judged.get("held_out", {}).items():
-            found.append(
-                (f"held out: {name}", f"{held['bits_per_byte']:.3f} bits a byte at step {self._judged['step']:,}")
-            )
+            measure, value = measure_of(held)
+            found.append((f"held out: {name}", f"{value:.3f} {measure} at step {self._judged['step']:,}"))
         if self._judged.get("suites"):
             found.append(("suites", ", ".join(f"{n} {one['value']:.2f}" for n, one in self._judged["suites"].items())))
         for sample in self._judged.get("samples", ())[:1]:

@@ -92,7 +92,7 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
         None if parent is None else parent.identity.weights_id,
         settings,
         run.made_objective(base.spec.prediction_modules),
-        Words(data.tokenizer, base.spec.vocab_size, base.decoder_start),
+        Words(data.tokenizer, base.spec.vocab_size, base.decoder_start, base.spec.pooling),
         ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1),
         catalogued,
     )
@@ -187,14 +187,15 @@ class _Run:
 
     def _train(self, store: StateStore) -> TrainResult:
         planned = self.planned
-        base, settings = planned.base, planned.settings
+        base, settings, objective = planned.base, planned.settings, planned.objective
         source = planned.data.make(settings.rows, settings.steps, self.ranks.shard)
-        if isinstance(planned.objective, Corrupting):
-            source = CorruptedSource(source, planned.objective, planned.words, planned.run.seed)
+        if isinstance(objective, Corrupting):
+            source = CorruptedSource(source, objective, planned.words, planned.run.seed)
+            objective = objective.among(self.ranks)
         return train(
             base.model,
             source,
-            planned.objective,
+            objective,
             settings.config,
             self.out,
             list(base.model.named_parameters()),

@@ -20,7 +20,10 @@ from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextSource, read_run
 
-OBJECTIVES = ("next_token", "masked", "span_corruption", "mixture_of_denoisers", "fill_in_middle", "sft")
+OBJECTIVES = (
+    *("next_token", "masked", "span_corruption", "mixture_of_denoisers", "fill_in_middle", "contrastive"),
+    "sft",
+)
 """What `objective` may name; the last is then refused with what to use in its place."""
 
 

@@ -53,7 +53,9 @@ def read_ladder(
     first = found[0][1] if found else None
     other = next((point.name for point, key in found if key != first), None)
     if other is not None:
-        raise UsageError(f"{other} was judged on other texts, or with another tokenizer, than {found[0][0].name}")
+        raise UsageError(
+            f"{other} was judged on other texts, by another objective or with another tokenizer than {found[0][0].name}"
+        )
     points = [point for point, _ in found]
     if len(points) < 4:
         raise UsageError(f"{len(points)} runs: at least 4 are needed: three to fit and one to hold out")
@@ -80,10 +82,14 @@ def read_point(path: Path) -> tuple[Point, Any]:
             f"{path} holds no finished run ({record.get('status', 'no pretraining.json')}); finish it first"
         )
     learned = {name: held for name, held in judged[-1]["held_out"].items() if not held["general"]}
+    if not learned:
+        failed = "; ".join(judged[-1].get("errors", ())) or "all of its texts are general"
+        raise UsageError(f"{path} was not judged at its end on any text that it learned ({failed}); leave it out")
     tokens = sum(held["tokens"] for held in learned.values())
     loss = sum(held["nats_per_token"] * held["tokens"] for held in learned.values()) / tokens
     body, seen = float(record["body"]), float(record["tokens_seen"])
     key = [
+        record.get("objective"),
         record["data"]["tokenizer"]["id"],
         {name: (held["documents"], held["bytes"]) for name, held in learned.items()},
     ]

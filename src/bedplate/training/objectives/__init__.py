@@ -1,5 +1,6 @@
 """What a run minimises. OBJECTIVES is the table of those that learn from texts as they are; `Sft` needs examples with a
-completion, `Classification` labels and a head, `Contrastive` texts that belong together."""
+completion, `Classification` labels and a head, `Contrastive` texts that are known to belong together (in the table, two
+crops of one text do)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.training.objectives.classification import Classification
 from bedplate.training.objectives.contrastive import Contrastive
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, Words
+from bedplate.training.objectives.crops import Crops
 from bedplate.training.objectives.language import Further, NextToken, Sft
 from bedplate.training.objectives.masked import Masked
 from bedplate.training.objectives.middle import FillInMiddle
@@ -25,8 +27,14 @@ OBJECTIVES: dict[str, Callable[..., Objective[Any]]] = {
     "span_corruption": SpanCorruption,
     "mixture_of_denoisers": MixtureOfDenoisers,
     "fill_in_middle": FillInMiddle,
+    "contrastive": Crops,
 }
 """By name; called without arguments, or with their settings."""
+
+
+def kinds_of(objective: Objective[Any]) -> tuple[str, ...]:
+    """Of models that can learn it; none where it does not say, and any may be tried."""
+    return objective.kinds if isinstance(objective, NextToken | Corrupting) else ()
 
 
 def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Objective[Any]:
@@ -63,6 +71,7 @@ __all__ = [
     "Contrastive",
     "CorruptedSource",
     "Corrupting",
+    "Crops",
     "FillInMiddle",
     "Further",
     "Masked",
@@ -78,6 +87,7 @@ __all__ = [
     "Term",
     "TextPair",
     "Words",
+    "kinds_of",
     "objective_of",
     "pack_pairs",
 ]

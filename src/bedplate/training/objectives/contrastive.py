@@ -41,10 +41,15 @@ class Contrastive:
         pairs = len(batch.ids)
         states_TD = models["policy"](batch.inputs).hidden[0]
         vectors = F.normalize(pooled(states_TD, batch.segments[0], batch.texts, self._pooling), dim=-1)
-        anchors_PD, own_CD = vectors[:pairs], vectors[pairs:]
-        candidates_CD, first = self._ranks.joined(own_CD)
-        logits_PC = self._scale * anchors_PD @ candidates_CD.T
-        right_P = torch.arange(first, first + pairs, device=logits_PC.device)
-        found = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
-        lost: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
-        return {self.name: Term(lost, float(pairs), {"accuracy": found})}
+        return {self.name: told_apart(vectors[:pairs], vectors[pairs:], self._scale, self._ranks)}
+
+
+def told_apart(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> Term:
+    """Each anchor's positive, which stands at its place among this rank's candidates, against those of all ranks."""
+    pairs = len(anchors_PD)
+    candidates_CD, first = ranks.joined(own_CD)
+    logits_PC = scale * anchors_PD @ candidates_CD.T
+    right_P = torch.arange(first, first + pairs, device=logits_PC.device)
+    found = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
+    lost: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
+    return Term(lost, float(pairs), {"accuracy": found})

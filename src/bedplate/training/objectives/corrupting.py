@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.objective import Models, Scope, Term
 from bedplate.training.packing import rows_batch
+from bedplate.training.ranks import Ranks
 from bedplate.training.sources import BatchSource
 
 Ids = NDArray[np.int64]
@@ -27,11 +28,13 @@ BatchT = TypeVar("BatchT", bound=PackedBatch)
 
 @dataclass(frozen=True)
 class Words:
-    """What corruption knows of a vocabulary. size: ids that the model has; decoder_start: of an encoder–decoder."""
+    """What corruption knows of a vocabulary, and of the model. size: ids that the model has; decoder_start: of an
+    encoder–decoder; pooling: how its states become a text's vector."""
 
     tokenizer: Tokenizer
     size: int
     decoder_start: tuple[int, ...] = ()
+    pooling: str = "mean"
 
     def ids_of(self, names: Sequence[str], objective: str) -> list[int]:
         """The ids of control tokens. ConfigError naming the first that the tokenizer lacks."""
@@ -75,6 +78,20 @@ class Corrupting(Strict, ABC):
     @property
     def scope(self) -> Scope:
         return "row"
+
+    @property
+    @abstractmethod
+    def kinds(self) -> tuple[str, ...]:
+        """Of models that can learn it."""
+
+    @property
+    def target(self) -> str:
+        """What one target is, for people. Of tokens there are bits a byte."""
+        return "token"
+
+    def among(self, ranks: Ranks) -> Self:
+        """The objective for a run of these processes."""
+        return self
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -149,18 +166,19 @@ def documents_of(batch: PackedBatch) -> Iterator[tuple[PlacedDocument, Ids]]:
         yield document, flat[document.start : document.stop]
 
 
-def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids]) -> BatchT:
+def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> BatchT:
     """The batch with other tokens in each document's place, every one of which is predicted from those before it. Rows
-    are as long as the longest then."""
-    found = rows_of(batch, documents)
+    are as long as the longest then. of_each: so many documents, one behind the other, stand where one was."""
+    found = rows_of(batch, documents, of_each)
     same = ("ids", "rows")
     return replace(batch, **{f.name: getattr(found, f.name) for f in fields(PackedBatch) if f.name not in same})
 
 
-def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids]) -> PackedBatch:
-    """New documents, one for each of the batch's, in the rows where those stand."""
+def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> PackedBatch:
+    """New documents, `of_each` for each of the batch's, in the rows where those stand."""
     rows: list[list[DocumentPiece]] = [[] for _ in batch.tokens]
-    for number, (document, ids) in enumerate(zip(batch.placement.documents, documents, strict=True)):
+    places = [place for place in batch.placement.documents for _ in range(of_each)]
+    for number, (document, ids) in enumerate(zip(places, documents, strict=True)):
         rows[document.row].append(DocumentPiece(number, 0, len(ids)))
     longest = max(sum(map(len, row)) for row in rows)
-    return rows_batch(rows, documents, batch.ids, longest)
+    return rows_batch(rows, documents, [one for one in batch.ids for _ in range(of_each)], longest)

@@ -44,6 +44,7 @@ class NextToken:
     name: str = "next_token"
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
+    kinds: tuple[str, ...] = ("decoder",)
     _further: Further | None = None
     _z: float = 0.0
 

@@ -43,6 +43,10 @@ class Masked(Corrupting):
         return "masked"
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("encoder",)
+
+    @property
     def special(self) -> tuple[str, ...]:
         return (self.mask,)
 

@@ -48,6 +48,10 @@ class FillInMiddle(Corrupting):
         return "fill_in_middle"
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("decoder",)
+
+    @property
     def special(self) -> tuple[str, ...]:
         return self.tokens or KNOWN[0]
 

@@ -82,6 +82,10 @@ class _Spans(Corrupting):
     sentinels: tuple[str, ...] = SENTINELS
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("encoder–decoder",)
+
+    @property
     def special(self) -> tuple[str, ...]:
         modes = dict.fromkeys(one.mode for one in self.ways if one.mode is not None)
         return (*self.sentinels, *modes)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus.recipe import Source
@@ -133,6 +133,20 @@ def whole(path: Path) -> Piece:
     """All of a file."""
     state = path.stat()
     return Piece(str(path), state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
+
+
+def stream_of(path: str) -> IO[bytes]:
+    """A file's bytes. DataError where it may not be read: what a source has is not passed over."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; make it readable, or take it out") from error
+
+
+def content_of(path: str) -> bytes:
+    """All of it. DataError as `stream_of`."""
+    with stream_of(path) as stream:
+        return stream.read()
 
 
 def relative(path: str, root: str) -> str:

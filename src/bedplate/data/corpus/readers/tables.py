@@ -22,6 +22,7 @@ from bedplate.data.corpus.readers.part import (
     found,
     grouped,
     relative,
+    stream_of,
     unicode_text,
     whole,
 )
@@ -62,7 +63,7 @@ class ParquetReader:
 def opened(path: str, raw: IO[bytes] | None = None) -> Generator[IO[bytes]]:
     """A file's bytes, decompressed where its name says that they are compressed."""
     with contextlib.ExitStack() as stack:
-        stream: IO[bytes] = stack.enter_context(Path(path).open("rb")) if raw is None else raw
+        stream: IO[bytes] = stack.enter_context(stream_of(path)) if raw is None else raw
         if path.endswith(".gz"):
             stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=stream)))
         elif path.endswith(".zst"):
@@ -186,8 +187,8 @@ def _row_groups(path: Path) -> Iterator[Piece]:
 
 
 def parquet_rows(file: Any, name: str, column: str, id: str | None, groups: range) -> Iterator[Read]:
-    """The documents of some row groups. DataError for a column that is missing."""
-    parquet = arrow().ParquetFile(file)
+    """The documents of some row groups. DataError for a column that is missing, and for what is damaged."""
+    parquet = arrow().ParquetFile(file, page_checksum_verification=True)
     known = parquet.schema_arrow.names
     wanted = [column, *([id] if id else []), *(["url"] if "url" in known and column != "url" else [])]
     for one in wanted:
@@ -195,7 +196,15 @@ def parquet_rows(file: Any, name: str, column: str, id: str | None, groups: rang
             raise DataError(f"{name}: no column {one!r}; the columns are {', '.join(known)}")
     for group in groups:
         number = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
-        for batch in parquet.iter_batches(row_groups=[group], columns=list(dict.fromkeys(wanted)), batch_size=1000):
-            for row in batch.to_pylist():
-                yield document(row, f"{name}@{number}", column, id, name)
-                number += 1
+        for row in _rows(parquet, name, group, list(dict.fromkeys(wanted))):
+            yield document(row, f"{name}@{number}", column, id, name)
+            number += 1
+
+
+def _rows(parquet: Any, name: str, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """A row group's rows. DataError where its pages are damaged, or hold no UTF-8."""
+    try:
+        for batch in parquet.iter_batches(row_groups=[group], columns=columns, batch_size=1000):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError, and so is text that cannot be decoded
+        raise DataError(f"{name}: its row group {group} is damaged: {error}; fetch the file again") from error

@@ -18,6 +18,7 @@ from bedplate.data.corpus.readers.part import (
     Read,
     Unread,
     closed,
+    content_of,
     found,
     grouped,
     relative,
@@ -57,7 +58,7 @@ class FilesReader:
 
     def read(self, source: Files, part: Part) -> Iterator[Read]:
         for piece in part.pieces:
-            yield as_text(relative(piece.path, part.root), Path(piece.path).read_bytes())
+            yield as_text(relative(piece.path, part.root), content_of(piece.path))
 
 
 class CodeReader:
@@ -74,7 +75,7 @@ class CodeReader:
 
     def read(self, source: Code, part: Part) -> Iterator[Read]:
         for piece in part.pieces:
-            yield as_code(relative(piece.path, part.root), Path(piece.path).read_bytes())
+            yield as_code(relative(piece.path, part.root), content_of(piece.path))
 
 
 class StandardLibraryReader:
@@ -93,7 +94,7 @@ class StandardLibraryReader:
 
     def read(self, source: StandardLibrary, part: Part) -> Iterator[Read]:
         for piece in part.pieces:
-            yield as_code(relative(piece.path, part.root), Path(piece.path).read_bytes())
+            yield as_code(relative(piece.path, part.root), content_of(piece.path))
 
 
 def checked(source: Source, languages: Sequence[str] | None) -> frozenset[str]:

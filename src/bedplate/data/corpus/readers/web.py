@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bedplate.core.errors import DataError, UsageError
-from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread, found, grouped, relative, whole
+from bedplate.data.corpus.readers.part import (
+    Part,
+    RawDocument,
+    Read,
+    Unread,
+    content_of,
+    found,
+    grouped,
+    relative,
+    stream_of,
+    whole,
+)
 from bedplate.data.corpus.recipe import Html, Warc
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([A-Za-z0-9_-]+)""", re.I)
@@ -27,7 +38,7 @@ class HtmlReader:
 
     def read(self, source: Html, part: Part) -> Iterator[Read]:
         for piece in part.pieces:
-            yield article(relative(piece.path, part.root), Path(piece.path).read_bytes(), {})
+            yield article(relative(piece.path, part.root), content_of(piece.path), {})
 
 
 class WarcReader:
@@ -41,7 +52,7 @@ class WarcReader:
     def read(self, source: Warc, part: Part) -> Iterator[Read]:
         records, failure = _warcio()
         for piece in part.pieces:
-            with Path(piece.path).open("rb") as stream:
+            with stream_of(piece.path) as stream:
                 try:
                     for record in records(_Whole(stream, piece.path)):
                         length = _length(record, piece.path)

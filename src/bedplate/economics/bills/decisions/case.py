@@ -21,6 +21,8 @@ Constraint = Literal[
     "regulatory_isolation", "data_may_not_leave", "highly_proprietary_data", "frontier_research", "latency"
 ]
 Unit = Literal["words", "characters", "tokens"]
+How = Literal["prompted", "tuned", "classical"]
+"""How an option's model is made to do the task: by its prompt, by weights, or without a base, by a bag of words."""
 
 _NONE = NonNegative.exactly(0)
 
@@ -272,18 +274,16 @@ class Option(Strict):
         """Whose weights these are."""
         return "hosted" if self.model is not None else "open" if self.pretraining is None else "own"
 
-    @property
-    def method(self) -> str:
+    def method(self, how: How, retrieves: bool) -> str:
         """What is done, in the words of the answer."""
         where = {"hosted": "a hosted model", "open": "open weights", "own": "a base pretrained from scratch"}
-        verb = "tune" if self.tuning is not None else "prompt"
-        return f"{verb} {where[self.weights]}{' with retrieval' if self.retrieval is not None else ''}"
+        verb = {"tuned": f"tune {where[self.weights]}", "prompted": f"prompt {where[self.weights]}"}
+        return f"{verb.get(how, 'train a classical model')}{' with retrieval' if retrieves else ''}"
 
-    @property
-    def method_in_short(self) -> str:
+    def method_in_short(self, how: How, retrieves: bool) -> str:
         """As `open, tuned, retrieval`."""
-        verb = "tuned" if self.tuning is not None else "prompted"
-        return f"{self.weights}, {verb}{', retrieval' if self.retrieval is not None else ''}"
+        whose = "own" if how == "classical" else self.weights
+        return f"{whose}, {how}{', retrieval' if retrieves else ''}"
 
 
 class Case(Strict):

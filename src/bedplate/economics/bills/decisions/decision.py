@@ -163,8 +163,8 @@ def _outcome(
     busiest = volume.calls_per_day * max(1.0, growth)
     return OptionOutcome(
         name=one.name,
-        method=one.option.method,
-        method_in_short=one.option.method_in_short,
+        method=one.method,
+        method_in_short=one.method_in_short,
         feasible=not broken and clears_bars(one, v),
         broken=broken,
         short=tuple(shortfalls(one, v)),

@@ -12,7 +12,7 @@ from typing import Any, cast
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.bills.decisions.case import Evidence
+from bedplate.economics.bills.decisions.case import Evidence, How
 from bedplate.economics.numbers.quantities import Amount, Share
 
 
@@ -21,7 +21,8 @@ class MeasuredRung:
     """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
     where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
     the report, None where its price was 0 (the report has dollars only). said: what the verdict says of it; doubts: why
-    that is no PASS."""
+    that is no PASS. how: as its skin was made, and whether that looks passages up; None where the report does not say.
+    """
 
     source: str
     quality: Share
@@ -30,6 +31,8 @@ class MeasuredRung:
     train_seconds: float | None
     said: tuple[str, ...]
     doubts: tuple[str, ...]
+    how: How | None = None
+    retrieves: bool = False
 
 
 def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
@@ -83,7 +86,36 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
         train_seconds=_number(row, "train_seconds", place),
         said=_said(report, evidence.rung, split, confirmed, source, place),
         doubts=doubts,
+        how=_how(report, evidence.rung),
+        retrieves="retrieval" in _kind(report, evidence.rung),
     )
+
+
+def _made(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What a report says of the skins that its rungs made; nothing in one from before it did."""
+    lineage = report.get("lineage")
+    found = lineage.get("skins") if isinstance(lineage, Mapping) else None
+    return cast("Mapping[str, Mapping[str, Any]]", found) if isinstance(found, Mapping) else {}
+
+
+def _kind(report: Mapping[str, Any], rung: str) -> list[str]:
+    """The parts of the rung's skin, as its kind names them."""
+    return str(_made(report).get(rung, {}).get("kind", "")).split("+")
+
+
+def _how(report: Mapping[str, Any], rung: str) -> How | None:
+    """Tuned is what has weights of its own, or stands on a base that was made for the task, or is made of such."""
+    made, kind = _made(report), _kind(report, rung)
+    if rung not in made:
+        return None
+    if "classical" in kind:
+        return "classical"
+    if "cascade" in kind:
+        parents = [_how(report, name) for name, one in made.items() if one.get("skin_id") in made[rung]["parents"]]
+        return "tuned" if "tuned" in parents else "prompted"
+    named = {one.get("weights_id") for one in _list(report["lineage"].get("bases"))}
+    child = "hosted" not in kind and made[rung].get("bases", {}).get("main") not in named
+    return "tuned" if child or {"lora", "soft_prompt", "probe"} & set(kind) else "prompted"
 
 
 def _verdict(report: Mapping[str, Any], place: str) -> Mapping[str, Any]:

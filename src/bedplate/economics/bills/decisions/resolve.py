@@ -16,7 +16,13 @@ from bedplate.economics.bills.decisions.case import (
     TuningSpec,
 )
 from bedplate.economics.bills.decisions.evidence import MeasuredRung, read_evidence
-from bedplate.economics.bills.decisions.resolved_option import CasePlaces, Ranged, Resolved
+from bedplate.economics.bills.decisions.resolved_option import (
+    CasePlaces,
+    Ranged,
+    Resolved,
+    taken_for_granted,
+    what_is_done,
+)
 from bedplate.economics.bills.decisions.sheet import Sheet
 from bedplate.economics.bills.decisions.work import (
     PretrainingWork,
@@ -86,6 +92,7 @@ class Resolver:
         place = f"{self._case.place}: options.{name}"
         evidence = option.report
         measured = None if evidence is None else read_evidence(evidence, self._case.beside(evidence.file), place)
+        how, retrieves = what_is_done(option, measured)
         tokens = self._tokens(name, option, place)
         calls = (
             self._hosted(name, option, place)
@@ -109,8 +116,10 @@ class Resolver:
             p95_ms=None if p95 is None else self._ranged(f"{_at(name)}.p95_ms", p95, source),
             case=self.shared,
             uses=frozenset(self.sheet.touched) | self._everywhere,
-            notes=_notes(option, measured),
+            notes=taken_for_granted(option, measured),
             doubts=() if measured is None else measured.doubts,
+            how=how,
+            retrieves=retrieves,
         )
 
     def _tokens(self, name: str, option: Option, place: str) -> TokenCounts:
@@ -389,12 +398,3 @@ class Resolver:
 def _at(name: str) -> str:
     """Where an option stands, as an override spells it."""
     return key_path(["options", name])
-
-
-def _notes(option: Option, measured: MeasuredRung | None) -> tuple[str, ...]:
-    notes: list[str] = []
-    if measured is not None and option.quality is None:
-        notes += measured.said
-    if option.tuning is not None and option.tuning.refresh is None:
-        notes.append("it is tuned once and never again")
-    return tuple(notes)

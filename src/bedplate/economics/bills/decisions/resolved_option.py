@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from bedplate.economics.bills.decisions.bill import Bill, Volume, merged
 from bedplate.economics.bills.decisions.calls import SECONDS_PER_DAY, HostedCalls, MachineCalls, TokenCounts
-from bedplate.economics.bills.decisions.case import Option
+from bedplate.economics.bills.decisions.case import How, Option
+from bedplate.economics.bills.decisions.evidence import MeasuredRung
 from bedplate.economics.bills.decisions.sheet import Values
 from bedplate.economics.bills.decisions.work import PretrainingWork, RetrievalWork, SetupWork, TuningWork
 
@@ -58,7 +59,8 @@ class Ranged:
 @dataclass(frozen=True)
 class Resolved:
     """One option. quality, p95_ms: None where nothing is known. uses: the places of every number that its bill or its
-    feasibility depends on. notes: what was taken for granted; doubts: what its report's verdict has against it."""
+    feasibility depends on. notes: what was taken for granted; doubts: what its report's verdict has against it.
+    how, retrieves: what is done, as the option says, or else the skin of its report."""
 
     name: str
     option: Option
@@ -74,6 +76,18 @@ class Resolved:
     uses: frozenset[int]
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
+    how: How
+    retrieves: bool
+
+    @property
+    def method(self) -> str:
+        """What is done, in the words of the answer."""
+        return self.option.method(self.how, self.retrieves)
+
+    @property
+    def method_in_short(self) -> str:
+        """As `open, tuned, retrieval`."""
+        return self.option.method_in_short(self.how, self.retrieves)
 
     def bill(self, v: Values) -> Bill:
         """At these values."""
@@ -108,3 +122,27 @@ class Resolved:
         volume = self.case.volume(v)
         seconds = volume.calls * self.calls.busy_seconds(v, self.tokens.of(v))
         return seconds / (fleet.machine_days(volume, volume.calls_per_day) * SECONDS_PER_DAY)
+
+
+def what_is_done(option: Option, measured: MeasuredRung | None) -> tuple[How, bool]:
+    """How the option's model is made to do the task, and whether it looks passages up."""
+    retrieves = option.retrieval is not None or (measured is not None and measured.retrieves)
+    if option.tuning is not None:
+        return "tuned", retrieves
+    return (measured and measured.how) or "prompted", retrieves
+
+
+def taken_for_granted(option: Option, measured: MeasuredRung | None) -> tuple[str, ...]:
+    """What an option leaves unsaid, and what its report's verdict says of its quality."""
+    notes: list[str] = []
+    if measured is not None and option.quality is None:
+        notes += measured.said
+    if option.tuning is not None and option.tuning.refresh is None:
+        notes.append("it is tuned once and never again")
+    if option.tuning is None and measured is not None and measured.how in ("tuned", "classical"):
+        what = "tuned" if measured.how == "tuned" else "a model trained on labels"
+        notes.append(
+            f"it is {what} ({measured.source}), and the option has no `tuning`: labels, time and hours of that are not "
+            "in its bill"
+        )
+    return tuple(notes)

@@ -36,7 +36,7 @@ def answer(decision: Decision) -> str:
         said += f", and brings in {usd(best.profit_usd)} more than it costs"
     if len(decision.ranking) > 1:
         second = decision.outcome(decision.ranking[1])
-        said += f"; next is {second.name}, which costs {usd(second.net_usd - best.net_usd)} more"
+        said += f"; next is {second.name}, which costs {_more(second.net_usd - best.net_usd)}"
     elif len(decision.outcomes) > 1:
         said += "; no other option is feasible"
     return f"{said}."
@@ -102,7 +102,12 @@ def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
     rest = sum(differences.values()) - sum(amount for _, amount in told)
     if abs(rest) > _NOTHING * whole:
         parts.append(f"{'+' if rest > 0 else '-'}{usd(abs(rest))} all else")
-    return f"{one.name} costs {usd(one.net_usd - best.net_usd)} more: {', '.join(parts)}."
+    told_apart = f": {', '.join(parts)}" if parts else ""
+    return f"{one.name} costs {_more(one.net_usd - best.net_usd)}{told_apart}."
+
+
+def _more(dollars: float) -> str:
+    return f"{usd(dollars)} more" if dollars else "as much"
 
 
 def _by_name(one: OptionOutcome) -> dict[str, float]:
