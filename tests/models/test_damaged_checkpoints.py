@@ -41,7 +41,7 @@ def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "a")
     path = directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
-    beyond = tokenizer["added_tokens"][-1] | {"id": 1_000, "content": "<|other|>"}
+    beyond = tokenizer["added_tokens"][-1] | {"id": 1_000, "content": "other", "special": False}
     path.write_text(json.dumps(tokenizer | {"added_tokens": [*tokenizer["added_tokens"], beyond]}))
     with pytest.raises(CheckpointError, match=r"tokenizer has \d+ ids, but the model has only \d+ rows"):
         load_base(directory)

@@ -87,6 +87,15 @@ class Tokenizer:
         """The one of the texts that are read: this one, but where there are two vocabularies."""
         return self if self._source is None else self._source
 
+    def unneeded(self, size: int) -> tuple[str, ...]:
+        """The control tokens that a table of so many rows has none for, where nothing needs them; () where they are not
+        all that is behind its end."""
+        return () if self._source is not None else tokenizer_parts.unneeded(self._parts, size)
+
+    def without(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same without some of its control tokens, which are then the characters that they are written with."""
+        return Tokenizer(tokenizer_parts.without(self._parts, tokens), self._around, self._source)
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
         """From GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`) as Python values."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tokenizers
@@ -41,6 +42,36 @@ def check_roles(parts: TokenizerParts) -> None:
                 f"{parts.source}: {role} is {token!r}, which is not in the vocabulary; correct tokenizer_config.json "
                 "or add the token to tokenizer.json"
             )
+
+
+def unneeded(parts: TokenizerParts, size: int) -> tuple[str, ...]:
+    """Control tokens that a table of `size` rows has none for, where they are all that stands behind its end, without a
+    gap, and no role, end of a text or chat template has a use for them: those of images, in a tokenizer that a text
+    model shares with its multimodal kin (Gemma 3's). () where it is not so."""
+    added = parts.backend.get_added_tokens_decoder()
+    if max(added, default=-1) < size:
+        return ()
+    vocabulary = parts.backend.get_vocab(with_added_tokens=True)
+    behind = {index: token for token, index in vocabulary.items() if index >= size}
+    if sorted(behind) != list(range(size, size + len(behind))):
+        return ()
+    used = {*parts.roles.values(), *(token for index, token in behind.items() if index in parts.eos_ids)}
+    for index, token in behind.items():
+        if index not in added or not added[index].special or token in used or token in (parts.template or ""):
+            return ()
+    return tuple(behind[index] for index in sorted(behind))
+
+
+def without(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
+    """The same without some of its control tokens, which are then the characters that they are written with."""
+    content = json.loads(parts.backend.to_str())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] not in tokens]
+    model = content["model"]  # whose vocabulary may list them too
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in tokens}
+    else:
+        model["vocab"] = [piece for piece in model["vocab"] if piece[0] not in tokens]
+    return replace(parts, backend=tokenizers.Tokenizer.from_str(json.dumps(content)), size=None)
 
 
 def identity(parts: TokenizerParts) -> str:

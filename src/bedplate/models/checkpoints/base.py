@@ -31,7 +31,7 @@ from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
-from bedplate.models.checkpoints.vocabulary import gguf_tokenizer, read_tokenizer, refuse_other_tokenizer
+from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
 from bedplate.models.families.multimodal import find_multimodal
@@ -205,8 +205,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         else:
             kinds = StoredBlocks(path, family.weights, spec.main).kinds
             held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
-        tokenizer = reading.result()
-    refuse_other_tokenizer(tokenizer, spec, str(path))
+        tokenizer = fitting(reading.result(), spec, str(path))
     defaults: dict[str, Any] = {}
     if "encode" in held.can:
         tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
@@ -265,7 +264,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
 
     defaults = _generation(config) | _read_json(path / "generation_config.json")
     tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
-    refuse_other_tokenizer(tokenizer, spec, str(path))
+    tokenizer = fitting(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
@@ -346,9 +345,7 @@ def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str |
 
 
 def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an older config.json says of how an encoder–decoder writes."""
-    if not config.get("is_encoder_decoder"):
-        return {}
+    """What an older config.json says of how a text is written."""
     return {name: config[name] for name in GENERATION if config.get(name) is not None}
 
 

@@ -90,6 +90,13 @@ class SafetensorsReader:
         lost = [name for name, shard in where.items() if name not in held[shard]]
         if lost:
             raise CheckpointError(f"{path} promises {lost[0]!r} in {where[lost[0]]}, which does not hold it")
+        more = sorted((name, shard) for shard, names in held.items() for name in names if where.get(name) != shard)
+        if more:
+            name, shard = more[0]
+            raise CheckpointError(
+                f"{path} does not say that {shard} holds {name!r}, as it does ({len(more)} such tensors); shards and "
+                "index are of different downloads: download the checkpoint again"
+            )
         return where
 
     def _open(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from bedplate.core.errors import CheckpointError
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.text.directory import FILE, TARGET_FILE
 from bedplate.text.tokenizer import Tokenizer
+
+log = logging.getLogger("bedplate.models")
+
+_SPARE = 10_000
+"""Rows that are nobody's, of which no model has so many: tables are rounded up to multiples of some hundreds."""
 
 
 def read_tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokenizer | None:
@@ -33,16 +39,32 @@ def read_tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokeniz
     return found.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if given else None)
 
 
-def refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
-    """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
+def fitting(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> Tokenizer | None:
+    """The tokenizer, without control tokens that the model has no row for and nobody needs, which is said.
+
+    CheckpointError for one that is another model's: with other ids behind the model's rows, or with so few that most
+    rows would be nobody's. (A model may have some more rows than ids.)
+    """
     if tokenizer is None:
-        return
-    for ids, rows in ((tokenizer.reading.vocab_size, spec.source_vocab_size), (tokenizer.vocab_size, spec.vocab_size)):
+        return None
+    others = tokenizer.unneeded(spec.vocab_size)
+    if others:
+        said = ", ".join(others)
+        log.warning("%s: the model has no row for the token %s, which in a text is read as characters", where, said)
+        tokenizer = tokenizer.without(others)
+    for each, rows in ((tokenizer.reading, spec.source_vocab_size), (tokenizer, spec.vocab_size)):
+        ids = each.vocab_size
         if ids > rows:
             raise CheckpointError(
                 f"{where}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
                 "model's tokenizer"
             )
+        if rows - ids > max(ids, _SPARE):
+            raise CheckpointError(
+                f"{where}: the tokenizer has {ids} ids, and the model {rows} rows for them, more than twice as many; "
+                "it is another model's tokenizer"
+            )
+    return tokenizer
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:

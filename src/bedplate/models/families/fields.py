@@ -54,8 +54,17 @@ class Fields:
             )
 
 
+# How a text is written, which older files say here and newer ones in generation_config.json.
+GENERATION = (
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "max_length", "min_length", "num_beams"),
+    *("length_penalty", "early_stopping", "no_repeat_ngram_size", "num_return_sequences", "do_sample", "temperature"),
+    *("top_k", "top_p", "repetition_penalty"),
+)
+
 # What transformers writes into any config.json that says nothing about the computation at inference.
 HF_BOOKKEEPING = (
+    *GENERATION,
     "architectures",
     "model_type",
     "transformers_version",
@@ -84,12 +93,6 @@ HF_BOOKKEEPING = (
     "transformers.js_config",
     # What wrote the file; a length that texts were cut to; a token's number, which is the tokenizer's.
     *("unsloth_fixed", "unsloth_version", "max_sequence_length", "unk_token_id"),
-)
-
-# How an encoder–decoder writes, which older files say here and newer ones in generation_config.json.
-GENERATION = (
-    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated"),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "max_length", "min_length", "num_beams"),
-    *("length_penalty", "early_stopping", "no_repeat_ngram_size", "num_return_sequences", "do_sample", "temperature"),
-    *("top_k", "top_p", "repetition_penalty"),
+    # What it was tuned for; a number of labels that has another name today; whose tokenizer it is; how it was once run.
+    *("finetuning_task", "_num_labels", "tokenizer_class", "_flash_attn_2_enabled"),
 )

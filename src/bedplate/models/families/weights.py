@@ -55,6 +55,10 @@ class Step(NamedTuple):
     rule: Rule
 
 
+BODY = "model."
+"""How transformers begins the names of a body's tensors where a head stands beside it."""
+
+
 @dataclass(frozen=True)
 class WeightMap:
     """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side.
@@ -86,8 +90,17 @@ class WeightMap:
                 yield Step(ours, theirs, rule)
 
     def bare(self, name: str) -> str:
-        """The other format's name without the prefix that it may have."""
-        return next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
+        """The other format's name as the rules have it: without a prefix that it may have, or with the one that files
+        of a body without a head leave out (Qwen3-Embedding, bart-base)."""
+        found = next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
+        return found if self._known.fullmatch(found) or not self._known.fullmatch(BODY + found) else BODY + found
+
+    @cached_property
+    def _known(self) -> re.Pattern[str]:
+        """Every name that the rules or the copies have."""
+        names = {*(theirs for rule in self.rules for theirs in rule.theirs), *self.copies}
+        numbers = re.compile(r"\\\{[iem]\\\}")
+        return re.compile("|".join(numbers.sub(r"\\d+", re.escape(name)) for name in sorted(names)))
 
     def written(self, name: str, spec: TextSpec) -> str:
         """The name as a checkpoint of this spec has it, from the bare one."""
@@ -119,7 +132,7 @@ class WeightMap:
 
     def is_ignorable(self, name: str) -> bool:
         """Whether the other format's tensor holds nothing that the model uses (derived tables, unused parts)."""
-        return any(re.fullmatch(pattern, name) for pattern in self.ignorable)
+        return any(re.fullmatch(pattern, one) for pattern in self.ignorable for one in (name, BODY + name))
 
     @cached_property
     def _groups(self) -> list[tuple[str, str]]:

@@ -47,7 +47,10 @@ HF_WEIGHTS = WeightMap(
     ignorable=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
 )
 _TINY: dict[str, Any] = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64}
-_INERT = ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout")
+_INERT = (
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    *("n_special", "predict_special_tokens"),  # of the first published files' training
+)
 EXAMPLES = (_TINY, _TINY | {"n_head": 3, "n_inner": 80, "activation_function": "relu", "n_layer": 2})
 
 

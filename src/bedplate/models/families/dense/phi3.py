@@ -74,6 +74,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Phi3ForCausalLM → spec."""
     fields = Fields({**config, "rope_scaling": _renamed(config.get("rope_scaling"))}, _WHERE)
     sizes = take_sizes(fields, context=4096)
+    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
+        fields.only(name, False)
+    for name in ("full_attn_mod", "interpolate_factor"):  # of every layer, and of no more than was trained on
+        fields.only(name, 1)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
     rope = take_rope(fields, _WHERE, context=sizes["context_length"], fraction=1.0)
     if isinstance(rope.scaling, LongRopeScaling):

@@ -48,6 +48,7 @@ def read_qwen(fields: Fields, where: str, head_dim: int | None = None, **feature
     first = int(fields.take("max_window_layers", 28))
     window = window if fields.take("use_sliding_window", False) else None
     default = [FULL if window is None or layer < first else SLIDING for layer in range(layers)]
+    fields.only("use_mrope", False)  # that of images
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,

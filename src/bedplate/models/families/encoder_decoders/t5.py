@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from bedplate.models.families.family import Family
-from bedplate.models.families.fields import GENERATION, HF_BOOKKEEPING, Fields
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
@@ -91,7 +91,7 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     tied = bool(fields.take("tie_word_embeddings", True))
     scaled = bool(fields.take("scale_decoder_outputs", tied))
     fields.only("is_decoder", False)
-    fields.ignore((*HF_BOOKKEEPING, *GENERATION, *_HINTS))
+    fields.ignore((*HF_BOOKKEEPING, *_HINTS))
     layers = int(fields.need("num_layers"))
     deep = int(fields.take("num_decoder_layers") or layers)
     buckets = int(fields.take("relative_attention_num_buckets", 32))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.fields import GENERATION, HF_BOOKKEEPING, Fields
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, Scales, TransformerSpec
@@ -39,7 +39,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 _HINTS = (
     *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout", "classif_dropout", "init_std"),
     *("encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers", "task_specific_params", "output_past"),
-    *("save_step", "num_labels", "prefix", "add_bias_logits", "extra_pos_embeddings"),
+    *("save_step", "num_labels", "prefix", "add_bias_logits", "extra_pos_embeddings", "replacing_rate"),
 )
 
 TINY: dict[str, Any] = {
@@ -110,7 +110,7 @@ def take_sides(
     fields.only("is_decoder", False)
     activation = fields.take("activation_function", "gelu")
     Fields({"activation_function": activation}, where).only("activation_function", *_ACTIVATIONS)
-    fields.ignore((*HF_BOOKKEEPING, *GENERATION, *_HINTS))
+    fields.ignore((*HF_BOOKKEEPING, *_HINTS))
     words, hidden = int(fields.need("vocab_size")), int(fields.need("d_model"))
     context = int(fields.need("max_position_embeddings"))
     scaled = bool(fields.take("scale_embedding", False))

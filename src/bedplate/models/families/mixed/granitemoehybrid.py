@@ -109,7 +109,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore(("layers_block_type",))
     fields.only("hidden_act", "silu")
     fields.only("attention_dropout", 0.0, 0, None)
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "mamba_chunk_size"))
+    fields.only("normalization_function", "rmsnorm")
+    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "mamba_chunk_size", "init_method"))
     shared = int(fields.take("shared_intermediate_size", 1024))
     count, chosen = int(fields.take("num_local_experts") or 0), int(fields.take("num_experts_per_tok") or 0)
     wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared
@@ -162,7 +163,9 @@ def _number(value: Any) -> float:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    part, scales, experts = spec.state, spec.scales or Scales(), spec.experts
+    scales, experts = spec.scales or Scales(), spec.experts
+    # Of a model without such layers transformers wants sizes that fit all the same.
+    part = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if spec.state is None else spec.state
     if not isinstance(part, Mamba2) or part.inner % spec.hidden_size:
         raise UnsupportedModelError(f"{_WHERE}: only a model with Mamba-2 layers, a multiple of its features wide")
     found = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
