@@ -116,7 +116,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cautious": {**SMALL, "optimizer": {"settings": {"cautious_decay": True}}},
     "bfloat16": {"dtype": "bfloat16"},
     "z": {**SMALL, "objective_settings": {"z": 1e-4}},
-    "masked": {"model": {"params": "1M", "family": "bert", "context": 128}, "objective": "masked"},
+    "masked": {"model": {"params": "1M", "family": "bert", "context": 128}, "objective": "masked", "evaluation": {}},
     "spans": {**PASS, "model": BOTH, "objective": "span_corruption", "objective_settings": {"sentinels": FEW}},
     "denoisers": {**PASS, "model": BOTH, "objective": "mixture_of_denoisers", "objective_settings": {"sentinels": FEW}},
 }
