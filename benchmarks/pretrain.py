@@ -5,11 +5,17 @@ source, packing, metrics and checks; the Trainer is used as it comes; litgpt's i
 `pretrain` (chunked cross-entropy, Fabric's clipping and precision). Each takes turns with a few steps, of which the
 first, which warms up, does not count; of all steps the median does.
 
+Each precision has a row of its own: float32 all through, and bfloat16 products beside float32 masters, which is what
+the peers call mixed. With `--compiled` the peers run once more under torch.compile, as litgpt's own command does, for
+which there must be a C++ compiler; of a peer the faster way counts. Where the machine does other work, `--clock
+processor` counts processor time, of one thread.
+
 litgpt wants an older huggingface-hub than transformers does, so that it is in no extra. Give it a place of its own:
 `pip install --no-deps --target DIR litgpt lightning lightning-utilities torchmetrics pytorch-lightning jsonargparse
 typeshed_client`, then `--litgpt DIR`; without, it is left out, and said so.
 
-usage: pretrain.py [--litgpt DIR] [--dtype float32] [--layers 6] [--vocabulary 8192] [--rows 8] [--rounds 4] [--steps 4]
+usage: pretrain.py [--litgpt DIR] [--dtype float32|bfloat16] [--compiled] [--clock wall|processor] [--layers 6]
+                   [--vocabulary 8192] [--rows 8] [--rounds 4] [--steps 4]
 """
 
 from __future__ import annotations
@@ -21,7 +27,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,8 +46,24 @@ from comparison import Row, need, report, start
 GOAL = 1.5
 LENGTH, HIDDEN, HEADS, KV_HEADS, WIDE = 512, 512, 8, 4, 1536
 RATE = 1e-4
+DTYPES = ("float32", "bfloat16")
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 Timed = Callable[[], list[float]]
 """Trains for some steps; seconds of each but the first."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One side in one precision. clock: what says how long its steps take."""
+
+    options: argparse.Namespace
+    dtype: str
+    rows: list[list[int]]
+    clock: Callable[[], float]
+    compiled: bool = False
+
+
+Make = Callable[[Way], Timed]
 
 
 def _sizes(options: argparse.Namespace) -> shaped.Sizes:
@@ -60,20 +83,22 @@ class Watched(DocumentSource):
     """Says when each step is drawn: from one to the next is all that a step takes."""
 
     moments: list[float]
+    clock: Callable[[], float] = time.perf_counter
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         self.moments = []
         for step in super().__iter__():
-            self.moments.append(time.perf_counter())
+            self.moments.append(self.clock())
             yield step
 
 
-def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    model = shaped.our_model(_sizes(options))
-    config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=options.dtype)
+def ours(way: Way) -> Timed:
+    model = shaped.our_model(_sizes(way.options))
+    config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=way.dtype)  # type: ignore[arg-type]
 
     def run() -> list[float]:
-        source = Watched(rows, LENGTH, options.rows, epochs=1)
+        source = Watched(way.rows, LENGTH, way.options.rows, epochs=1)
+        source.clock = way.clock
         with tempfile.TemporaryDirectory() as out:
             train(model, source, NextToken(), config, Path(out), model.named_parameters())
         return between(source.moments)
@@ -81,78 +106,103 @@ def ours(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
     return run
 
 
-def trainer(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
+def trainer(way: Way) -> Timed:
     from transformers import Trainer, TrainerCallback
 
-    model = shaped.transformers_model(_sizes(options))
-    data: Any = [{"input_ids": ids, "labels": ids} for ids in rows]
+    model = shaped.transformers_model(_sizes(way.options))
+    data: Any = [{"input_ids": ids, "labels": ids} for ids in way.rows]
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.moments: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.moments.append(time.perf_counter())
+            self.moments.append(way.clock())
 
     def run() -> list[float]:
         clock = Clock()
         with tempfile.TemporaryDirectory() as out:
             own = {"learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1}
-            arguments = shaped.trainer_arguments(out, options.rows, options.dtype, **own)
+            own |= {"torch_compile": True} if way.compiled else {}
+            arguments = shaped.trainer_arguments(out, way.options.rows, way.dtype, **own)
             Trainer(model, arguments, train_dataset=data, callbacks=[clock]).train()
         return between(clock.moments)
 
     return run
 
 
-def litgpt(options: argparse.Namespace, rows: list[list[int]]) -> Timed:
-    fabric = shaped.litgpt_fabric(options.dtype)
-    model: Any = fabric.setup(shaped.litgpt_model(_sizes(options), fabric))
+def litgpt(way: Way) -> Timed:
+    fabric = shaped.litgpt_fabric(way.dtype)
+    model: Any = shaped.litgpt_model(_sizes(way.options), fabric)
+    model = fabric.setup(torch.compile(model) if way.compiled else model)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     optimizer = fabric.setup_optimizers(optimizer)
-    batches = torch.tensor(rows).split(options.rows)
+    batches = torch.tensor(way.rows).split(way.options.rows)
 
     def run() -> list[float]:
         moments: list[float] = []
         for batch in batches:
-            moments.append(time.perf_counter())
+            moments.append(way.clock())
             shaped.litgpt_step(fabric, model, optimizer, batch, 1.0)
         return between(moments)
 
     return run
 
 
+def compared(
+    options: argparse.Namespace,
+    dtype: str,
+    rows: list[list[int]],
+    peers: Mapping[str, tuple[str, Callable[[Way], Timed]]],
+) -> list[Row]:
+    """peers: by name their version, and what makes them."""
+    way = Way(options, dtype, rows, CLOCKS[options.clock])
+    runs: dict[tuple[str, str], Timed] = {("ours", ""): ours(way)}
+    for name, (_, make) in peers.items():
+        runs[name, ""] = make(way)
+        if options.compiled:
+            runs[name, "compiled"] = make(replace(way, compiled=True))
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for _ in range(options.rounds):
+        for key, run in runs.items():
+            seconds[key] += run()
+    tokens = options.rows * LENGTH
+    speeds = {key: tokens / statistics.median(found) for key, found in seconds.items()}
+    if options.profile:
+        with torch.profiler.profile() as found:
+            runs["ours", ""]()
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    made: list[Row] = []
+    for name, (its_version, _) in peers.items():
+        own = {setting: speed for (known, setting), speed in speeds.items() if known == name}
+        for setting, speed in own.items():
+            print(f"{name} in {dtype}{f', {setting}' if setting else ''}: {speed:,.0f} tok/s")
+        best = max(own, key=lambda setting: own[setting])
+        label = f"pretrain_{name}" + ("" if dtype == DTYPES[0] else f"_{dtype}")
+        setting = f"{dtype}, {best}" if best else dtype
+        made.append(Row(label, speeds["ours", ""], own[best], "tok/s", name, its_version, GOAL, peer_setting=setting))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", choices=DTYPES, help="this precision alone")
     parser.add_argument("--litgpt", type=Path)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     for name, value in (("layers", 6), ("vocabulary", 8192), ("rows", 8), ("rounds", 4), ("steps", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = start(parser).options
     warnings.simplefilter("ignore")
-    peers = {"transformers": need("transformers", "transformers")}
-    rows = documents(options.rows * (options.steps + 2), options.vocabulary)
-    runs: dict[str, Timed] = {"ours": ours(options, rows), "transformers": trainer(options, rows)}
+    peers = {"transformers": (need("transformers", "transformers"), trainer)}
     if options.litgpt is None:
         print("litgpt is left out: --litgpt names no place of it")
     else:
         # Behind what is installed, whose versions count for everything that both have.
         sys.path.append(str(options.litgpt))
-        peers["litgpt"] = version("litgpt")
-        runs["litgpt"] = litgpt(options, rows)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            seconds[name] += run()
-    tokens = options.rows * LENGTH
-    speeds = {name: tokens / statistics.median(found) for name, found in seconds.items()}
-    if options.profile:
-        with torch.profiler.profile() as found:
-            runs["ours"]()
-        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    report(
-        [Row(f"pretrain_{name}", speeds["ours"], speeds[name], "tok/s", name, of, GOAL) for name, of in peers.items()]
-    )
+        peers["litgpt"] = version("litgpt"), litgpt
+    rows = documents(options.rows * (options.steps + 2), options.vocabulary)
+    report([row for dtype in DTYPES if options.dtype in (None, dtype) for row in compared(options, dtype, rows, peers)])
 
 
 if __name__ == "__main__":

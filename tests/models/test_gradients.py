@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bedplate.adapters.adapted import adapted
 from bedplate.models.layers import gradients
+from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.gradients import added_rms_norm, gated, rms_norm, rotate_halves
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products, has_onednn
@@ -62,11 +63,13 @@ def test_the_plain_formulas(dtype: torch.dtype, rel: float, piece: int, monkeypa
             lambda x, w: torch.stack(added_rms_norm(x, (2 * x).detach(), w, 1e-5)).sum(0),
             lambda x, w: (x + (2 * x).detach()) + F.rms_norm(x + (2 * x).detach(), (64,), w, 1e-5),
         ),
-        "gate": (
-            lambda x, w: gated(x, x.flip(1), F.silu) * w,
-            lambda x, w: F.silu(x) * x.flip(1) * w,
-        ),
     }
+    for name in ("silu", "gelu", "gelu_tanh", "relu2"):  # those with a kernel of torch's own, and one without
+        act = ACTIVATIONS[name]
+        ways[f"gate, {name}"] = (
+            lambda x, w, act=act: gated(x, x.flip(1), act) * w,
+            lambda x, w, act=act: act(x) * x.flip(1) * w,
+        )
     for name, (ours, plain) in ways.items():
         given = [t.clone().requires_grad_() for t in (x, weight)]
         exact = [t.double().requires_grad_() for t in (x, weight)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from bedplate.pretraining.run.corpus import Rows
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.text.bpe import train_bpe
+from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives import CorruptedSource, Corrupting, Words
 from bedplate.training.optimizers import Optimization, kinds_of
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource
@@ -38,6 +41,22 @@ EXPERTS = {
         "max_position_embeddings": 128,
     },
 }
+
+
+BOTH = {
+    "family": "t5",
+    "config": {
+        "d_model": 96,
+        "d_kv": 24,
+        "num_heads": 4,
+        "d_ff": 192,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "n_positions": 130,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+FEW = [f"<extra_id_{number}>" for number in range(40)]
 
 
 def planned(directory: Path, **changes: Any) -> RunFile:
@@ -65,20 +84,28 @@ def peak_of(make: Any) -> int:
     return most
 
 
+@cache
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a text to train on"], 320, "a test", ("[MASK]", *FEW, "[R]", "[S]", "[X]"))
+
+
 def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
     """The run's own settings and model, on rows without an end."""
     assert run.model is not None
-    spec, _ = spec_of(run.model, VOCABULARY)
+    spec, _ = spec_of(run.model, VOCABULARY, run.objective)
     settings = settings_of(run, spec, 10**6)
     model = new_model(spec, 0)
     given: Ranks = ALONE if ranks is None else ranks(model)
     rows: Rows = settings.rows
     documents = [[(7 * n + 3 * i) % VOCABULARY for i in range(rows.length)] for n in range(2 * rows.batch)]
-    source = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=given.shard)
-    parameters = list(model.named_parameters())
-    return train(model, source, NextToken(), settings.config, out, parameters, ranks=given)
+    source: Any = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=given.shard)
+    objective, parameters = run.made_objective(), list(model.named_parameters())
+    if isinstance(objective, Corrupting):
+        source = CorruptedSource(source, objective, Words(tokenizer(), VOCABULARY, (0,)), 0)
+    return train(model, source, objective, settings.config, out, parameters, ranks=given)
 
 
+PASS = {"batch": {"tokens": 512, "micro_tokens": 512}, "tokens": 1024}
 SMALL = {"batch": {"tokens": 256, "micro_tokens": 128}, "tokens": 512}
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {},
@@ -88,15 +115,25 @@ CASES: dict[str, dict[str, Any]] = {
     "muon and an average": {"optimizer": {"name": "muon", "settings": {"ema": 0.9}}, "recompute": "full"},
     "cautious": {**SMALL, "optimizer": {"settings": {"cautious_decay": True}}},
     "bfloat16": {"dtype": "bfloat16"},
+    "z": {**SMALL, "objective_settings": {"z": 1e-4}},
+    "masked": {"model": {"params": "1M", "family": "bert", "context": 128}, "objective": "masked", "evaluation": {}},
+    "spans": {**PASS, "model": BOTH, "objective": "span_corruption", "objective_settings": {"sentinels": FEW}},
+    "denoisers": {**PASS, "model": BOTH, "objective": "mixture_of_denoisers", "objective_settings": {"sentinels": FEW}},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What torch sets up once is not a run's."""
+    directory = tmp_path_factory.mktemp("warm")
+    trained(planned(directory, **SMALL), directory / "out")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_memory_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     run = planned(tmp_path, **CASES[name])
     assert run.model is not None
-    spec, _ = spec_of(run.model, VOCABULARY)
-    trained(run, tmp_path / "warm")  # what torch sets up once is not the run's
+    spec, _ = spec_of(run.model, VOCABULARY, run.objective)
     held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, ONE, on_cpu=True)
     assert peak_of(lambda: trained(run, tmp_path / "out")) == pytest.approx(sum(held.values()), rel=0.1), held
 

@@ -12,13 +12,16 @@ and h half of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = 1 << 16
-"""Values of one tensor that are computed with at a time: 256 KB in float32, of which a few fit a core's own cache."""
+PIECE = 1 << 19
+"""Values of one tensor that are computed with at a time: 2 MB in float32, of which a few fit the last cache. Smaller
+ones, which would fit a core's own, take longer (LOG.md): each is some calls more, which one thread makes for all."""
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -47,12 +50,12 @@ def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> T
     return found
 
 
-def row_pieces(x: Tensor, values: int | None = None) -> Iterator[slice]:
-    """Rows of the first dimension, so many at a time that they hold about so many values (`PIECE`); all of them on
-    other devices than CPUs, and for a compiler, which has ways of its own."""
+def row_pieces(x: Tensor) -> Iterator[slice]:
+    """Rows of the first dimension, so many at a time that they hold about `PIECE` values; all of them on other
+    devices than CPUs, and for a compiler, which has ways of its own."""
     count = rows = len(x)
     if x.is_cpu and not torch.compiler.is_compiling():
-        rows = (PIECE if values is None else values) * count // max(1, x.numel())
+        rows = PIECE * count // max(1, x.numel())
     rows = max(1, rows)
     for start in range(0, count, rows):
         yield slice(start, start + rows)
@@ -178,12 +181,25 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gate_ND, up_ND, grad_ND = (_flat(one) for one in (*ctx.saved_tensors, grad))
         to_gate, to_up = (gate_ND.new_empty(gate_ND.shape) if own else None for own in ctx.needs_input_grad[:2])
-        for at in row_pieces(gate_ND, 4 * PIECE):  # each piece is a call of autograd's
-            with torch.enable_grad():
-                given = gate_ND[at].detach().requires_grad_()
-                active = ctx.activation(given)
-            if to_gate is not None:
-                to_gate[at] = torch.autograd.grad(active, given, grad_ND[at] * up_ND[at])[0]
+        for at in row_pieces(gate_ND):
             if to_up is not None:
-                torch.mul(grad_ND[at], active.detach(), out=to_up[at])
+                torch.mul(grad_ND[at], ctx.activation(gate_ND[at]), out=to_up[at])
+            if to_gate is not None:
+                _through(ctx.activation, grad_ND[at] * up_ND[at], gate_ND[at], to_gate[at])
         return *(None if one is None else one.view(grad.shape) for one in (to_gate, to_up)), None
+
+
+def _through(activation: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, into: Tensor) -> None:
+    """Writes the gradient to what an activation was given: by torch's kernel, or, which takes longer, by autograd."""
+    if activation is F.silu:
+        torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=into)
+        return
+    gelu = activation if isinstance(activation, partial) else partial(activation)
+    if gelu.func is F.gelu and not gelu.args:
+        approximate = gelu.keywords.get("approximate", "none")
+        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=into)
+        return
+    with torch.enable_grad():
+        given = x.detach().requires_grad_()
+        active = activation(given)
+    into.copy_(torch.autograd.grad(active, given, grad)[0])

@@ -5,7 +5,8 @@ a block's scores are one batched product over the keys that any of its tokens se
 products in the model's dtype, softmax in float32 or wider. Weights are computed again on the way back (as in
 FlashAttention, https://arxiv.org/abs/2205.14135), so that memory grows with tokens and not with the square of a
 document's length. Blocks are added up in one order, so that gradients are the same bit by bit each time; those that
-are alike are computed as one.
+are alike are computed as one. Queries are scaled, and not the scores, of which there are many more; and where only a
+mask is added to scores, they stay in the products' dtype, since torch's softmax itself computes in float32.
 
 Shapes: B rows, T tokens a row, N tokens of the flattened rows, S of those that are keys, H query heads, G key-value
 heads, R = H/G, D features of one head, V of its value, n a block's queries, K its keys, X distances.
@@ -123,18 +124,15 @@ class _Work:
     def weights(
         self, q_GnD: Tensor, k_GKD: Tensor, block: TokenBlock, sinks_H: Tensor | None, bias: _Bias | None
     ) -> tuple[Tensor, Tensor | None]:
-        """How much each query takes of each key, [G, n, R, K] in float32 or wider (with sinks one more, which is
-        theirs), and, with a cap, the tanh in it."""
+        """How much each query takes of each key, [G, n, R, K] (with sinks one more, which is theirs), in float32 or
+        wider where scores are more than products and a mask; and, with a cap, the tanh in it. q: scaled."""
         n, K = block.stop - block.start, block.key_count
-        wide = _wide(q_GnD.dtype)
         scores, capped = torch.bmm(q_GnD, k_GKD.transpose(1, 2)).view(len(q_GnD), n, -1, K), None
         if self.cap is None and bias is None and sinks_H is None:
-            if block.mask is not None and block.mask.shape[1] == K:
-                scores = torch.add(block.mask[:, None], scores, alpha=self.scale)
-            else:
-                _masked(scores.mul_(self.scale), block.mask)
-            return scores.softmax(-1, dtype=wide), None
-        scores = scores.to(wide).mul_(self.scale)
+            _masked(scores, block.mask)
+            return scores.softmax(-1), None
+        wide = _wide(q_GnD.dtype)
+        scores = scores.to(wide)
         if self.cap is not None:
             capped = scores.div_(self.cap).tanh_()
             scores = capped * self.cap
@@ -160,7 +158,8 @@ class _BlockAttention(torch.autograd.Function):
         work: _Work,
     ) -> Tensor:
         (N, H), (G, V) = q_NHD.shape[:2], v_SGV.shape[1:]
-        q_GNRD = q_NHD.unflatten(1, (G, H // G)).transpose(0, 1).contiguous()
+        q_GNRD = q_NHD.new_empty(G, N, H // G, q_NHD.shape[-1])
+        torch.mul(q_NHD.unflatten(1, (G, H // G)).transpose(0, 1), work.scale, out=q_GNRD)
         k_GSD, v_GSV = k_SGD.transpose(0, 1).contiguous(), v_SGV.transpose(0, 1).contiguous()
         out_NHV = (q_NHD.new_zeros if work.padded else q_NHD.new_empty)(N, H, V)
         out_NGRV = out_NHV.view(N, G, H // G, V)
@@ -190,13 +189,12 @@ class _BlockAttention(torch.autograd.Function):
             q = _queries(q_GNRD, group)
             g = _queries(grad_GNRV, group)
             k, v = _keys(k_GSD, group), _keys(v_GSV, group)
-            p_wide, capped = work.weights(q, k, block, sinks_H, bias)
-            wide = p_wide.dtype
-            dp = torch.bmm(g, v.transpose(1, 2)).to(wide).view(*p_wide.shape[:3], K)
-            _add_keys(dv_GSV, torch.bmm(p_wide[..., :K].to(q.dtype).view(len(q), -1, K).transpose(1, 2), g), group)
+            p, capped = work.weights(q, k, block, sinks_H, bias)
+            dp = torch.bmm(g, v.transpose(1, 2)).to(p.dtype).view(*p.shape[:3], K)
+            _add_keys(dv_GSV, torch.bmm(p[..., :K].to(q.dtype).view(len(q), -1, K).transpose(1, 2), g), group)
             if dsinks_GR is not None:
                 dp = torch.nn.functional.pad(dp, (0, 1))
-            ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide)
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if dsinks_GR is not None:
                 dsinks_GR += ds[..., K].sum(1)
                 ds = ds[..., :K]
@@ -204,8 +202,8 @@ class _BlockAttention(torch.autograd.Function):
                 dtable_HX.index_add_(1, bias.at(block).view(-1), ds.transpose(1, 2).reshape(G * R, -1).to(dtable_HX))
             if capped is not None:
                 ds = ds * (1 - capped.square())
-            ds = ds.mul_(work.scale).to(q.dtype).reshape(len(q), -1, K)
-            _put(dq_NGRD, torch.bmm(ds, k), group)
+            ds = ds.to(q.dtype).reshape(len(q), -1, K)
+            _put(dq_NGRD, torch.bmm(ds, k), group, work.scale)
             _add_keys(dk_GSD, torch.bmm(ds.transpose(1, 2), q), group)
         return (
             dq_NGRD.view(N, G * R, D),
@@ -227,7 +225,8 @@ def _bias(table_HX: Tensor | None, work: _Work) -> _Bias | None:
 def _masked(scores_GnRK: Tensor, mask_nm: Tensor | None) -> None:
     """Adds a block's mask to the scores of its last keys, in place."""
     if mask_nm is not None:
-        scores_GnRK[..., scores_GnRK.shape[-1] - mask_nm.shape[1] :].add_(mask_nm[:, None])
+        last = scores_GnRK[..., scores_GnRK.shape[-1] - mask_nm.shape[1] :]
+        last.add_(mask_nm[:, None].to(scores_GnRK.dtype))  # of two dtypes, torch would copy both
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -241,11 +240,11 @@ def _queries(x_GNRD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
     return whole.reshape(len(whole), -1, x_GNRD.shape[-1])
 
 
-def _put(into_NGRD: Tensor, found: Tensor, group: Sequence[TokenBlock]) -> None:
-    """What a group's queries have got, [blocks · G, n · R, D], where they stand."""
+def _put(into_NGRD: Tensor, found: Tensor, group: Sequence[TokenBlock], scale: float = 1.0) -> None:
+    """What a group's queries have got, [blocks · G, n · R, D], times `scale`, where they stand."""
     G, R, D = into_NGRD.shape[1:]
     for block, one in zip(group, found.view(len(group), G, -1, R, D), strict=True):
-        into_NGRD[block.start : block.stop] = one.transpose(0, 1)
+        torch.mul(one.transpose(0, 1), scale, out=into_NGRD[block.start : block.stop])
 
 
 def _keys(x_GSD: Tensor, group: Sequence[TokenBlock]) -> Tensor:

@@ -20,9 +20,6 @@ from bedplate.models.packed.placement import PlacedDocument, Placement
 
 BLOCK = 96
 """Larger blocks compute more scores that the mask throws away, smaller ones make more calls."""
-WHOLE = 256
-"""Up to so many keys a mask is as wide as a block's scores, so that it is added while they are scaled; of a long
-document, of which there are many blocks, it would grow with the square of its length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +109,9 @@ class Cutting:
         return _Cut(start, stop, keys, self._masked(stop - start, count), None)
 
     def _masked(self, own: int, count: int) -> int:
-        """How many of a block's keys get a mask, where its own tokens need one."""
-        return own if self._window is None and count > WHOLE else count
+        """How many of a block's keys get a mask, where its own tokens need one: without a window all of them see what
+        is before them."""
+        return own if self._window is None else count
 
     def _pieces(self, document: PlacedDocument) -> Iterator[_Cut]:
         """A document by itself, in pieces of equal size (about)."""

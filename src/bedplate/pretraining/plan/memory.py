@@ -15,11 +15,14 @@ from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.kept import KeptBytes, kept_bytes
+from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
 from bedplate.pretraining.plan.sizes import Sizes
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.objectives import Corrupting
+from bedplate.training.objectives.corrupting import Sides
 from bedplate.training.objectives.token_term import HEAD_ROWS
 from bedplate.training.parallel.layout import Axis
 
@@ -54,13 +57,13 @@ def device_bytes(
     half = value < MASTER and not several
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
-    kept = _kept(run, spec, rows * sizes.length, value, axes["tensor"])
-    once = on_cpu and not run.objective_settings.get("z")  # a CPU's own cross-entropy, without a second reading
-    logits, waiting = _logits(spec, rows * sizes.length, value, 2 if once else 3)
-    again = rows * sizes.length * value * _between(spec.main) / axes["tensor"]
+    sides = _sides(run, spec, rows, sizes.length)
+    kept = _kept(run, spec, sides, value, axes["tensor"])
+    logits, waiting = _logits(spec, sides.learned, value, 2 if on_cpu else 3)
+    again = max(sides.read, sides.written) * value * _between(spec.main) / axes["tensor"]
     passing = {
-        # Logits are gone when the first block is made again; what they gave is not, and the block has gradients.
-        "activations": kept.held + (max(0.0, kept.again + again + waiting - logits) if kept.again else 0.0),
+        # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
+        "activations": kept.held + max(0.0, kept.again + again + waiting - logits),
         "logits": logits,
         "gathered blocks": _gathered(held, value) if cut > 1 else 0.0,
     }
@@ -113,10 +116,19 @@ def _held(spec: TextSpec, every: list[Weight], axes: Mapping[Axis, int]) -> _Hel
     )
 
 
-def _kept(run: RunFile, spec: TextSpec, tokens: int, value: int, tensor: int) -> KeptBytes:
-    if isinstance(spec, EncoderDecoderSpec):  # a text is read, and at most half as much written
-        written = max(1, tokens // 2)
-        return kept_bytes(spec, written, bytes_per_value=value, recompute=run.recompute, source_tokens=tokens)
+def _sides(run: RunFile, spec: TextSpec, rows: int, length: int) -> Sides:
+    """Tokens of one pass, by what is done with them."""
+    objective = run.made_objective(spec.main.prediction_modules)
+    if isinstance(objective, Corrupting):
+        return Sides(*(rows * count for count in objective.sides(length)))
+    both = isinstance(spec, EncoderDecoderSpec)
+    return Sides(rows * length if both else 0, rows * length, rows * length)
+
+
+def _kept(run: RunFile, spec: TextSpec, sides: Sides, value: int, tensor: int) -> KeptBytes:
+    tokens = sides.written
+    if isinstance(spec, EncoderDecoderSpec):
+        return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=sides.read)
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(
@@ -130,15 +142,16 @@ def _kept(run: RunFile, spec: TextSpec, tokens: int, value: int, tensor: int) ->
 
 def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
     """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it, or on a CPU
-    the logits and one gradient (`copies`). Of more tokens than that the gradients of the head and of what it reads are
-    made at once, and wait: how many bytes."""
+    the logits, one gradient, and the softmax of a piece (`copies`). Of more tokens than that the gradients of the head
+    and of what it reads are made at once, and wait: how many bytes."""
     rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
     softmax = rows * size * float(MASTER)
+    found = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)
     if tokens == rows:
-        return copies * softmax, softmax
+        return found, softmax
     hidden = spec.main.hidden_size
     head, states = float(size * hidden * value), float(tokens * hidden * value)
-    return max(copies * softmax + head, softmax + 2 * head) + states, head + states
+    return max(found + head, softmax + 2 * head) + states, head + states
 
 
 def _between(spec: TransformerSpec) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,15 @@ Corruption = Callable[[PackedBatch, Sequence[np.random.Generator]], PackedBatch]
 """A batch as its source packed it, and a generator for each of its rows → what is learned from."""
 
 
+class Sides(NamedTuple):
+    """Tokens that a text becomes: what an encoder reads before a decoder, what goes through the stack that predicts,
+    and how many of those have a target."""
+
+    read: int
+    written: int
+    learned: int
+
+
 class Corrupting(Strict, ABC):
     """What such an objective is, as data: its fields are its settings."""
 
@@ -93,6 +102,10 @@ class Corrupting(Strict, ABC):
     def room(self) -> int:
         """By how many tokens a document may grow at most."""
         return 0
+
+    def sides(self, length: int) -> Sides:
+        """The most that a text of so many tokens becomes, to within a few."""
+        return Sides(0, length, length)
 
     @abstractmethod
     def corruption(self, words: Words) -> Corruption:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Words, documents_of
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, Sides, Words, documents_of
 from bedplate.training.objectives.objective import Models, Term
 from bedplate.training.objectives.token_term import targets_term
 
@@ -49,6 +49,9 @@ class Masked(Corrupting):
     @property
     def special(self) -> tuple[str, ...]:
         return (self.mask,)
+
+    def sides(self, length: int) -> Sides:
+        return Sides(0, length, max(1, round(length * self.density)))
 
     def corruption(self, words: Words) -> Corruption:
         (mask,) = words.ids_of([self.mask], self.name)

@@ -14,7 +14,16 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, Words, documents_of, relaid, rows_of
+from bedplate.training.objectives.corrupting import (
+    Corrupting,
+    Corruption,
+    Ids,
+    Sides,
+    Words,
+    documents_of,
+    relaid,
+    rows_of,
+)
 from bedplate.training.objectives.objective import Models, Term
 from bedplate.training.objectives.token_term import targets_term
 
@@ -35,11 +44,10 @@ class Denoiser(Strict):
         """Where each span begins and ends: apart from each other, and anywhere in the document. T5's last span always
         ends the text, which is then the only one that is ever cut out of a short document. Lengths of spans, and of
         what is between them, are drawn evenly from all that there may be."""
-        noise = min(max(round(length * self.density), 1), max(length - 1, 1))
+        noise, count = self._cut(length)
         kept = length - noise
         if self.mean_span is None:
             return [(kept, length)]
-        count = max(1, min(round(noise / self.mean_span), noise, kept))
         cut, left = _lengths(noise, count, draw), _lengths(kept + 2, count + 1, draw)
         left[0] -= 1  # before the first and after the last there may be nothing
         found: list[tuple[int, int]] = []
@@ -48,6 +56,18 @@ class Denoiser(Strict):
             found.append((at + before, at + before + span))
             at += before + span
         return found
+
+    def sides(self, length: int) -> tuple[int, int]:
+        """Tokens of a text of so many that are read and written, without what stands before and after them."""
+        noise, count = self._cut(length)
+        return length - noise + count, noise + count
+
+    def _cut(self, length: int) -> tuple[int, int]:
+        """How many tokens are cut out, in how many spans."""
+        noise = min(max(round(length * self.density), 1), max(length - 1, 1))
+        if self.mean_span is None:
+            return noise, 1
+        return noise, max(1, min(round(noise / self.mean_span), noise, length - noise))
 
 
 def _lengths(whole: int, parts: int, draw: np.random.Generator) -> list[int]:
@@ -78,6 +98,11 @@ class _Spans(Corrupting):
     @abstractmethod
     def ways(self) -> tuple[Denoiser, ...]:
         """Those that a document's is drawn from."""
+
+    def sides(self, length: int) -> Sides:
+        """Rows are as long as the longest among them: on each side that of the way that makes most of a text."""
+        read, written = (max(side) for side in zip(*(way.sides(length) for way in self.ways), strict=True))
+        return Sides(read, written, written)
 
     def corruption(self, words: Words) -> Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)

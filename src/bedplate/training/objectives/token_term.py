@@ -5,17 +5,16 @@ Shapes: N positions, D features, V vocabulary.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.models.layers.gradients import PIECE, row_pieces
+from bedplate.models.layers.gradients import row_pieces
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import summed_losses, taken
+from bedplate.training.objectives.pieces import Loss, summed_losses, taken
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
@@ -28,49 +27,82 @@ def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: in
     Its gradients are computed once: UsageError for a second backward pass over them, or one through them (on a CPU, or
     piece by piece). With more than `rows` positions the logits are made piece by piece, and their gradients with them.
     """
-    if len(targets_N) <= rows:
-        return _cross_entropy(model, hidden_ND, targets_N)
-    return summed_losses(partial(_cross_entropy, model), hidden_ND, targets_N, rows)
+    return _summed(_loss(model, 0.0, False, []), hidden_ND, targets_N, rows)
 
 
-def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = model.head(hidden_ND)
-    if logits_NV.is_cpu and logits_NV.requires_grad and type(logits_NV) is Tensor and torch.is_grad_enabled():
-        found: Any = _CrossEntropy.apply(logits_NV, targets_N)
-        return found
-    return F.cross_entropy(_wide(logits_NV), targets_N, reduction="sum")
+def _summed(loss: Loss, hidden_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    return loss(hidden_ND, targets_N) if len(targets_N) <= rows else summed_losses(loss, hidden_ND, targets_N, rows)
+
+
+def _loss(model: AnyModel, z: float, hits: bool, read: list[Tensor]) -> Loss:
+    """The loss of a piece, which leaves in `read` what was read off its logits, [3]: cross-entropy alone, the squared
+    log of the sum that logits are divided by (0 without `z`), and how many targets are the likeliest (0 without
+    `hits`)."""
+
+    def loss(states_ND: Tensor, targets_N: Tensor) -> Tensor:
+        logits_NV = model.head(states_ND)
+        if logits_NV.is_cpu and logits_NV.requires_grad and type(logits_NV) is Tensor and torch.is_grad_enabled():
+            total, found = _CrossEntropy.apply(logits_NV, targets_N, z, hits)  # type: ignore[misc]
+        else:
+            total, found = _plain(logits_NV, targets_N, z, hits)
+        read.append(found)
+        return total
+
+    return loss
+
+
+def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[Tensor, Tensor]:
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if not z and not hits:
+        total = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return total, total.detach().expand(3)
+    logs_N = logits_NV.logsumexp(-1)
+    plain = (logs_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)).sum()
+    squared = logs_N.square().sum()
+    right = (logits_NV.detach().argmax(-1) == targets_N).sum() if hits else plain.detach()
+    found = torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype)))
+    return plain + z * squared if z else plain, found
 
 
 class _CrossEntropy(torch.autograd.Function):
     """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets. One exponential a
     logit, of rows that stay in cache; autograd's own way makes two, and reads and writes several tensors as large as
-    the logits, which on a CPU takes as long as a product does."""
+    the logits, which on a CPU takes as long as a product does. Beside it what `_loss` leaves, without gradients."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool
+    ) -> tuple[Tensor, Tensor]:
         to_logits = torch.empty_like(logits_NV)
-        lost = logits_NV.new_zeros((), dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-        for at in row_pieces(logits_NV, 2 * PIECE):
-            own, target = logits_NV[at].to(lost.dtype), targets_N[at, None]
+        found = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+        plain, squared, right = found.unbind()
+        for at in row_pieces(logits_NV):
+            own, target = logits_NV[at].to(found.dtype), targets_N[at, None]
             kept = target != NO_TARGET
             target = target.where(kept, 0)
-            below = own - own.amax(-1, keepdim=True)
+            top = own.amax(-1, keepdim=True)
+            if hits:
+                right += ((own.argmax(-1, keepdim=True) == target) & kept).sum()
+            below = own - top
             wanted = below.gather(1, target)
             shares = below.exp_()
-            total = shares.sum(-1, keepdim=True)
-            lost += (total.log() - wanted).where(kept, 0.0).sum()
-            shares.div_(total.masked_fill(~kept, torch.inf))  # nothing where there is no target
+            divisor = shares.sum(-1, keepdim=True)
+            logs = divisor.log()
+            plain += (logs - wanted).where(kept, 0.0).sum()
+            if z:
+                logs += top
+                squared += logs.square().where(kept, 0.0).sum()
+                divisor /= 1 + 2 * z * logs
+            shares.div_(divisor.masked_fill(~kept, torch.inf))  # nothing where there is no target
             to_logits[at] = shares.scatter_add_(1, target, -kept.to(shares.dtype))
+        total = plain + z * squared
+        ctx.mark_non_differentiable(found)
         ctx.found = to_logits
-        return lost
+        return total, found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return taken(ctx).mul_(grad), None
-
-
-def _wide(logits_NV: Tensor) -> Tensor:
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return taken(ctx).mul_(grad), None, None, None
 
 
 def token_term(
@@ -86,22 +118,9 @@ def token_term(
     if not z and not hits:
         return Term(token_losses(model, hidden_ND, targets_N, rows), weight)
     read: list[Tensor] = []
-
-    def loss(states_ND: Tensor, wanted_N: Tensor) -> Tensor:
-        logits_NV = _wide(model.head(states_ND))
-        logs_N = logits_NV.logsumexp(-1)
-        plain = (logs_N - logits_NV.gather(1, wanted_N[:, None]).squeeze(1)).sum()
-        squared = logs_N.square().sum()
-        right = (logits_NV.detach().argmax(-1) == wanted_N).sum() if hits else plain.detach()
-        read.append(torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype))))
-        return plain + z * squared if z else plain
-
-    if len(targets_N) <= rows:
-        total = loss(hidden_ND, targets_N)
-    else:
-        total = summed_losses(loss, hidden_ND, targets_N, rows)
-        if torch.is_grad_enabled():
-            del read[0]  # of the first position alone, which shows what the loss reads
+    total = _summed(_loss(model, z, hits, read), hidden_ND, targets_N, rows)
+    if len(read) > 1 and torch.is_grad_enabled():
+        del read[0]  # of the first position alone, which shows what the loss reads
     plain, squared, right = torch.stack(read).sum(0).unbind()
     metrics = {"cross_entropy": plain, "log_z_squared": squared} if z else {}
     return Term(total, weight, metrics | ({"accuracy": right} if hits else {}))
