@@ -65,7 +65,8 @@ def missed(failures, m, start, error):
     """No nearer than what missed groups could hide: the mean at which so few failures have this chance, averaged over
     the correlations that the rows leave likely (beta-binomial groups: Skellam 1948; Meng 1994)."""
     failing = m[failures > 0]
-    if start <= 0 or (failing.size and failing.sum() ** 2 / (failing @ failing) >= 30):
+    part = min((22 - (failing.sum() ** 2 / (failing @ failing) if failing.size else 0)) / (22 - 15), 1.0)
+    if start <= 0 or part <= 0:
         return start
     spread = 1 / betaincinv(0.5, 5.0, (np.arange(32) + 0.5) / 32)[:, None] - 1
     length, sizes = 1 << int(m.sum()).bit_length(), np.unique(m, return_counts=True)
@@ -79,7 +80,7 @@ def missed(failures, m, start, error):
         weight = np.exp(likely - likely.max())
         return weight @ tails / weight.sum() - error
 
-    return start if beyond(start) <= 0 else brentq(beyond, 1e-9, start)
+    return start if beyond(start) <= 0 else start - part * (start - brentq(beyond, 1e-9, start))
 
 
 def skewness(m, p, icc):

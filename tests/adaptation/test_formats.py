@@ -163,7 +163,9 @@ def test_the_same_command_tries_nothing_again_and_mends_what_is_gone(
     monkeypatch.setattr(formats, "make_trial", refuse)
     again = adapt(task, report.directory, rungs=RUNGS)
     for key in report.data:
-        if key != "timing":
+        if key == "ledger":  # its notes are of the home, which is another one
+            assert {**again.data[key], "notes": []} == {**report.data[key], "notes": []}
+        elif key != "timing":
             assert again.data[key] == report.data[key], key
     assert again.data["timing"]["seconds"] >= sum(report.data["timing"]["formats"].values()) / 2
     assert read_skin(report.directory / "skins" / "probe-int8").evaluated_with.weights == "int8"
@@ -326,7 +328,7 @@ def test_a_format_that_is_as_much_worse_as_the_margin_is_seldom_kept(gain: float
             before = drawn(0.85)
             after = np.where(before, ~drawn((worse + gain) / 0.85), drawn(gain / 0.15))
             effect = max(1.0, *(design_effect(x.astype(float), codes) for x in (before, after)))
-            drop = mean_drop(before, after, codes.tolist(), confidence, units=codes.size / effect)
+            drop = mean_drop(before, after, codes.tolist(), confidence, units=codes.size / effect, scattered=True)
             count += drop.within(margin) is True
         return count / runs
 

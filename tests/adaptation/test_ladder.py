@@ -198,7 +198,9 @@ def test_the_same_command_reuses_everything_and_says_the_same(
         monkeypatch.setattr(type(rung), "fit", refuse)
     again = adapt(task, out, seed=0, rungs=ALONE)
     for key in report.data:
-        if key != "timing":
+        if key == "ledger":  # its notes are of the home, which is another one
+            assert {**again.data[key], "notes": []} == {**report.data[key], "notes": []}
+        elif key != "timing":
             assert again.data[key] == report.data[key], key
     assert len(read_jsonl(Ledger().path)) == 1
 

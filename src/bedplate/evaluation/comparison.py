@@ -80,18 +80,21 @@ def _paired(a: Evaluation, b: Evaluation) -> list[RowResult]:
     return [place[row.row_hash] for row in a.rows]
 
 
-def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed: int = 0) -> Drop:
+def drop_between(
+    before: Evaluation, after: Evaluation, confidence: float, seed: int = 0, *, scattered: bool = False
+) -> Drop:
     """How much worse `after` is than `before` on the same rows, with one-sided bounds: for non-inferiority.
 
     Rows that do not change say little of those that were not seen: the bounds are never nearer than what
-    `independent_rows` could hide. A statistic of all rows has the bootstrap's bounds. Raises UsageError as `compare`.
+    `independent_rows` could hide. scattered: as for `mean_drop`. A statistic of all rows has the bootstrap's bounds.
+    Raises UsageError as `compare`.
     """
     rows = _paired(before, after)
     units = min(independent_rows(before), independent_rows(after))
     if before.scoring in ("binary", "real"):
         scores, groups = [row.score for row in before.rows], [row.group for row in before.rows]
         later = [row.score for row in rows]
-        return mean_drop(scores, later, groups, confidence, units=units, weights=before.weights)
+        return mean_drop(scores, later, groups, confidence, units=units, weights=before.weights, scattered=scattered)
     groups, after = [row.group for row in before.rows], replace(after, rows=tuple(rows))
     drop, (low, high), _ = _compare_statistic(before, after, groups, seed, 2 * confidence - 1)
     se = (high - low) / 2 / _normal_quantile(confidence)

@@ -104,7 +104,7 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
     """Whether the skin keeps the format. result: in its own weights."""
     spec, confidence = context.spec.formats, context.spec.target.confidence
     before, after = result.evaluation, trial.evaluation
-    drop = drop_between(before, after, confidence, context.seed)
+    drop = drop_between(before, after, confidence, context.seed, scattered=True)  # answers that rounding changed
     place = {row.row_hash: row.prediction for row in after.rows}
     changed = sum(place[row.row_hash] != row.prediction for row in before.rows)
     faster = trial.latency.p50 * CLEARLY <= trial.own.p50

@@ -59,6 +59,7 @@ def mean_drop(
     *,
     units: float | None = None,
     weights: NDArray[np.float64] | None = None,
+    scattered: bool = False,
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
 
@@ -67,7 +68,8 @@ def mean_drop(
     bounds are never nearer than `hidden` of the units: by default as many as the groups are worth, as if a whole group
     changed together or not at all; where rows of a group are known to be nearly independent, their effective number.
     Nor are they nearer than what groups that were missed could hide of the rows that lost something, or gained
-    (`missed`), where few groups hold any. weights: of the rows [n], where they differ. No bounds where `check_groups`
+    (`missed`), where few groups hold any, unless changes are known to be `scattered` over the groups, as those are that
+    come of rounding. weights: of the rows [n], where they differ. No bounds where `check_groups`
     finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
@@ -77,7 +79,7 @@ def mean_drop(
     alike = worth(group_sums(w, codes, count))
     unseen = hidden(alike if units is None else units, confidence)
     drop = bounded_change(x - y, codes, confidence, unseen, weights)
-    if drop.lower is None or drop.upper is None:
+    if scattered or drop.lower is None or drop.upper is None:
         return drop
     lost, gained = (group_sums(w * one, codes, count) for one in (np.maximum(x - y, 0.0), np.maximum(y - x, 0.0)))
     worse, better = (group_sums(w * one, codes, count) for one in (x > y, y > x))

@@ -77,7 +77,7 @@ class Ledger:
             verdicts = merged(chains)
             own = verdicts.pop(verdict_id, [])
             told = [] if self._told is None else self._told({*verdicts, verdict_id})
-            reported = [] if self._told is None else _reported(keys, told, chains, len(kept) > 1, notes)
+            reported = [] if self._told is None else _reported(keys, told, chains, bool(verdicts), len(kept) > 1, notes)
             lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier = (
                 _earlier(keys, verdicts, reported, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
@@ -168,10 +168,10 @@ def _earlier(
 
 
 def _reported(
-    keys: Keys, told: Sequence[Told], chains: Sequence[Chain], beside: bool, notes: list[str]
+    keys: Keys, told: Sequence[Told], chains: Sequence[Chain], others: bool, beside: bool, notes: list[str]
 ) -> list[set[int]]:
     """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins.
-    beside: whether one does beside the data."""
+    others: whether ledgers know of verdicts besides this one; beside: whether one is kept beside the data."""
     home = chains[0]
     rows = {one.verdict: found for one in told if one.entry is not None and (found := known(keys, one.entry))}
     if rows:
@@ -185,10 +185,10 @@ def _reported(
         what = f"the ledger {home.path} is not there, though the catalogue beside it knows of {many}"
         unknown = f"; of {gone} the rows are not known any more, so that this may be a later verdict than it says"
         notes.append(f"{what}{unknown if gone else ''}")
-    elif not told and not any(chain.entries or chain.breaks for chain in chains):
-        others = " and beside the data" if beside else ""
+    elif not told and not others and not any(chain.breaks for chain in chains):
+        places = " and beside the data" if beside else ""
         notes.append(
-            f"the ledger begins here, at home ({home.path}){others}: nothing else says that no verdict on these rows "
+            f"the ledger begins here, at home ({home.path}){places}: nothing else says that no verdict on these rows "
             "went before"
         )
     return list(rows.values())
