@@ -276,7 +276,7 @@ def test_parts_that_are_generated_are_current(builder: ModuleType, page: str) ->
 
 def test_every_part_is_in_a_page_and_changes_in_it_are_seen(builder: ModuleType) -> None:
     text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in PARTS)
-    assert sorted(re.findall(r"<!-- (\w+) -->", text)) == sorted([*builder.GENERATED, "measured"])
+    assert sorted(re.findall(r"<!-- (\w+) -->", text)) == sorted([*builder.GENERATED, "measured", "parity"])
     for name in builder.GENERATED:
         changed = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\nstale ")
         assert builder.filled(changed) == text
