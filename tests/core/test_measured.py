@@ -29,6 +29,16 @@ def test_kept_by_kind_and_key(isolated_home: Path) -> None:
     assert once("b", cpu="x") == 3.0
 
 
+def test_nobody_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch, isolated_home: Path) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    assert measured_once("a", {}, lambda: 1.5, str, float) == 1.5
+    assert waited == []
+    (path,) = (isolated_home / "machine").iterdir()
+    path.write_bytes(b"")  # as a crash may leave it
+    assert measured_once("a", {}, lambda: 2.5, str, float) == 2.5
+
+
 def test_a_home_that_cannot_be_written(monkeypatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "file"))

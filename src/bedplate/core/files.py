@@ -77,8 +77,12 @@ def file_state(path: Path) -> FileState:
 # --- writing
 
 
-def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a whole file, or leave the old one untouched, also across a crash. UsageError where one cannot write."""
+def atomic_write(path: Path | str, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a whole file, or leave the old one untouched, also across a crash. UsageError where one cannot write.
+
+    Without `durable` the disk is not waited for, which takes tens of milliseconds: after a crash the new file may be
+    empty. For what is found again where it is damaged.
+    """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = _beside(path)
@@ -88,12 +92,14 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        if durable:
+            _sync_directory(path.parent)
 
 
 @contextlib.contextmanager

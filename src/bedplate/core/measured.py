@@ -48,7 +48,7 @@ def measured_once(
     if timed:
         values["load"] = max((one for one in (load, load_average()) if one is not None), default=None)
     try:
-        atomic_write(path, json.dumps(values, indent=1) + "\n")
+        atomic_write(path, json.dumps(values, indent=1) + "\n", durable=False)
     except UsageError as error:
         log.warning("the measurement of this machine is not kept, and is made again next time: %s", error)
     return found

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers.part import (
@@ -66,10 +66,10 @@ class _Whole:
     """The text of a web archive, decompressed where it is compressed. warcio's own reader takes the end of a file that
     is cut off for the end of the archive."""
 
-    def __init__(self, stream: BinaryIO, path: str) -> None:
+    def __init__(self, stream: IO[bytes], path: str) -> None:
         compressed = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
-        self._stream = cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if compressed else stream
+        self._stream = cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if compressed else stream
         self._path = path
 
     def read(self, size: int = -1) -> bytes:
