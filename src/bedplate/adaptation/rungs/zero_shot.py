@@ -32,7 +32,9 @@ class ZeroShot(Rung):
 
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
-        every = [first, second, *(["chat"] if context.model.tokenizer.chat is not None else []), *others]
+        chat = ["chat"] if context.model.tokenizer.chat is not None else []
+        # where answers are written, a base that was tuned for chat ends them as its template does: what is tried first
+        every = [first, second, *chat, *others] if context.labels else [*chat, first, second, *others]
         n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
