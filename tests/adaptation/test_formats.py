@@ -26,6 +26,7 @@ from bedplate.adaptation.after.reproduce import reproduce
 from bedplate.adaptation.climb import formats
 from bedplate.adaptation.context import format_speed
 from bedplate.adaptation.context.bases import TaskBase
+from bedplate.adaptation.context.outcome import Latency
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.children import trainable_copy
@@ -297,6 +298,22 @@ def test_no_change_in_independent_rows_hides_what_an_exact_bound_says():
     assert drop.within(0.01) is True
     few = evaluation([i % 3 > 0 for i in range(200)], split="valid")
     assert drop_between(few, few, 0.95).within(0.01) is None
+
+
+def test_answers_that_rounding_changed_are_scattered_over_groups():
+    """Four rows lost, each in a group of its own. Of another skin, groups that lose more may have been missed."""
+    groups = [i // 10 for i in range(1200)]
+    right = [i % 6 > 0 for i in range(1200)]
+    before = evaluation(right, groups, split="valid")
+    after = evaluation([one and i not in (1, 201, 401, 601) for i, one in enumerate(right)], groups, split="valid")
+    fast, slow = Latency(0.01, 0.01, 0.01, 20), Latency(0.02, 0.02, 0.02, 20)
+    target, machine = SimpleNamespace(confidence=0.95), SimpleNamespace(usd_per_hour=0.1)
+    spec = SimpleNamespace(formats=FormatsSpec(margin=0.008), target=target, machine=machine)
+    result = SimpleNamespace(evaluation=before, price=lambda rate, seconds: rate * seconds / 3600)
+    trial = SimpleNamespace(weights="int8", kernel="native", evaluation=after, own=slow, latency=fast)
+    found: Any = formats.judged
+    assert found(SimpleNamespace(spec=spec, seed=0), result, trial).kept
+    assert drop_between(before, after, 0.95).within(0.008) is None
 
 
 def test_rows_in_groups_are_worth_fewer():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from tests.scripts import DOCS, script
 from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
@@ -45,7 +45,6 @@ from bedplate.skins.phrasings import default_continuations, default_prompt, valu
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 PARTS = ("economics", "predictions", "architecture", "families")
 """Pages with generated parts."""
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
@@ -57,11 +56,7 @@ def snippets(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_build", DOCS / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(DOCS / "build.py")
     made = {name: functools.cache(make) for name, make in module.GENERATED.items()}  # asked for again and again
     module.GENERATED.update(made)
     return module

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.scripts import DOCS, script
 
 from bedplate.inference.measure.parity import BOUNDS
 from bedplate.models.families import FAMILIES
 
-DOCS = Path(__file__).parents[2] / "docs"
 EMPTY = {"encoder": {"loss", "32 tokens"}, "encoder–decoder": {"32 tokens"}, "decoder": set[str]()}
 """By kind, what is not compared."""
 
 
 @pytest.fixture(scope="module")
 def parity() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_parity", DOCS / "parity.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(DOCS / "parity.py")
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from tests.scripts import script
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bedplate.text.tokenizer import Tokenizer
@@ -26,12 +26,7 @@ CHATML = (
 
 def load(name: str) -> ModuleType:
     """A module of the fixtures directory."""
-    spec = importlib.util.spec_from_file_location(f"text_fixtures_{name}", FIXTURES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(FIXTURES / f"{name}.py")
 
 
 @pytest.fixture(scope="session")

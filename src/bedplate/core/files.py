@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -259,6 +259,23 @@ def read_text(path: Path | str) -> str:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def on_closed(where: str = "") -> Callable[[OSError], None]:
+    """For `os.walk`: a folder that may not be read is a DataError, which begins with `where`, and not passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{where}{error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
+        ) from error
+
+    return refuse
+
+
+def check_folders(root: Path, where: str = "") -> None:
+    """DataError as `on_closed` for a folder below `root` that may not be read, which pathlib passes over."""
+    for _ in os.walk(root, onerror=on_closed(where)):
+        pass
 
 
 def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[str, Any]]:

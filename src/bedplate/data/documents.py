@@ -3,14 +3,13 @@ texts that have no label."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import read_text, sha256_bytes, sha256_json
+from bedplate.core.files import check_folders, read_text, sha256_bytes, sha256_json
 from bedplate.data.sources import Rows, read_rows
 
 TEXT_SETS = frozenset({"shakespeare"})
@@ -97,18 +96,11 @@ def _files(place: Path, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
     in it that may not be read."""
     paths, root = [place], place.parent
     if place.is_dir():
-        for _ in os.walk(place, onerror=_closed):
-            pass  # pathlib passes over what it may not read
+        check_folders(place)
         paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in kinds and p.is_file()), place
         if not paths:
             raise DataError(f"{place} holds no documents: it holds no text in files that end in {', '.join(kinds)}")
     return [(path.relative_to(root).as_posix(), read_text(path).removeprefix("\ufeff")) for path in paths]
-
-
-def _closed(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename} cannot be read: {error.strerror}; make it readable, or take it out of the folder"
-    ) from error
 
 
 def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -> Iterator[tuple[str, int, str]]:

@@ -323,7 +323,8 @@ def decide(
     if behind:
         text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
     if 0 < target < 1 and groups < min(n, enough := groups_needed(target, first.lower_confidence)):
-        text += f" Groups that fail may have been missed: {enough} groups without a failure would show {bar}."
+        shown = f"{enough} groups without a failure would show {bar}"
+        text += f" With so few groups, some that fail may have been missed: {shown}."
     undecided = [one.reason for one in requirements.get(first.rung, ()) if one.holds is not True]
     if undecided:
         text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."

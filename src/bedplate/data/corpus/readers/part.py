@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import check_folders
 from bedplate.data.corpus.recipe import Source
 
 
@@ -104,8 +104,7 @@ def found(
         return place.parent, [place]
     if not place.is_dir():
         raise DataError(f"source {source.name!r}: {place} does not exist")
-    for _ in os.walk(place, onerror=lambda error: closed(source, error)):
-        pass  # pathlib passes over what it may not read
+    check_folders(place, f"source {source.name!r}: ")
     wildcards = "*" if pattern is None else pattern
     if not wildcards or ".." in Path(wildcards).parts:
         raise ConfigError(f"source {source.name!r}: pattern {pattern!r} must fit files below {place}, as in '*.txt'")
@@ -120,13 +119,6 @@ def found(
         links = f" but {len(wanted)} symbolic links, which are not followed" if wanted else ""
         raise DataError(f"source {source.name!r}: no file below {place} {what}{links}")
     return place, files
-
-
-def closed(source: Source, error: OSError) -> None:
-    """For `os.walk`: a folder that may not be read ends the plan, rather than that it is passed over."""
-    raise DataError(
-        f"source {source.name!r}: {error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
-    ) from error
 
 
 def whole(path: Path) -> Piece:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import on_closed
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.readers.part import (
     Part,
@@ -17,7 +18,6 @@ from bedplate.data.corpus.readers.part import (
     RawDocument,
     Read,
     Unread,
-    closed,
     content_of,
     found,
     grouped,
@@ -119,7 +119,7 @@ def is_own(name: str) -> bool:
 
 
 def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[Piece]:
-    for folder, inner, names in os.walk(root, onerror=lambda error: closed(source, error)):
+    for folder, inner, names in os.walk(root, onerror=on_closed(f"source {source.name!r}: ")):
         inner[:] = sorted(name for name in inner if name not in NOT_OWN)
         for name in sorted(names):
             path = Path(folder) / name
