@@ -49,7 +49,7 @@ def export_base(
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
         if "generate" in base.can:
-            defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
+            defaults = _token_ids(base) | base.generation_defaults
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
     return directory
