@@ -16,6 +16,7 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
+from bedplate.models.checkpoints.body import is_headless
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
@@ -38,7 +39,7 @@ from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
-from bedplate.models.specs import TextSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -54,7 +55,8 @@ class Base:
 
     `held`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
     directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
-    where it says nothing of it.
+    where it says nothing of it. `headless`: the files are of a decoder's body alone, an embedder's, so that what its
+    model makes of the token table is no prediction.
     """
 
     spec: TextSpec
@@ -70,6 +72,7 @@ class Base:
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
     sentence: Sentence | None = None
+    headless: bool = False
 
     @property
     def model(self) -> Model:
@@ -84,7 +87,12 @@ class Base:
     @property
     def can(self) -> frozenset[Ability]:
         """What its outputs are for."""
-        return self.held.can
+        return self.held.can - {"generate", "score"} if self.headless else self.held.can
+
+    @property
+    def causal(self) -> bool:
+        """Whether its tokens see those before them alone, whose keys and values are kept."""
+        return "generate" in self.held.can
 
     @property
     def identity(self) -> Identity:
@@ -241,6 +249,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         config = config if outer is None else outer.with_head(config, reader.names)
         spec = read_scored(path, _spec(family, config, reader.names, where))
         _refuse_own_code(config, family, spec, where)
+        headless = is_headless(spec, family, reader.names, config, path)
+        spec = spec.with_(tied_head=True) if headless and isinstance(spec, TransformerSpec) else spec
         family = family.of(spec)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
@@ -292,6 +302,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         generation_defaults=defaults,
         lineage=lineage,
         sentence=None if sentence is None else sentence.to(device),
+        headless=headless,
     )
 
 
