@@ -77,7 +77,7 @@ struct Kernel {
     void* library;
     void* (*make)(const Shape*, const void*, const void*, const void*);
     int (*turning)(void*, int, int, float, const float*);
-    int (*layer)(void*, int, int, int);
+    int (*layer)(void*, int, int, int, int, int, int, float);
     int (*vector)(void*, int, int, int, const float*, const float*);
     int (*linear)(void*, int, int, int, int, int, const void*, const float*);
     int (*forward)(void*, const Call*);
@@ -104,8 +104,9 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             const float factor = *in.array_of<float>();
             done(kernel.turning(handle, size, interleaved, factor, in.array_of<float>()));
         } else if (what == 'L') {
-            const int layer = int(in.number()), window = int(in.number());
-            done(kernel.layer(handle, layer, window, int(in.number())));
+            int at[6];
+            for (int& x : at) x = int(in.number());
+            done(kernel.layer(handle, at[0], at[1], at[2], at[3], at[4], at[5], *in.array_of<float>()));
         } else if (what == 'V') {
             const int layer = int(in.number()), which = int(in.number()), size = int(in.number());
             const float* weight = in.array_of<float>();

@@ -61,9 +61,11 @@ class Recorder:
         self._array(frequencies, size // 2 * 4)
         return self._library.turning(handle, size, interleaved, factor, frequencies)
 
-    def layer(self, handle: int, layer: int, window: int, turning: int) -> int:
-        self._numbers(ord("L"), layer, window, turning)
-        return self._library.layer(handle, layer, window, turning)
+    def layer(self, handle: int, *a: Any) -> int:
+        *numbers, scale = a
+        self._numbers(ord("L"), *numbers, 4)
+        self._file.write(struct.pack("<f", scale))
+        return self._library.layer(handle, *a)
 
     def vector(self, handle: int, layer: int, which: int, size: int, weight: int, bias: int | None) -> int:
         self._numbers(ord("V"), layer, which, size)

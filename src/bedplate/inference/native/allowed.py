@@ -11,11 +11,13 @@ from typing import Any
 
 from bedplate.models.specs.transformer import (
     Experts,
+    FullAttention,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     Rope,
     Scales,
+    SharedKeys,
     TransformerSpec,
     YarnScaling,
 )
@@ -26,6 +28,7 @@ _ANY = (
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
     *("pooling", "pooler", "classifier", "masked_head"),  # of the states, outside the kernel
+    *("value_norm", "output_scales"),
 )
 
 
@@ -36,6 +39,8 @@ _EXPERTS = frozenset(
     }
 )
 
+
+_FULL = ("head_dim", "kv_heads", "keys_are_values")
 
 _SCALINGS: Mapping[type, tuple[str, ...]] = {
     LinearScaling: ("factor",),
@@ -64,7 +69,7 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
         return False
     if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False
-    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved)
+    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved, rope.proportional)
 
 
 def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
@@ -80,6 +85,11 @@ def _scales(spec: TransformerSpec) -> bool:
     return found is None or found == Scales(
         found.embedding, found.attention, found.attention_cap, found.logit_cap, found.head, found.residual
     )
+
+
+def _shared_keys(spec: TransformerSpec) -> bool:
+    found = spec.shared_keys
+    return found is None or (spec.kind == "decoder" and _is_of(found, SharedKeys, ("layers", "feedforward_size")))
 
 
 def _experts(spec: TransformerSpec) -> bool:
@@ -109,11 +119,9 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "attention_gate": lambda spec: not spec.attention_gate,
     "state": lambda spec: spec.state is None,
     "state_layers": lambda spec: not spec.state_layers,
-    "full": lambda spec: spec.full is None,
-    "shared_keys": lambda spec: spec.shared_keys is None,
-    "value_norm": lambda spec: not spec.value_norm,
+    "full": lambda spec: spec.full is None or _is_of(spec.full, FullAttention, _FULL),
+    "shared_keys": _shared_keys,
     "layer_input_size": lambda spec: spec.layer_input_size == 0,
-    "output_scales": lambda spec: not spec.output_scales,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

@@ -115,9 +115,11 @@ int bedplate_turning(void* handle, int size, int interleaved, float factor, cons
     return 1;
 }
 
-int bedplate_layer(void* handle, int layer, int window, int turning) {
+// See Layer.
+int bedplate_layer(void* handle, int layer, int window, int turning, int head_dim, int kv_heads, int source, float scale) {
     Layer& one = static_cast<Handle*>(handle)->model.layers[size_t(layer)];
-    one.window = window, one.turning = turning;
+    one.window = window, one.turning = turning, one.head_dim = head_dim, one.kv_heads = kv_heads;
+    one.source = source, one.output_scale = scale;
     return 0;
 }
 

@@ -61,14 +61,15 @@ class Matrix:
 
 def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> Shape:
     """floats: whether the blocks' matrices are kept in the base's dtype."""
-    scales, part = spec.scales or Scales(), spec.experts
+    scales, part, layers = spec.scales or Scales(), spec.experts, range(spec.layers)
+    feedforward = max(spec.feedforward_size_of(layer) for layer in layers)
     return Shape(
         layers=spec.layers,
         hidden=spec.hidden_size,
         heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        feedforward=max(spec.feedforward_size, 0 if part is None else part.shared_size),
+        kv_heads=max(spec.kv_heads_of(layer) for layer in layers),
+        head_dim=max(spec.head_dim_of(layer) for layer in layers),
+        feedforward=max(feedforward, 0 if part is None else part.shared_size),
         vocabulary=spec.vocab_size,
         threads=threads,
         floats=floats,
@@ -86,7 +87,7 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
         residual_scale=scales.residual,
         head_scale=scales.head,
-        score_scale=spec.head_dim**-0.5 if scales.attention is None else scales.attention,
+        score_scale=scales.attention or 0.0,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
         **({} if part is None else _routing(part)),
@@ -106,11 +107,18 @@ def _routing(part: Experts) -> dict[str, float]:
     }
 
 
-def ropes_of(spec: TransformerSpec) -> tuple[list[Rope], list[int]]:
-    """The kinds of rotary positions that layers have, and each layer's number of one, −1 for none."""
-    each = [spec.rope_of(layer) for layer in range(spec.layers)]
-    kinds = list(dict.fromkeys(rope for rope in each if rope is not None))
-    return kinds, [-1 if rope is None else kinds.index(rope) for rope in each]
+def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
+    """The kinds of rotary positions that layers have, with the size of a head, and each layer's number of one, −1 for
+    none."""
+    each = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
+    kinds = list(dict.fromkeys((rope, size) for rope, size in each if rope is not None))
+    return kinds, [-1 if rope is None else kinds.index((rope, size)) for rope, size in each]
+
+
+def scale_of(block: nn.Module) -> float:
+    """What all that a block gives is multiplied by."""
+    assert isinstance(block, Block)
+    return 1.0 if block.output_scale is None else float(block.output_scale)
 
 
 def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
@@ -137,9 +145,10 @@ def vectors(model: Stack) -> Iterator[Vector]:
             norms["feedforward_after_norm"] = (block.feedforward_after_norm, spec.hidden_size)
         attention = block.attention
         assert isinstance(attention, Attention)
-        whole = spec.qk_norm == "projection"
-        norms["query_norm"] = (attention.q_norm, spec.head_dim * (spec.heads if whole else 1))
-        norms["key_norm"] = (attention.k_norm, spec.head_dim * (spec.kv_heads if whole else 1))
+        whole, size = spec.qk_norm == "projection", attention.head_dim
+        norms["query_norm"] = (attention.q_norm, size * (spec.heads if whole else 1))
+        norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
+        norms["value_norm"] = (attention.v_norm, size)
         for name, (norm, size) in norms.items():
             if norm is not None and not isinstance(norm, nn.Identity):
                 yield _norm(layer, name, norm, size)
@@ -169,12 +178,14 @@ def matrices(model: Stack) -> Iterator[Matrix]:
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
+        own = spec.keys_of(layer) == layer
+        held = {"k": own, "v": own and not spec.keys_are_values(layer), "gate": spec.gated}
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")
-            own = mixture if part == "feedforward" else None
-            if (last == "gate" and not spec.gated) or (own is not None and own.shared is None):
+            inside = mixture if part == "feedforward" else None
+            if not held.get(last, True) or (inside is not None and inside.shared is None):
                 continue
-            path = name if own is None else f"{part}.shared.{last}"
+            path = name if inside is None else f"{part}.shared.{last}"
             linear = block.get_submodule(path)
             assert isinstance(linear, Linear)
             yield Matrix(layer, place, f"layers.{layer}.{path}.weight", linear.weight, linear.bias)

@@ -94,7 +94,8 @@ private:
         const size_t me = size_t(alone_ ? thread : 0);
         prepare(layer, ATTENTION_NORM, before, FEEDFORWARD_AFTER_NORM, thread, pool);
         updates_.compute(l, Q, 3, narrow_[me], thread, pool);
-        project(l, only == K ? s_.heads : 0, only == V ? s_.heads : s_.heads + 2 * s_.kv_heads, thread, narrow_[me]);
+        const int heads = (layer.linear[Q].out + layer.linear[K].out + layer.linear[V].out) / layer.head_dim;
+        project(l, only == K ? s_.heads : 0, only == V ? s_.heads : heads, thread, narrow_[me]);
         warm(layer.linear[O], thread);
         pool.barrier();
         heads_.keep_waiting(l, only != K, only != V, thread, pool);
@@ -105,9 +106,10 @@ private:
         const Layer& layer = m_.layers[size_t(l)];
         const size_t me = size_t(alone_ ? thread : 0);
         mixing_.run(l, thread, pool, mixed_[me]);
-        prepare_mixed(thread, pool);
-        updates_.compute(l, O, 1, mixed_inputs_[me], thread, pool);
-        add_product(l, O, thread, mixed_inputs_[me], false);
+        const Inputs mixed = sized(mixed_inputs_[me], layer.linear[O].in);
+        prepare_mixed(mixed, thread, pool);
+        updates_.compute(l, O, 1, mixed, thread, pool);
+        add_product(l, O, thread, mixed, false);
         warm(layer.linear[s_.gated ? GATE : UP], thread);
         pool.barrier();
         prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
@@ -116,7 +118,7 @@ private:
         if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
         warm(layer.linear[DOWN], thread);
         pool.barrier();
-        const Inputs wide = wide_of(layer);
+        const Inputs wide = sized(wide_, layer.linear[UP].out);
         updates_.compute(l, DOWN, 1, wide, thread, pool);
         add_product(l, DOWN, thread, wide, s_.parallel);
         if (!layer.down.empty()) experts_.close(l, thread);
@@ -169,6 +171,7 @@ private:
         const F by = set1(s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
         if (from.weight[which] && s_.post) norm(from, which, x, x);
+        if (which == FEEDFORWARD_AFTER_NORM && from.output_scale != 1.0f) scaled_row(x, s_.hidden, from.output_scale);
     }
 
     // The inputs of a layer's next products: from its norm, or as they are. from: whose products to add first, or null.
@@ -185,10 +188,10 @@ private:
         if (!alone_) pool.barrier();
     }
 
-    void prepare_mixed(int thread, Pool& pool) {
+    void prepare_mixed(const Inputs& to, int thread, Pool& pool) {
         const size_t me = size_t(alone_ ? thread : 0);
         for (int64_t t = first_of(thread); t < end_of(thread); ++t)
-            put(mixed_[me] + t * m_.q_size(), mixed_inputs_[me], t, form_, updates_.adapted(t));
+            put(mixed_[me] + t * m_.q_size(), to, t, form_, updates_.adapted(t));
         if (!alone_) pool.barrier();
     }
 
@@ -210,22 +213,28 @@ private:
         return {int((t - chunk) / TILE), int((tokens + TILE - 1) / TILE)};
     }
 
-    // Heads from … end − 1 of queries, keys and values.
+    // Heads from … end − 1 of the products of queries, keys and values, those that there are.
     void project(int l, int from, int end, int thread, const Inputs& x) {
         const Layer& layer = m_.layers[size_t(l)];
-        const int D = s_.head_dim, panels = D / LANES, all = end - from;
-        const int64_t ld = m_.q_size() + 2 * m_.kv_size();
-        alignas(64) float tile[TILE * WIDTH];
+        const int D = layer.head_dim, panels = D / LANES, all = end - from, groups = layer.kv_heads;
+        const int64_t columns[] = {0, layer.linear[Q].out, int64_t(layer.linear[Q].out) + layer.linear[K].out};
+        const int64_t ld = columns[V] + layer.linear[V].out;
+        alignas(64) float tile[TILE * MAX_HEAD], value[MAX_HEAD];
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t u = from + share(all, thread, threads_); u < from + share(all, thread + 1, threads_); ++u) {
-                const int place = u < s_.heads ? Q : u < s_.heads + s_.kv_heads ? K : V;
-                const int head = int(place == Q ? u : place == K ? u - s_.heads : u - s_.heads - s_.kv_heads);
-                const int64_t column = place == Q ? 0 : m_.q_size() + (place == V ? m_.kv_size() : 0);
+                const int place = u < s_.heads ? Q : u < s_.heads + groups ? K : V;
+                const int head = int(place == Q ? u : place == K ? u - s_.heads : u - s_.heads - groups);
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
                     tile_product(layer.linear[place], head * panels, panels, x, t, M, turn(chunk, t), tile, D);
-                    updates_.add(l, place, column, ld, t, M, head * D, D, tile, D);
-                    for (int m = 0; m < M; ++m) heads_.keep(l, place, head, t + m, tile + m * D);
+                    updates_.add(l, place, columns[place], ld, t, M, head * D, D, tile, D);
+                    for (int m = 0; m < M; ++m) {
+                        if (place == K && layer.linear[V].out == 0) {  // values are what keys are before they turn
+                            std::memcpy(value, tile + m * D, size_t(D) * 4);
+                            heads_.keep(l, V, head, t + m, value);
+                        }
+                        heads_.keep(l, place, head, t + m, tile + m * D);
+                    }
                 }
             }
     }
@@ -256,7 +265,7 @@ private:
         alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
         const int blocks = u.out / BLOCK, first = s_.gated ? u.out : 0;
         const int64_t ld = u.out + int64_t(first);
-        const Inputs to = wide_of(m_.layers[size_t(l)]);
+        const Inputs to = sized(wide_, u.out);
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
@@ -274,10 +283,9 @@ private:
                 }
     }
 
-    // As many features as this layer has between its products.
-    Inputs wide_of(const Layer& layer) const {
-        Inputs x = wide_;
-        x.K = layer.linear[UP].out;
+    // As many features as a layer has there.
+    static Inputs sized(Inputs x, int K) {
+        x.K = K;
         return x;
     }
 

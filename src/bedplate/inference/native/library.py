@@ -22,7 +22,7 @@ PLACES = (
 VECTORS = (
     *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
     *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
-    *("router", "router_bias", "selection_bias", "shared_gate"),
+    *("router", "router_bias", "selection_bias", "shared_gate", "value_norm"),
 )
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
 
@@ -120,7 +120,7 @@ class Library:
         self.turning = library.bedplate_turning
         self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
         self.layer = library.bedplate_layer
-        self.layer.argtypes, self.layer.restype = (c_void_p, c_int, c_int, c_int), c_int
+        self.layer.argtypes, self.layer.restype = (c_void_p, *([c_int] * 6), c_float), c_int
         self.vector = library.bedplate_vector
         self.vector.argtypes, self.vector.restype = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p), c_int
         self.linear = library.bedplate_linear
