@@ -140,6 +140,9 @@ def made(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
         if spec.experts is None and path.endswith(("q.weight", "k.weight")):
             parameter.mul_(3.0)
     for module in model.modules():
+        for factor in (module.scale, module.expert_scale) if isinstance(module, Router) else ():
+            if factor is not None:
+                factor.add_(torch.randn(factor.shape, generator=generator) * 0.3)
         if isinstance(module, Router) and module.selection_bias is not None:
             module.selection_bias.copy_(torch.randn(module.selection_bias.shape, generator=generator) * 0.1)
         if isinstance(module, Block) and module.output_scale is not None:

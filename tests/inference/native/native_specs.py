@@ -153,6 +153,13 @@ EXPERTS = {
     "every other": spec_of(
         layers=3, experts=Experts(4, 2, 64, every=2), gated=False, activation="gelu", norm_placement="sandwich"
     ),
+    "beside": spec_of(
+        layers=3,
+        experts=Experts(6, 2, 64, first_dense=1, beside=True, router_scales=True),
+        activation="gelu_tanh",
+        norm_placement="sandwich",
+        output_scales=True,
+    ),
 }
 """Mixtures of experts."""
 

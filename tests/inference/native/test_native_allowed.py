@@ -52,7 +52,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "sinusoids": (True,),
     "head_bias": (True,),
     "layer_input_size": (16,),
-    "experts": (Experts(4, 2, 32, beside=True), Experts(4, 2, 32, router_scales=True)),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -96,7 +95,11 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "final_norm": (False, True),
     "first_norm": (False,),
     "parallel": (True,),
-    "experts": (Experts(4, 2, 32), Experts(8, 2, 32, 64, 1, 1, True, True, True, True, "sigmoid", False, 2.0, 2, 1)),
+    "experts": (
+        Experts(4, 2, 32),
+        Experts(4, 2, 32, beside=True, router_scales=True),
+        Experts(8, 2, 32, 64, 1, 1, True, True, True, True, "sigmoid", False, 2.0, 2, 1),
+    ),
     "attention_sinks": (True,),
     "full": (FullAttention(head_dim=32), FullAttention(kv_heads=1, keys_are_values=True)),
     "shared_keys": (SharedKeys(1), SharedKeys(1, 320)),
@@ -154,6 +157,7 @@ def test_what_depends_on_other_fields() -> None:
     assert refused_field(spec_of(parallel=True, experts=Experts(4, 2, 32))) == "parallel"
     assert refused_field(spec_of(activation="clamped_silu", experts=Experts(4, 2, 32))) is None
     assert refused_field(spec_of(experts=Wider(4, 2, 32))) == "experts"
+    assert refused_field(spec_of(norm_placement="branch", experts=Experts(4, 2, 32, beside=True))) == "experts"
     assert refused_field(spec_of(rope=Rope(scaling=LONG), context_length=128)) is None
     assert refused_field(encoder_of(token_types=2, position_offset=2, position_rows=310)) is None
     assert refused_field(encoder_of(scales=Scales())) == "scales"

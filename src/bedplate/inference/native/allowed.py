@@ -36,6 +36,7 @@ _EXPERTS = frozenset(
     {
         *("count", "per_token", "feedforward_size", "shared_size", "first_dense", "every", "router_bias"),
         *("selection_bias", "bias", "shared_gate", "scoring", "renormalise", "scale", "groups", "groups_chosen"),
+        *("beside", "router_scales"),
     }
 )
 
@@ -93,7 +94,10 @@ def _shared_keys(spec: TransformerSpec) -> bool:
 
 
 def _experts(spec: TransformerSpec) -> bool:
-    return spec.experts is None or _is_of(spec.experts, Experts, _EXPERTS)
+    found = spec.experts
+    if found is not None and found.beside and spec.norm_placement not in ("pre", "sandwich"):
+        return False
+    return found is None or _is_of(found, Experts, _EXPERTS)
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {

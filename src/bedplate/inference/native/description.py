@@ -18,6 +18,7 @@ from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
+from bedplate.models.layers.routing import Router
 from bedplate.models.specs.parts import Scoring
 from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
 
@@ -149,22 +150,29 @@ def vectors(model: Stack) -> Iterator[Vector]:
         norms["query_norm"] = (attention.q_norm, size * (spec.heads if whole else 1))
         norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
         norms["value_norm"] = (attention.v_norm, size)
+        if block.beside is not None:
+            norms["beside_norm"] = (block.beside.norm, spec.hidden_size)
+            norms["beside_after_norm"] = (block.beside.after_norm, spec.hidden_size)
+            norms["dense_after_norm"] = (block.beside.dense_after_norm, spec.hidden_size)
         for name, (norm, size) in norms.items():
             if norm is not None and not isinstance(norm, nn.Identity):
                 yield _norm(layer, name, norm, size)
         if attention.sinks is not None:
             yield Vector(layer, VECTORS.index("sinks"), _floats(attention.sinks), None)
         if isinstance(block.feedforward, Mixture):
-            yield from _routers(layer, block.feedforward)
+            yield from _routers(layer, block.feedforward.router, block.feedforward.shared_gate)
+        if block.beside is not None:
+            yield from _routers(layer, block.beside.router, None)
 
 
-def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
-    router, gate = mixture.router, mixture.shared_gate
+def _routers(layer: int, router: Router, gate: Linear | None) -> Iterator[Vector]:
     parts = {
         "router": router.weight,
         "router_bias": router.bias,
         "selection_bias": router.selection_bias,
         "shared_gate": None if gate is None else gate.weight,
+        "router_scale": None if router.scale is None else router.scale.float() * len(router.scale) ** -0.5,
+        "expert_scale": router.expert_scale,
     }
     for name, tensor in parts.items():
         if tensor is not None:
@@ -189,10 +197,11 @@ def matrices(model: Stack) -> Iterator[Matrix]:
             linear = block.get_submodule(path)
             assert isinstance(linear, Linear)
             yield Matrix(layer, place, f"layers.{layer}.{path}.weight", linear.weight, linear.bias)
-        if mixture is not None:
-            experts = mixture.experts
+        sparse = block.beside if mixture is None else mixture
+        if sparse is not None:
+            path, experts = f"layers.{layer}.{'beside' if mixture is None else 'feedforward'}.experts", sparse.experts
             for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
-                yield Matrix(layer, place, f"layers.{layer}.feedforward.experts.{name}.weight", one.weight, one.bias)
+                yield Matrix(layer, place, f"{path}.{name}.weight", one.weight, one.bias)
     if isinstance(model, Encoder):
         return
     head = model.lm_head

@@ -54,8 +54,9 @@ public:
             narrow_.push_back(make_inputs(memory, N_, s_.hidden, form_, second));
             mixed_inputs_.push_back(make_inputs(memory, N_, m_.q_size(), form_, second));
             mixed_.push_back(memory.array<float>(N_ * m_.q_size()));
+            if (m_.beside()) beside_.push_back(make_inputs(memory, N_, s_.hidden, form_, form_));
         }
-        for (int i = 0; i < threads; ++i) row_.push_back(memory.array<float>(s_.hidden));
+        for (int i = 0; i < threads; ++i) row_.push_back(memory.array<float>(2 * s_.hidden));
     }
 
     void work(int thread, Pool& pool) {
@@ -115,7 +116,7 @@ private:
         prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
         updates_.compute(l, s_.gated ? GATE : UP, s_.gated ? 2 : 1, narrow_[me], thread, pool);
         gate(l, thread, narrow_[me]);
-        if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
+        if (!layer.down.empty()) experts_.open(l, thread, layer.beside() ? beside_[me] : narrow_[me]);
         warm(layer.linear[DOWN], thread);
         pool.barrier();
         const Inputs wide = sized(wide_, layer.linear[UP].out);
@@ -165,13 +166,24 @@ private:
         float *x = state(thread, t), *y = delta_ + t * s_.hidden, *row = row_[size_t(thread)];
         if (!from.down.empty() && which == FEEDFORWARD_AFTER_NORM) {
             std::memcpy(row, y, size_t(s_.hidden) * 4);  // the sum is everybody's
-            experts_.add(from, t, thread, row), y = row;
+            if (from.beside()) add_beside(from, thread, t, row);
+            else experts_.add(from, t, thread, row);
+            y = row;
         }
         if (from.weight[which] && !s_.post) norm(from, which, y, row), y = row;
         const F by = set1(s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
         if (from.weight[which] && s_.post) norm(from, which, x, x);
         if (which == FEEDFORWARD_AFTER_NORM && from.output_scale != 1.0f) scaled_row(x, s_.hidden, from.output_scale);
+    }
+
+    // To what the feed-forward gave, normalised, what the experts beside it gave, normalised.
+    void add_beside(const Layer& from, int thread, int64_t t, float* y) const {
+        float* other = y + s_.hidden;
+        std::memset(other, 0, size_t(s_.hidden) * 4);
+        experts_.add_own(t, thread, other);
+        norm(from, DENSE_AFTER_NORM, y, y), norm(from, BESIDE_AFTER_NORM, other, other);
+        for (int i = 0; i < s_.hidden; i += LANES) store(y + i, add(load(y + i), load(other + i)));
     }
 
     // The inputs of a layer's next products: from its norm, or as they are. from: whose products to add first, or null.
@@ -183,7 +195,11 @@ private:
             if (layer.weight[which]) norm(layer, which, state(thread, t), row);
             const float* x = layer.weight[which] ? row : state(thread, t);
             put(x, to, t, form_, updates_.adapted(t));
-            if (which == FEEDFORWARD_NORM && !layer.down.empty()) experts_.route(layer, t, x, thread);
+            if (which != FEEDFORWARD_NORM || layer.down.empty()) continue;
+            experts_.route(layer, t, layer.beside() ? state(thread, t) : x, thread);
+            if (!layer.beside()) continue;
+            norm(layer, BESIDE_NORM, state(thread, t), row);
+            put(row, beside_[size_t(alone_ ? thread : 0)], t, form_, false);
         }
         if (!alone_) pool.barrier();
     }
@@ -335,6 +351,6 @@ private:
     Forward* const last_;
     float* delta_;
     Inputs wide_;
-    std::vector<Inputs> narrow_, mixed_inputs_;
+    std::vector<Inputs> narrow_, mixed_inputs_, beside_;
     std::vector<float*> x_, mixed_, row_;
 };

@@ -22,7 +22,8 @@ PLACES = (
 VECTORS = (
     *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
     *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
-    *("router", "router_bias", "selection_bias", "shared_gate", "value_norm"),
+    *("router", "router_bias", "selection_bias", "shared_gate", "value_norm", "router_scale", "expert_scale"),
+    *("beside_norm", "beside_after_norm", "dense_after_norm"),
 )
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
 

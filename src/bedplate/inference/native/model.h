@@ -3,6 +3,7 @@
 #pragma once
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -138,7 +139,8 @@ private:
 enum Vector {
     ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
     KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, ROUTER = 9, ROUTER_BIAS = 10, SELECTION_BIAS = 11,
-    SHARED_GATE = 12, VALUE_NORM = 13, VECTORS = 14
+    SHARED_GATE = 12, VALUE_NORM = 13, ROUTER_SCALE = 14, EXPERT_SCALE = 15, BESIDE_NORM = 16, BESIDE_AFTER_NORM = 17,
+    DENSE_AFTER_NORM = 18, VECTORS = 19
 };
 
 struct Vectors {
@@ -150,6 +152,8 @@ struct Layer : Vectors {
     // another layer's, and none for values where they are what the product of keys gives.
     Linear linear[PLACES];
     std::vector<Linear> gate_up, down;   // each expert's: its gate's features before the others
+    // Whether the experts stand beside the feed-forward, with norms of their own.
+    bool beside() const { return weight[BESIDE_NORM] != nullptr; }
     int32_t window = 0;    // how many tokens a query sees; 0: all
     int32_t turning = -1;  // which of the model's rotary positions; −1: none
     int32_t head_dim = 0, kv_heads = 0;
@@ -175,6 +179,9 @@ struct Model {
     int q_size() const { return shape.heads * shape.head_dim; }
     int kv_size() const { return shape.kv_heads * shape.head_dim; }
     const Layer& layer(int l) const { return layers[size_t(l)]; }
+    bool beside() const {
+        return std::any_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.beside(); });
+    }
 };
 
 // Writes 32 of a row's activations in the form that products of `form` take.
