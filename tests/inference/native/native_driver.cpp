@@ -75,7 +75,7 @@ struct Kernel {
         if (!function) fail(dlerror());
     }
     void* library;
-    void* (*make)(const Shape*, const void*, const void*, const void*);
+    void* (*make)(const Shape*, const void*, const void*, const void*, const void*);
     int (*turning)(void*, int, int, float, const float*);
     int (*layer)(void*, int, int, int, int, int, int, float);
     int (*vector)(void*, int, int, int, const float*, const float*);
@@ -96,8 +96,8 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         if (what == 'N') {
             shape = *in.array_of<Shape>();
             if (handle) kernel.free(handle);
-            const void *embedding = in.array(), *positions = in.array();
-            handle = kernel.make(&shape, embedding, positions, in.array());
+            const void *embedding = in.array(), *positions = in.array(), *types = in.array();
+            handle = kernel.make(&shape, embedding, positions, types, in.array());
             done(!handle);
         } else if (what == 'T') {
             const int size = int(in.number()), interleaved = int(in.number());

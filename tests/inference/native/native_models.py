@@ -79,6 +79,10 @@ def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
         for module in other.modules():
             if isinstance(module, ExpertLinear):
                 module.weight.data = quantise(module.weight.data.flatten(0, 1)).dequantised().view_as(module.weight)
+        if other.layer_inputs is not None:
+            other.layer_inputs.projection.weight.data = quantise_int8(
+                other.layer_inputs.projection.weight.data
+            ).dequantised()
         if other.lm_head is not None:
             other.lm_head.weight.data = quantise_int8(other.lm_head.weight.data).dequantised()
         else:  # the head is quantised, the embedding beside it is not

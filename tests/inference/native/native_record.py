@@ -43,17 +43,21 @@ class Recorder:
         self._file.write(ctypes.string_at(address, size))
         return None
 
-    def new(self, shape: Shape, embedding: int, positions: int | None, types: int | None) -> int | None:
+    def new(self, shape: Shape, embedding: int, *tables: int | None) -> int | None:
+        """tables: of positions, of types, and of what layers are told of a token."""
         self._shape, self._width = shape, 4 if shape.wide else 2
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         inner, outer, wide = shape.hidden, shape.hidden, shape.feedforward
         self._sizes = [(inner, q), (inner, kv), (inner, kv), (q, outer), (inner, wide), (inner, wide), (wide, outer)]
+        self._sizes += [(inner, shape.told), (shape.told, outer)]
         self._told, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        for table, rows in ((embedding, shape.vocabulary), (positions, shape.positions), (types, shape.token_types)):
-            self._array(table, rows * shape.hidden * self._width)
-        return self._library.new(shape, embedding, positions, types)
+        told = shape.vocabulary * shape.layers * shape.told
+        sizes = (*(rows * inner for rows in (shape.vocabulary, shape.positions, shape.token_types)), told)
+        for table, size in zip((embedding, *tables), sizes, strict=True):
+            self._array(table, size * self._width)
+        return self._library.new(shape, embedding, *tables)
 
     def turning(self, handle: int, size: int, interleaved: int, factor: float, frequencies: int) -> int:
         self._numbers(ord("T"), size, interleaved, 4)

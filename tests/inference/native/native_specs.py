@@ -120,6 +120,17 @@ FAMILIES = {
         output_scales=True,
         scales=Scales(embedding=10.0, attention=0.15, logit_cap=3.0),
     ),
+    "told by layer": spec_of(
+        layers=3,
+        vocab_size=83,
+        norm_placement="sandwich",
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        qk_norm="head",  # without it scores are so sharp that torch's own rounding is over the bounds
+        layer_input_size=64,
+        output_scales=True,
+        scales=Scales(embedding=10.0, residual=0.7),
+    ),
     "large heads": spec_of(
         head_dim=16,
         heads=2,

@@ -51,7 +51,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "state_layers": ((True, False),),
     "sinusoids": (True,),
     "head_bias": (True,),
-    "layer_input_size": (16,),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -105,6 +104,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "shared_keys": (SharedKeys(1), SharedKeys(1, 320)),
     "value_norm": (True,),
     "output_scales": (True,),
+    "layer_input_size": (32,),
     "scales": (Scales(), Scales(4.0, 0.1, 50.0, 30.0, 0.5, 0.2)),
 }
 """Values that it does run, beside the defaults."""

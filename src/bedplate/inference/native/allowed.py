@@ -28,7 +28,7 @@ _ANY = (
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
     *("pooling", "pooler", "classifier", "masked_head"),  # of the states, outside the kernel
-    *("value_norm", "output_scales"),
+    *("value_norm", "output_scales", "layer_input_size"),
 )
 
 
@@ -125,7 +125,6 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "state_layers": lambda spec: not spec.state_layers,
     "full": lambda spec: spec.full is None or _is_of(spec.full, FullAttention, _FULL),
     "shared_keys": _shared_keys,
-    "layer_input_size": lambda spec: spec.layer_input_size == 0,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

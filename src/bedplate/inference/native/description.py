@@ -37,6 +37,8 @@ SCORINGS: dict[Scoring, int] = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
 Stack = Decoder | Encoder
 OUTER = -1
 """The layer of what belongs to no layer."""
+HEAD, TOLD = -1, -2
+"""The places of its matrices: the head, and the projection to what all layers are told of a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,8 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         score_scale=scales.attention or 0.0,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
+        told=spec.layer_input_size,
+        told_scale=float(torch.tensor(spec.layer_input_size**0.5, dtype=dtype)),
         **({} if part is None else _routing(part)),
     )
 
@@ -134,6 +138,9 @@ def vectors(model: Stack) -> Iterator[Vector]:
     for name, norm in {"embedding_norm": model.embedding_norm, "final_norm": model.norm}.items():
         if norm is not None and not isinstance(norm, nn.Identity):
             yield _norm(OUTER, name, norm, spec.hidden_size)
+    told = model.layer_inputs if isinstance(model, Decoder) else None
+    if told is not None:
+        yield _norm(OUTER, "told_norm", told.norm, told.size)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         after = "_after" if block.placement in ("branch", "post") else ""
@@ -150,6 +157,8 @@ def vectors(model: Stack) -> Iterator[Vector]:
         norms["query_norm"] = (attention.q_norm, size * (spec.heads if whole else 1))
         norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
         norms["value_norm"] = (attention.v_norm, size)
+        if block.layer_input_norm is not None:
+            norms["told_after_norm"] = (block.layer_input_norm, spec.hidden_size)
         if block.beside is not None:
             norms["beside_norm"] = (block.beside.norm, spec.hidden_size)
             norms["beside_after_norm"] = (block.beside.after_norm, spec.hidden_size)
@@ -187,11 +196,13 @@ def matrices(model: Stack) -> Iterator[Matrix]:
         assert isinstance(block, Block)
         mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
         own = spec.keys_of(layer) == layer
-        held = {"k": own, "v": own and not spec.keys_are_values(layer), "gate": spec.gated}
+        held = {"attention.k": own, "attention.v": own and not spec.keys_are_values(layer)}
+        held |= {"feedforward.gate": spec.gated}
+        held |= dict.fromkeys(("layer_input.gate", "layer_input.down"), spec.layer_input_size > 0)
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")
             inside = mixture if part == "feedforward" else None
-            if not held.get(last, True) or (inside is not None and inside.shared is None):
+            if not held.get(name, True) or (inside is not None and inside.shared is None):
                 continue
             path = name if inside is None else f"{part}.shared.{last}"
             linear = block.get_submodule(path)
@@ -204,11 +215,13 @@ def matrices(model: Stack) -> Iterator[Matrix]:
                 yield Matrix(layer, place, f"{path}.{name}.weight", one.weight, one.bias)
     if isinstance(model, Encoder):
         return
+    if model.layer_inputs is not None:
+        yield Matrix(OUTER, TOLD, "layer_inputs.projection.weight", model.layer_inputs.projection.weight, None)
     head = model.lm_head
     if head is None:
-        yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)
+        yield Matrix(OUTER, HEAD, "embedding.weight", model.embedding.weight, None)
     else:
-        yield Matrix(OUTER, -1, "lm_head.weight", head.weight, head.bias)
+        yield Matrix(OUTER, HEAD, "lm_head.weight", head.weight, head.bias)
 
 
 def _norm(layer: int, name: str, norm: nn.Module, size: int) -> Vector:

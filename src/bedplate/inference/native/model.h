@@ -12,7 +12,7 @@
 #include "pack.h"
 #include "products.h"
 
-enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, PLACES = 7 };
+enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, TOLD_GATE = 7, TOLD_DOWN = 8, PLACES = 9 };
 
 extern "C" {
 struct Shape {
@@ -28,9 +28,10 @@ struct Shape {
     int32_t positions, token_types;                // rows of these tables; 0: there is none
     int32_t experts, per_token, expert_size;       // 0: no layer has experts
     int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
+    int32_t told;               // features that each layer is given of a token beside its input (told.h); 0: none
     float eps, embedding_scale, residual_scale, head_scale;
     float score_scale, score_cap, logit_cap;  // 0: 1/√head_dim; no cap
-    float expert_scale;
+    float expert_scale, told_scale;
 };
 // Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
 // and sines.
@@ -140,7 +141,7 @@ enum Vector {
     ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
     KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, ROUTER = 9, ROUTER_BIAS = 10, SELECTION_BIAS = 11,
     SHARED_GATE = 12, VALUE_NORM = 13, ROUTER_SCALE = 14, EXPERT_SCALE = 15, BESIDE_NORM = 16, BESIDE_AFTER_NORM = 17,
-    DENSE_AFTER_NORM = 18, VECTORS = 19
+    DENSE_AFTER_NORM = 18, TOLD_NORM = 19, TOLD_AFTER_NORM = 20, VECTORS = 21
 };
 
 struct Vectors {
@@ -166,11 +167,12 @@ struct Model {
     Arena arena;
     std::vector<Layer> layers;
     std::vector<Turning> turnings;
-    Linear head;
+    Linear head, told;
     Vectors own;
     const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
     const void* positions = nullptr;  // [positions, hidden], the same; or null
     const void* types = nullptr;      // [token_types, hidden], the same; or null
+    const void* told_rows = nullptr;  // [vocabulary, layers · told], the same; or null
 
     // The form of the activations that the blocks' weights are multiplied with.
     Reads form() const { return !shape.floats ? BYTES : reads(shape.wide ? F32 : BF16); }

@@ -85,7 +85,7 @@ def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str
 
 def _unfit(spec: TransformerSpec) -> str | None:
     """Which size of what layers have the kernel has no block for."""
-    sizes = [("hidden_size", spec.hidden_size)]
+    sizes = [("hidden_size", spec.hidden_size), ("layer_input_size", spec.layer_input_size)]
     if spec.experts is not None:
         sizes.append(("experts.feedforward_size", spec.experts.feedforward_size))
         sizes.append(("experts.shared_size", spec.experts.shared_size))
@@ -245,10 +245,13 @@ class Packed:
             raise MemoryError("not enough memory for the native kernel")
 
 
-def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Vectors of tokens, of positions (from the first token's on), and of a text's parts, contiguous."""
+def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Vectors of tokens, of positions (from the first token's on), of a text's parts, and of what all layers are told of
+    a token, contiguous."""
     positions = model.position_embedding
     types = model.token_type_embedding if isinstance(model, Encoder) else None
     learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()
     parts = None if types is None else types.weight.detach().contiguous()
-    return model.embedding.weight.detach().contiguous(), learned, parts
+    told = model.layer_inputs if isinstance(model, Decoder) else None
+    rows = None if told is None else told.embedding.weight.detach().contiguous()
+    return model.embedding.weight.detach().contiguous(), learned, parts, rows
