@@ -81,9 +81,12 @@ def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
 
 def _scales(spec: TransformerSpec) -> bool:
     found = spec.scales
-    if found is not None and spec.kind == "encoder":
+    if found is None:
+        return True
+    caps = (found.attention_cap, found.logit_cap)  # by 0 nothing can be divided, and the kernel has it for none
+    if spec.kind == "encoder" or any(cap is not None and not cap > 0 for cap in caps):
         return False
-    return found is None or found == Scales(
+    return found == Scales(
         found.embedding, found.attention, found.attention_cap, found.logit_cap, found.head, found.residual
     )
 

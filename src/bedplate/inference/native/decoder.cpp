@@ -116,10 +116,11 @@ int bedplate_turning(void* handle, int size, int interleaved, float factor, cons
 }
 
 // See Layer.
-int bedplate_layer(void* handle, int layer, int window, int turning, int head_dim, int kv_heads, int source, float scale) {
+int bedplate_layer(void* handle, int layer, int window, int turning, int head_dim, int kv_heads, int source, float output_scale,
+                   float score_scale) {
     Layer& one = static_cast<Handle*>(handle)->model.layers[size_t(layer)];
     one.window = window, one.turning = turning, one.head_dim = head_dim, one.kv_heads = kv_heads;
-    one.source = source, one.output_scale = scale;
+    one.source = source, one.output_scale = output_scale, one.score_scale = score_scale;
     return 0;
 }
 
@@ -134,7 +135,8 @@ int bedplate_vector(void* handle, int layer, int which, int size, const float* w
     return 1;
 }
 
-// place: see Place; −1 is the head, −2 the projection to what layers are told. source: what `data` [out, …] is (see Source). Copies and packs what it is given.
+// place: see Place; −1 is the head, −2 the projection to what layers are told. source: what `data` [out, …] is (see
+// Source). Copies and packs what it is given.
 int bedplate_linear(void* handle, int layer, int place, int source, int in, int out, const void* data,
                     const float* bias) try {
     Model& m = static_cast<Handle*>(handle)->model;

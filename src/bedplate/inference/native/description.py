@@ -90,7 +90,6 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
         residual_scale=scales.residual,
         head_scale=scales.head,
-        score_scale=scales.attention or 0.0,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
         told=spec.layer_input_size,
@@ -120,10 +119,12 @@ def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
     return kinds, [-1 if rope is None else kinds.index((rope, size)) for rope, size in each]
 
 
-def scale_of(block: nn.Module) -> float:
-    """What all that a block gives is multiplied by."""
+def scales_of(spec: TransformerSpec, layer: int, block: nn.Module) -> tuple[float, float]:
+    """What all that a block gives is multiplied by, and its attention's scores."""
     assert isinstance(block, Block)
-    return 1.0 if block.output_scale is None else float(block.output_scale)
+    attention = (spec.scales or Scales()).attention
+    scores = spec.head_dim_of(layer) ** -0.5 if attention is None else attention
+    return 1.0 if block.output_scale is None else float(block.output_scale), scores
 
 
 def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:

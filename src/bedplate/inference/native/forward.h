@@ -129,18 +129,19 @@ private:
         updates_.compute(l, TOLD_GATE, 1, x, thread, pool);
         alignas(64) float a[TILE * BLOCK];
         const int blocks = s_.told / BLOCK;
-        for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
-            for (int64_t t = 0; t < N_; t += TILE) {
-                const int M = int(std::min<int64_t>(TILE, N_ - t));
-                tile_product(layer.linear[TOLD_GATE], int(2 * i), 2, x, t, M, turn(0, t), a, BLOCK);
-                updates_.add(l, TOLD_GATE, 0, s_.told, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
-                for (int m = 0; m < M; ++m) {
-                    const float *gate = a + m * BLOCK, *given = told_.of(t + m, l) + i * BLOCK;
-                    F y = gated(s_.activation, load(gate), load(given));
-                    F z = gated(s_.activation, load(gate + LANES), load(given + LANES));
-                    put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
+        for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
+            for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
+                for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
+                    const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
+                    tile_product(layer.linear[TOLD_GATE], int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
+                    updates_.add(l, TOLD_GATE, 0, s_.told, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
+                    for (int m = 0; m < M; ++m) {
+                        const float *gate = a + m * BLOCK, *given = told_.of(t + m, l) + i * BLOCK;
+                        F y = gated(s_.activation, load(gate), load(given));
+                        F z = gated(s_.activation, load(gate + LANES), load(given + LANES));
+                        put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
+                    }
                 }
-            }
         pool.barrier();
         updates_.compute(l, TOLD_DOWN, 1, to, thread, pool);
         add_product(l, TOLD_DOWN, thread, to, false);

@@ -64,7 +64,6 @@ class Shape(ctypes.Structure):
         ("embedding_scale", c_float),
         ("residual_scale", c_float),
         ("head_scale", c_float),
-        ("score_scale", c_float),
         ("score_cap", c_float),
         ("logit_cap", c_float),
         ("expert_scale", c_float),
@@ -124,7 +123,7 @@ class Library:
         self.turning = library.bedplate_turning
         self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
         self.layer = library.bedplate_layer
-        self.layer.argtypes, self.layer.restype = (c_void_p, *([c_int] * 6), c_float), c_int
+        self.layer.argtypes, self.layer.restype = (c_void_p, *([c_int] * 6), c_float, c_float), c_int
         self.vector = library.bedplate_vector
         self.vector.argtypes, self.vector.restype = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p), c_int
         self.linear = library.bedplate_linear

@@ -190,7 +190,7 @@ private:
                 q[j] = q_ + part.token * m_.q_size() + (part.group * per_group + h + j) * D;
                 out[j].values = part_values_ + (int64_t(i) * per_group + h + j) * D;
             }
-            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(D), out);
+            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(l), out);
         }
     }
 
@@ -225,9 +225,7 @@ private:
         scaled_row(x.values, m_.layer(l).head_dim, by);
     }
 
-    Scores scores(int D) const {
-        return {s_.score_scale > 0 ? s_.score_scale : 1.0f / std::sqrt(static_cast<float>(D)), s_.score_cap};
-    }
+    Scores scores(int l) const { return {m_.layer(l).score_scale, s_.score_cap}; }
 
     void attend_unit(int l, const Unit& unit, int thread, float* mixed) {
         const int D = m_.layer(l).head_dim, per_group = shared_by(l), rows = int(unit.count) * per_group;
@@ -256,7 +254,7 @@ private:
                     seen[j] = seen_of(sees[r + j], b);
                     fresh[j].values = begun[r + j] ? running_[size_t(thread)] + j * D : total[r + j].values;
                 }
-                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(D), fresh);
+                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(l), fresh);
                 for (int j = 0; j < n; ++j) {
                     if (begun[r + j]) join(total[r + j], fresh[j], D, false);
                     else total[r + j] = fresh[j], begun[r + j] = true;

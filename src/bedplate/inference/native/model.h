@@ -30,7 +30,7 @@ struct Shape {
     int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
     int32_t told;               // features that each layer is given of a token beside its input (told.h); 0: none
     float eps, embedding_scale, residual_scale, head_scale;
-    float score_scale, score_cap, logit_cap;  // 0: 1/√head_dim; no cap
+    float score_cap, logit_cap;  // 0: none
     float expert_scale, told_scale;
 };
 // Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
@@ -159,7 +159,7 @@ struct Layer : Vectors {
     int32_t turning = -1;  // which of the model's rotary positions; −1: none
     int32_t head_dim = 0, kv_heads = 0;
     int32_t source = 0;    // the layer whose keys and values it reads: as a rule its own number
-    float output_scale = 1;
+    float output_scale = 1, score_scale = 1;
 };
 
 struct Model {

@@ -24,7 +24,7 @@ from bedplate.inference.native.description import (
     Stack,
     matrices,
     ropes_of,
-    scale_of,
+    scales_of,
     shape_of,
     turning,
     vectors,
@@ -160,8 +160,9 @@ class Packed:
             factor, pairs = turning(rope, size)
             self._done(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
         for layer, (rope, block) in enumerate(zip(ropes, model.layers, strict=True)):
-            shape = spec.head_dim_of(layer), spec.kv_heads_of(layer), spec.keys_of(layer), scale_of(block)
-            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape))
+            shape = spec.head_dim_of(layer), spec.kv_heads_of(layer), spec.keys_of(layer)
+            scales = scales_of(spec, layer, block)
+            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape, *scales))
         for one in vectors(model):
             at = one.weight.data_ptr(), None if one.bias is None else one.bias.data_ptr()
             self._done(library.vector(self._handle, one.layer, one.which, one.weight.numel(), *at))
@@ -246,8 +247,8 @@ class Packed:
 
 
 def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Vectors of tokens, of positions (from the first token's on), of a text's parts, and of what all layers are told of
-    a token, contiguous."""
+    """Vectors of tokens, of positions (from the first token's on), of a text's parts, and of what all layers are told
+    of a token, contiguous."""
     positions = model.position_embedding
     types = model.token_type_embedding if isinstance(model, Encoder) else None
     learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()

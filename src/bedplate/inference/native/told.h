@@ -24,13 +24,17 @@ public:
         const Linear& w = m_.told;
         alignas(64) float tile[TILE * 64];
         const int from = int(share(w.panels, thread, threads_)), end = int(share(w.panels, thread + 1, threads_));
-        for (int p = from; p < end; p += 4)
-            for (int64_t t = 0; t < c_.tokens_count; t += TILE) {
-                const int M = int(std::min<int64_t>(TILE, c_.tokens_count - t)), count = std::min(4, end - p);
-                tile_product(w, p, count, x, t, M, {int(t / TILE), int((c_.tokens_count + TILE - 1) / TILE)}, tile, 64);
-                for (int m = 0; m < M; ++m)
-                    std::memcpy(all_ + (t + m) * wide_ + p * LANES, tile + m * 64, size_t(count) * LANES * 4);
-            }
+        for (int64_t chunk = 0; chunk < c_.tokens_count; chunk += s_.chunk) {
+            const int64_t behind = std::min<int64_t>(c_.tokens_count, chunk + s_.chunk);
+            const int tiles = int((behind - chunk + TILE - 1) / TILE);
+            for (int p = from; p < end; p += 4)
+                for (int64_t t = chunk; t < behind; t += TILE) {
+                    const int M = int(std::min<int64_t>(TILE, behind - t)), count = std::min(4, end - p);
+                    tile_product(w, p, count, x, t, M, {int((t - chunk) / TILE), tiles}, tile, 64);
+                    for (int m = 0; m < M; ++m)
+                        std::memcpy(all_ + (t + m) * wide_ + p * LANES, tile + m * 64, size_t(count) * LANES * 4);
+                }
+        }
     }
 
     // (√told · row + norm(projection / √hidden)) / √2, of a thread's share of the tokens. A barrier follows.
