@@ -11,8 +11,9 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.tools import calls_grammar
-from bedplate.text.reply_form import reply_form
-from bedplate.text.tool_calls import Tool
+from bedplate.text.calls.reply_form import reply_form
+from bedplate.text.calls.tools import Tool
+from bedplate.text.calls.writing import written_calls
 
 CITY = {"properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"], "additionalProperties": False}
 TOOLS = [Tool("weather", "", CITY), Tool("now")]
@@ -32,14 +33,8 @@ def test_the_template_s_own_calls_are_allowed(name: str, choice: str, tmp_path: 
         if name == "channels":
             text = f'<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{{"city": "{city}"}}'
         else:
-            arguments = f'{{"city": "{city}"}}'
-            if written.tags is not None:
-                tags = written.tags
-                before = f"{tags.key[0]}city{tags.key[1]}{tags.value[0]}{tags.pad}"
-                arguments = f"{before}{city}{tags.pad}{tags.value[1]}{tags.end}"
-            head = written.heads[0].replace("§", "weather")
-            begin = "" if written.bare else written.begin
-            text = f"{begin}{written.opening}{head}{arguments}{written.tails[0]}{written.close}"
+            text = written_calls([("weather", {"city": city})], written)
+            text = text.removeprefix(written.begin) if written.bare else text
             if form.opened:
                 text = f"so</think>{text}"
         assert compiled().takes(tokenizer.encode(text)) is allowed, text

@@ -17,11 +17,11 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.tools import conversation_tokens
-from bedplate.text.call_formats import BY_NAME, format_of
-from bedplate.text.call_reading import ReplyReader
-from bedplate.text.reply_form import ReplyForm, reply_form, thinking_of
+from bedplate.text.calls.formats import BY_NAME, format_of
+from bedplate.text.calls.reading import ReplyReader
+from bedplate.text.calls.reply_form import ReplyForm, reply_form, thinking_of
+from bedplate.text.calls.tools import Tool
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import Tool
 
 TOOLS = [
     Tool("get-it", "", {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "more": {}}}),

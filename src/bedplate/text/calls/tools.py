@@ -1,6 +1,6 @@
 """Tools that a model may call, and how they are shown to it.
 
-Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.call_formats`).
+Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.calls.formats`).
 For every other base the tools stand in the system message, calls in the assistant's text and results in a user message,
 as `with_tools` writes them, in the Hermes function-calling format:
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bedplate.core.errors import RequestError
 from bedplate.core.json import JsonRuleError, load_json
-from bedplate.text.call_formats import CallFormat
+from bedplate.text.calls.formats import CallFormat, knows_results, tools_key, writes_calls
+from bedplate.text.calls.writing import written_calls
 from bedplate.text.chat_template import Message
 from bedplate.text.json_schema import DEPTH
 
@@ -86,9 +87,18 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
     return shown
 
 
-def as_shown(messages: Sequence[Message], written: CallFormat) -> list[dict[str, Any]]:
-    """The conversation for a template that shows calls itself: arguments as objects or as JSON text, whichever it
-    wants; calls one by one, each before its result, where it shows no more."""
+def as_shown(
+    messages: Sequence[Message],
+    written: CallFormat,
+    template: str | None = None,
+    tools: Sequence[Tool] = (),
+    own: Callable[[str], str] = str,
+) -> list[dict[str, Any]]:
+    """The conversation for a template that shows tools itself: arguments as objects or as JSON text, whichever it
+    wants; calls one by one, each before its result, where it shows no more; in the content where it shows none. What
+    came of calls stands in the role that it knows, and beside the calls where it looks for it there. Tools stand in
+    the system message where it is given no list of them. template: None for one that shows all of them as lists. own:
+    see `written_calls`."""
     shown: list[dict[str, Any]] = []
     waiting: dict[str, dict[str, Any]] = {}
     for message in messages:
@@ -103,7 +113,59 @@ def as_shown(messages: Sequence[Message], written: CallFormat) -> list[dict[str,
                 waiting |= later
                 found["tool_calls"] = calls[:1]
         shown.append(found)
+    if template is None:
+        return shown
+    if not writes_calls(template):
+        shown = [_with_calls(message, written, own) for message in shown]
+    if not knows_results(template):
+        shown = _beside(shown) if "tool_responses" in template else [_renamed(one, written) for one in shown]
+    key = tools_key(template)
+    return shown if key is None or not tools else _with_listed(shown, key, tools)
+
+
+def _with_calls(message: dict[str, Any], written: CallFormat, own: Callable[[str], str]) -> dict[str, Any]:
+    """The message with its calls in its content."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [(call["function"]["name"], _arguments_of(call)) for call in message["tool_calls"]]
+    apart = written.apart if message["content"] else ""
+    content = message["content"] + apart + written_calls(calls, written, own)
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
+
+
+def _arguments_of(call: Mapping[str, Any]) -> Any:
+    arguments = call["function"]["arguments"]
+    return _arguments(call) if isinstance(arguments, str) else arguments
+
+
+def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
+    return {**message, "role": written.results} if message["role"] == "tool" and written.results else message
+
+
+def _beside(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What came of calls, as `tool_responses` of the message that made them."""
+    shown: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] != "tool":
+            shown.append(message)
+            continue
+        called = shown[-1] if shown else {}
+        names = {call["id"]: call["function"]["name"] for call in called.get("tool_calls", ())}
+        name = names.get(message.get("tool_call_id"))
+        if name is None:
+            shown.append(message)
+        else:
+            result = {"name": name, "response": message["content"]}
+            shown[-1] = {**called, "tool_responses": [*called.get("tool_responses", ()), result]}
     return shown
+
+
+def _with_listed(messages: Sequence[dict[str, Any]], key: str, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as text, on the first system message."""
+    text = json.dumps([tool.plain()["function"] for tool in tools], ensure_ascii=False)
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], key: text}, *messages[1:]]
+    return [{"role": "system", "content": "You are a helpful assistant with some tools.", key: text}, *messages]
 
 
 def _call(call: Mapping[str, Any], written: CallFormat) -> dict[str, Any]:
