@@ -186,6 +186,8 @@ def test_one_call_or_several_and_reasoning_before_them(name: str, shaped: Shaped
         ({"properties": {"a": {"type": "array", "prefixItems": []}}}, "prefixItems"),
         ({"properties": {}, "required": ["b"]}, r"\(b\)"),
         ({"properties": {"a": {}}, "minProperties": 1}, "minProperties"),
+        ({"properties": {"a:b": {}}}, r"\(a:b\)"),
+        ({"properties": {"a": {"type": "string", "enum": [1]}}}, r"\(enum\)"),
     ],
 )
 def test_what_cannot_be_held_to_in_literals_is_refused(schema: dict[str, Any], why: str, shaped: Shaped) -> None:

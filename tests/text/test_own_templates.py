@@ -66,10 +66,11 @@ def reference(template: ChatTemplate, messages: list[dict[str, Any]], prompt: bo
 def test_a_family_s_own_template(name: str) -> None:
     template = template_of(name)
     written = format_of(template.source)
+    assert written is not None
     assert written is BY_NAME[NAMES[name]]
     calls = CALLS[:1] if written.single else CALLS
-    thinking = {"enable_thinking": True} if "enable_thinking" in template.variables else {}
-    lists = {"tools": [tool.plain() for tool in TOOLS]} if shows_tools(template.source) else {}
+    thinking: dict[str, Any] = {"enable_thinking": True} if "enable_thinking" in template.variables else {}
+    lists: dict[str, Any] = {"tools": [tool.plain() for tool in TOOLS]} if shows_tools(template.source) else {}
     turn = {"role": "assistant", "content": "", "tool_calls": called(calls), "reasoning_content": "hm, so"}
     results = [{"role": "tool", "content": f"r{i}", "tool_call_id": f"{i:09}"} for i in range(len(calls))]
     asked: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]

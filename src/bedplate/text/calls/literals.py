@@ -33,6 +33,11 @@ def begins_literals(text: str, written: Literals) -> bool | None:
     return rest.startswith(written.end) or _named(rest, written)
 
 
+def is_plain_key(key: str, written: Literals) -> bool:
+    """Whether a name can stand without quotes."""
+    return _KEYS[written.bare].fullmatch(key) is not None and key == key.strip() and len(key) < FRAME_CHARACTERS
+
+
 def _named(rest: str, written: Literals) -> bool | None:
     """Whether a name and its `equals` stand at the start."""
     if written.bare and rest.startswith(written.quotes):

@@ -140,12 +140,13 @@ def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) 
     where its field is not there at all."""
     if "tool_calls" not in chat.source:
         return False
-    call = {"name": "call-to-be-seen", "arguments": "{}" if written.arguments == "text" else {}}
-    calls = [{"id": "0" * 9, "type": "function", "function": call}]
+    name = "call-to-be-seen"
+    function = {"name": name, "arguments": "{}" if written.arguments == "text" else {}}
+    calls = [{"id": "0" * 9, "type": "function", "function": function}]
     asked = {"role": "user", "content": "a"}
     turn = {"role": "assistant", "content": "b" if beside_content else "", "tool_calls": calls}
     try:
-        return call["name"] in chat.render([asked, turn], add_generation_prompt=False)
+        return name in chat.render([asked, turn], add_generation_prompt=False)
     except TemplateError:  # it says what is wrong where it is given the conversation itself
         return True
 
