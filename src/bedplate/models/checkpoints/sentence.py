@@ -162,7 +162,7 @@ def _texts(directory: Path) -> dict[str, Any]:
     longest, lower = body.take("max_seq_length"), bool(body.take("do_lower_case", False))
     body.only("transformer_task", "feature-extraction")
     body.only("module_output_name", "token_embeddings")
-    body.ignore(("modality_config",))
+    body.ignore(("modality_config", "unpad_inputs"))  # of other inputs; how a batch is laid out
     body.finish()
     own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
     own.only("model_type", "SentenceTransformer")

@@ -150,13 +150,17 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
     kind = fields.take("rope.scaling.type") or "none"
     factor = float(fields.take("rope.scaling.factor") or 1.0)
     original = fields.take("rope.scaling.original_context_length")
+    fields.ignore(("rope.scaling.finetuned",))  # how it was trained
     if SHORT in tables and LONG in tables:
         before = int(original or fields.need("rope.scaling.original_context_length"))
         return _longrope(tables, before, (longest or before) / before, fields.take("rope.scaling.attn_factor"))
     if FREQUENCIES in tables:
         return scaling_of(tables[FREQUENCIES], rope.theta, turned)
     readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
+    if "tables" not in config:
+        readers["longrope"] = None  # of which a header alone says nothing
     if kind == "yarn":
+        _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
         return YarnScaling(
             factor=factor,
             original_context=int(original or fields.need("rope.scaling.original_context_length")),
@@ -165,6 +169,14 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
         )
     Fields({"rope.scaling.type": kind}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
     return readers[kind]
+
+
+def _check_repeated(fields: Fields, usual: float) -> None:
+    """Converters write YaRN's own factors once more (Olmo 3's), where a config does."""
+    for name, value in (("attn_factor", usual), ("yarn_attn_factor", usual), ("yarn_ext_factor", 1.0)):
+        given = fields.take(f"rope.scaling.{name}")
+        if given is not None and not math.isclose(given, value, rel_tol=_CLOSE):
+            raise UnsupportedModelError(f"rope.scaling.{name} = {given:g} is not supported (only {value:g})")
 
 
 def _longrope(
