@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
@@ -19,6 +20,7 @@ from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.families.gguf import llama, olmo2
@@ -96,6 +98,15 @@ def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
     """Of a file with lists of what each layer has."""
     spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
     assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
+
+
+def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
+    """llama.cpp does not read a file that says nothing of one."""
+    base = load_base(write_tiny_base(tmp_path / "a", tokenizer=False))
+    path = export_gguf(base, tmp_path / "x.gguf", "f32")
+    assert GgufReader(path).metadata["tokenizer.ggml.model"] == "none"
+    again = load_base(path)
+    assert (again.tokenizer, again.spec) == (None, base.spec)
 
 
 def older(path: Path, to: Path, spec: TransformerSpec) -> None:
