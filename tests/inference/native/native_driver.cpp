@@ -2,7 +2,7 @@
 //   native_driver KERNEL.so CASE OUTPUT
 //   native_driver detect.so              prints what the detector reports
 // CASE is a sequence of operations, each a code and its fields as int64; an array is its size in bytes (−1: null) and the
-// bytes. OUTPUT gets, per forward, logits, best, logsumexp and hidden, each as such an array.
+// bytes. OUTPUT gets, per forward, logits, best, top, logsumexp and hidden, each as such an array.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -133,7 +133,7 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             Call call{};
             call.tokens_count = int32_t(in.number()), call.wanted_count = int32_t(in.number());
             call.depth = int32_t(in.number());
-            const bool states = in.number();
+            const bool states = in.number(), logits_too = in.number();
             call.places = in.array_of<int64_t>();
             call.tokens = in.array_of<int64_t>(), call.rows = in.array_of<int64_t>();
             call.positions = in.array_of<int64_t>(), call.lengths = in.array_of<int64_t>();
@@ -145,14 +145,17 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
                 call.adapters = adapters.data();
             }
             const size_t N = size_t(call.tokens_count), W = size_t(call.wanted_count), V = size_t(shape.vocabulary);
-            std::vector<float> logits(W * V), logsumexp(W), hidden(states ? N * size_t(shape.hidden) : 0);
+            std::vector<float> logits(logits_too ? W * V : 0), top(W), logsumexp(W);
+            std::vector<float> hidden(states ? N * size_t(shape.hidden) : 0);
             std::vector<int64_t> best(W);
             call.keys = keys.data(), call.values = values.data();
-            call.logits = logits.data(), call.best = best.data(), call.logsumexp = logsumexp.data();
+            call.logits = logits_too ? logits.data() : nullptr;
+            call.best = best.data(), call.top = top.data(), call.logsumexp = logsumexp.data();
             call.hidden = states ? hidden.data() : nullptr;
             done(kernel.forward(handle, &call));
             out.array(logits.data(), int64_t(logits.size() * 4)), out.array(best.data(), int64_t(best.size() * 8));
-            out.array(logsumexp.data(), int64_t(W * 4)), out.array(hidden.data(), int64_t(hidden.size() * 4));
+            out.array(top.data(), int64_t(W * 4)), out.array(logsumexp.data(), int64_t(W * 4));
+            out.array(hidden.data(), int64_t(hidden.size() * 4));
         } else {
             fail("unknown operation");
         }

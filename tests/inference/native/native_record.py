@@ -91,7 +91,7 @@ class Recorder:
             tables = (ctypes.c_void_p * call.tokens_count).from_address(call.adapters)
             numbers = [-1 if address is None else self._adapter(address) for address in tables]
         N = call.tokens_count
-        self._numbers(ord("F"), N, call.wanted_count, call.depth, int(bool(call.hidden)))
+        self._numbers(ord("F"), N, call.wanted_count, call.depth, bool(call.hidden), bool(call.logits))
         self._array(call.places, 8 * layers)
         for address in (call.tokens, call.rows, call.positions, call.lengths, call.types):
             self._array(address, 8 * N)
@@ -140,6 +140,7 @@ class Replayed:
 
     logits_WV: Tensor
     argmax_W: Tensor
+    top_W: Tensor
     logsumexp_W: Tensor
     hidden: Tensor
 
@@ -150,11 +151,11 @@ def read_output(path: Path, vocabulary: int) -> list[Replayed]:
     arrays: list[Tensor] = []
     while at < len(content):
         (size,) = struct.unpack_from("<q", content, at)
-        dtype = torch.int64 if len(arrays) % 4 == 1 else torch.float32
+        dtype = torch.int64 if len(arrays) % 5 == 1 else torch.float32
         data = bytearray(content[at + 8 : at + 8 + size])
         arrays.append(torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype))
         at += 8 + size
     return [
-        Replayed(logits.view(-1, vocabulary), best, total, hidden)
-        for logits, best, total, hidden in zip(*(arrays[i::4] for i in range(4)), strict=True)
+        Replayed(logits.view(-1, vocabulary), *others)
+        for logits, *others in zip(*(arrays[i::5] for i in range(5)), strict=True)
     ]

@@ -88,7 +88,8 @@ def arm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Arm:
     return Arm(once(tmp_path_factory, worker_id, "arm", make))
 
 
-# What is recorded: a whole sequence; the same in pieces, beside others that have adapters; then those alone.
+# What is recorded: a whole sequence, and of some layers; the same in pieces, beside others that have adapters; and once
+# more whole, of which no logits are asked for.
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
                 adapters = [None] * size + [first] * 5 + [second] * 5
                 out.append(native.forward(batch, rows, positions, keys, values, range(len(batch)), adapters))
                 done += size
+            every = range(len(tokens))
+            out.append(native.forward(tokens, [1] * len(tokens), every, keys, values, every, keep_logits=False))
         native.close()
     recorder.close()
     return out
@@ -186,7 +189,7 @@ def replay(arm: Arm, processor: str, level: str, case: Path, to: Path) -> list[R
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, tmp_path: Path) -> None:
     got = replay(arm, processor, PROCESSORS[processor], case.path, tmp_path / "out")
-    assert len(got) == len(case.expected) == 2 + len(PIECES)
+    assert len(got) == len(case.expected) == 3 + len(PIECES)
     bound = BOUNDS[case.weights]
     for number, (ours, expected) in enumerate(zip(got, case.expected, strict=True)):
         if expected.hidden_ND is not None:
@@ -199,8 +202,12 @@ def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, 
     whole = got[0].logits_WV
     assert case.expected[0].logits_WV is not None
     assert relative(whole[:FIRST], case.expected[0].logits_WV[:FIRST]) < EXACT
-    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:], PIECES, strict=True)])
+    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:-1], PIECES, strict=True)])
     assert torch.equal(pieces, whole), "a token's result depends on its batch"
+    assert not got[-1].logits_WV.numel()
+    assert torch.equal(got[-1].argmax_W, whole.argmax(-1))
+    assert torch.equal(got[-1].top_W, whole.amax(-1))
+    assert torch.equal(got[-1].logsumexp_W, got[0].logsumexp_W)
 
 
 def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:

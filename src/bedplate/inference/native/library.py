@@ -101,6 +101,7 @@ class Call(ctypes.Structure):
         ("adapters", c_void_p),
         ("logits", c_void_p),
         ("best", c_void_p),
+        ("top", c_void_p),
         ("logsumexp", c_void_p),
         ("hidden", c_void_p),
     ]

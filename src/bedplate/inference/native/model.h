@@ -58,6 +58,7 @@ struct Call {
     const LowRank* const* adapters;             // per token [layers · PLACES], or null; or null altogether
     float* logits;                              // [W, vocabulary], or null
     int64_t* best;                              // [W]
+    float* top;                                 // [W]: the logit of `best`
     float* logsumexp;                           // [W]
     float* hidden;                              // [N, hidden], or null
 };
