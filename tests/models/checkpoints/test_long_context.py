@@ -31,7 +31,9 @@ IDS = torch.randint(3, 97, (1, 24), generator=torch.Generator().manual_seed(1))
 def phi(tmp_path: Path) -> Path:
     example = dict(FAMILIES["hf", "phi3"].examples[1])
     example |= {"original_max_position_embeddings": ORIGINAL, "max_position_embeddings": LONGEST}
-    example |= {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4}
+    example |= {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    factors = {"short_factor": [1, 1.1, 1.1, 1.2, 1.3, 1.3], "long_factor": [1, 1.5, 2, 2.5, 3, 4]}
+    example["rope_parameters"] = example["rope_parameters"] | factors
     reference_of(FAMILIES["hf", "phi3"], example, 0).save_pretrained(tmp_path / "phi")
     return tmp_path / "phi"
 
