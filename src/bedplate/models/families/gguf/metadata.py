@@ -27,6 +27,8 @@ from bedplate.models.specs.transformer import (
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (FREQUENCIES, SHORT, LONG)
+POOLING = "pooling_type"
+"""How vectors are made of a text's states: nothing that a spec says."""
 _CLOSE = 1e-5
 """How far a table may be from what a scaling makes: it is stored in single precision."""
 
@@ -39,6 +41,7 @@ def read(config: Mapping[str, Any], architecture: str) -> Fields:
     """The architecture's own keys, without its name."""
     begin = f"{architecture}."
     own = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+    own.pop(POOLING, None)
     return Fields(own, where(architecture))
 
 
