@@ -67,7 +67,7 @@ struct Kernel {
     explicit Kernel(const char* path) : library(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
         if (!library) fail(dlerror());
         find(make, "bedplate_new"), find(turning, "bedplate_turning"), find(layer, "bedplate_layer");
-        find(vector, "bedplate_vector"), find(linear, "bedplate_linear");
+        find(vector, "bedplate_vector"), find(linear, "bedplate_linear"), find(experts, "bedplate_experts");
         find(forward, "bedplate_forward"), find(free, "bedplate_free"), find(level, "bedplate_level");
     }
     template <class T> void find(T& function, const char* name) {
@@ -75,11 +75,12 @@ struct Kernel {
         if (!function) fail(dlerror());
     }
     void* library;
-    void* (*make)(const Shape*, const void*, const void*, const void*);
+    void* (*make)(const Shape*, const void*, const void*, const void*, const void*);
     int (*turning)(void*, int, int, float, const float*);
-    int (*layer)(void*, int, int, int);
+    int (*layer)(void*, int, int, int, int, int, int, float, float);
     int (*vector)(void*, int, int, int, const float*, const float*);
     int (*linear)(void*, int, int, int, int, int, const void*, const float*);
+    int (*experts)(void*, int, int, int, int, int, const void*, const float*);
     int (*forward)(void*, const Call*);
     void (*free)(void*);
     const char* (*level)();
@@ -96,25 +97,28 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         if (what == 'N') {
             shape = *in.array_of<Shape>();
             if (handle) kernel.free(handle);
-            const void *embedding = in.array(), *positions = in.array();
-            handle = kernel.make(&shape, embedding, positions, in.array());
+            const void *embedding = in.array(), *positions = in.array(), *types = in.array();
+            handle = kernel.make(&shape, embedding, positions, types, in.array());
             done(!handle);
         } else if (what == 'T') {
             const int size = int(in.number()), interleaved = int(in.number());
             const float factor = *in.array_of<float>();
             done(kernel.turning(handle, size, interleaved, factor, in.array_of<float>()));
         } else if (what == 'L') {
-            const int layer = int(in.number()), window = int(in.number());
-            done(kernel.layer(handle, layer, window, int(in.number())));
+            int at[6];
+            for (int& x : at) x = int(in.number());
+            const float* scales = in.array_of<float>();
+            done(kernel.layer(handle, at[0], at[1], at[2], at[3], at[4], at[5], scales[0], scales[1]));
         } else if (what == 'V') {
             const int layer = int(in.number()), which = int(in.number()), size = int(in.number());
             const float* weight = in.array_of<float>();
             done(kernel.vector(handle, layer, which, size, weight, in.array_of<float>()));
-        } else if (what == 'W') {
+        } else if (what == 'W' || what == 'E') {
             int at[5];
             for (int& x : at) x = int(in.number());
             const char* data = in.array();
-            done(kernel.linear(handle, at[0], at[1], at[2], at[3], at[4], data, in.array_of<float>()));
+            const auto add = what == 'W' ? kernel.linear : kernel.experts;
+            done(add(handle, at[0], at[1], at[2], at[3], at[4], data, in.array_of<float>()));
         } else if (what == 'C') {  // a new cache, with what its rows held before
             keys.clear(), values.clear();
             for (int l = 0; l < shape.layers; ++l) keys.push_back(in.array()), values.push_back(in.array());

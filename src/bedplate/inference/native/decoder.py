@@ -63,7 +63,8 @@ class NativeDecoder(Packed):
 
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
         together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous, position
-        p at place p % C; the new tokens' are written there, then token i attends to its row's positions 0 …
+        p at place p % C (of layers that use another one's, that one's are taken); the new tokens' are written there,
+        then token i attends to its row's positions 0 …
         positions[i], or to so many of the last of them as the layer's window says: such a layer needs no more places
         than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted;
         keep_logits: or, without it, no more of them than what follows likeliest. adapters: each token's, or None.
@@ -73,6 +74,8 @@ class NativeDecoder(Packed):
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)
         index[0], index[1], index[2] = tokens, rows, positions
+        if spec.shared_keys is not None:
+            keys, values = ([tensors[source] for source in self._sources] for tensors in (keys, values))
         places = np.array([tensor.shape[2] for tensor in keys], dtype=np.int64)
         self._check(index, keys, places, wanted, depth)
         N, W = count, 0 if depth is not None else len(wanted)

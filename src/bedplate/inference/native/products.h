@@ -8,7 +8,7 @@
 #include "blocks.h"
 
 constexpr int TILE = 8;            // tokens of one tile
-constexpr int WIDTH = 256;         // features of one tile row, at most
+constexpr int AT_ONCE = 8;         // blocks of features between two products that one tile takes at once
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>

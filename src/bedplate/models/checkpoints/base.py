@@ -31,7 +31,7 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
-from bedplate.models.checkpoints.sentence import read_scored, read_sentence
+from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer
 from bedplate.models.families import Family, find_family
@@ -213,6 +213,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
             kinds = StoredBlocks(path, family.weights, spec.main).kinds
             held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
         tokenizer = fitting(reading.result(), spec, str(path))
+    sentence = gguf_sentence(reader.metadata, family.key[1], str(path))
     defaults: dict[str, Any] = {}
     if "encode" in held.can:
         tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
@@ -234,6 +235,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
         generation_defaults=defaults,
         lineage={"name": reader.metadata.get("general.name"), "licence": reader.metadata.get("general.license")},
+        sentence=None if sentence is None else sentence.to(device),
     )
 
 

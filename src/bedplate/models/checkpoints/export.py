@@ -131,11 +131,12 @@ def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> 
 
 
 def tokenizer_fields(base: Base) -> Mapping[str, Any]:
-    """The `tokenizer.*` metadata of a GGUF file: as read, when the base came from one."""
+    """The `tokenizer.*` metadata of a GGUF file: as read, when the base came from one. Without a tokenizer it says so,
+    which llama.cpp wants to be told."""
     if base.path.is_file():
         return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
     if base.tokenizer is None:
-        return {}
+        return {"tokenizer.ggml.model": "none"}
     return filled(base.tokenizer.to_fields(), base.spec.vocab_size)
 
 

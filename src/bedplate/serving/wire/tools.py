@@ -16,7 +16,7 @@ from bedplate.text.calls.formats import HERMES, format_of, shows_tools
 from bedplate.text.calls.grammar import call_grammar_source
 from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece
 from bedplate.text.calls.reply_form import ReplyForm, effort_variables, with_reasoning
-from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, with_tools
+from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, told_tools, with_tools
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -184,9 +184,12 @@ def conversation_tokens(
     settings: Json = {"add_generation_prompt": answer, "begun": begun}
     if effort is not None and tokenizer.chat is not None:
         settings |= effort_variables(effort, tokenizer.chat.variables)
-    if not shows_tools(template):
-        return tokenizer.encode_chat(with_tools(talk, tools), **settings)
     written = format_of(template)
+    if not shows_tools(template):
+        if written is None or written is HERMES or written.channels:
+            return tokenizer.encode_chat(with_tools(talk, tools), **settings)
+        talk = told_tools(talk, tools, written, tokenizer.own_text)
+        return tokenizer.encode_chat(as_shown(talk, written, tokenizer.chat, (), tokenizer.own_text), **settings)
     if written is None and tools:
         raise RequestError(
             "this model's chat template shows tools, but its calls are in no format that is known here, so they could "
@@ -195,7 +198,7 @@ def conversation_tokens(
             code="unsupported_parameter",
         )
     shown = [tool.plain() for tool in tools] or None
-    told = as_shown(talk, written or HERMES, template, tools, tokenizer.own_text)
+    told = as_shown(talk, written or HERMES, tokenizer.chat, tools, tokenizer.own_text)
     return tokenizer.encode_chat(told, tools=shown, **settings)
 
 

@@ -279,11 +279,6 @@ def shows_tools(template: str | None) -> bool:
     return template is not None and (_TOOLS.search(template) is not None or tools_key(template) is not None)
 
 
-def writes_calls(template: str) -> bool:
-    """Whether a chat template shows the calls of earlier turns; the others show a turn's content only."""
-    return "tool_calls" in template
-
-
 def knows_results(template: str) -> bool:
     """Whether a chat template knows messages of the role `tool`."""
     return _TOOL_ROLE.search(template) is not None
@@ -292,11 +287,13 @@ def knows_results(template: str) -> bool:
 @lru_cache(maxsize=64)
 def format_of(template: str | None) -> CallFormat | None:
     """The format in which a model with this template calls tools; None for a template that shows tools but no calls in
-    any format that is known. Where a template knows of no tools, what it is told of them says how to call."""
-    if template is None or not shows_tools(template):
-        spoken = template is not None and all(sign in template for sign in FORMATS[0].signs)
-        return FORMATS[0] if spoken else HERMES
+    any format that is known. Where a template knows of no tools, what it is told of them says how to call: as it
+    shows calls, if it does."""
+    if template is None:
+        return HERMES
     signed = (one for one in FORMATS if all(sign in template for sign in one.signs))
+    if not shows_tools(template):
+        return next((one for one in signed if one.channels or "tool_calls" in template), HERMES)
     told = (one for one in FORMATS if any(sign in template for sign in one.tells))
     return next(signed, None) or next(told, None)
 

@@ -32,8 +32,9 @@ def call_grammar_source(
     (`text.calls.reply_form`), and the JSON schema that an answer without calls follows, if one is asked for."""
     listed = [{"name": tool.name, "parameters": tool.schema} for tool in tools]
     form: dict[str, Any] = {"format": written.name, "thinking": thinking, "opened": opened, "answer": answer}
-    form["marks"] = dict(marks or {})
-    return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form}, sort_keys=True)
+    form["marks"] = dict(sorted((marks or {}).items()))
+    # not sorted: arguments are written in the order in which their schema has them
+    return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form})
 
 
 def call_grammar(source: str) -> str:

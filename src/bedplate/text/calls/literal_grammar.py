@@ -7,10 +7,12 @@ way is refused by the keyword's name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bedplate.text.calls.formats import Literals
+from bedplate.text.calls.literals import is_plain_key
 from bedplate.text.calls.spelling import Spelling, as_json
 from bedplate.text.calls.writing import Literal, in_order
 from bedplate.text.json_form import resolved
@@ -28,8 +30,30 @@ _KEYWORDS = {
 }
 
 
+_SINGLE = r"""/'([^'\\\x00-\x1f]|\\['"\\nrt])*'/"""
+"""A text of Python's between single quotes."""
+_SINGLE_INSIDE = re.compile(r"[^'\\\x00-\x1f]*")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
 class Unwritable(Exception):
-    """The keyword of a schema that cannot be held to in this notation."""
+    """The keyword or the parameter of a schema that cannot be held to in this notation."""
+
+
+def _fits(value: Any, node: Mapping[str, Any]) -> bool:
+    """Whether a listed value is of the schema's types, and its constant if it has one."""
+    told: Any = node.get("type", list(_TYPES))
+    kinds: Sequence[str] = [told] if isinstance(told, str) else told
+    typed = any(isinstance(value, _TYPES[kind]) for kind in kinds if isinstance(value, bool) is (kind == "boolean"))
+    return typed and value == node.get("const", value)
 
 
 class LiteralRules:
@@ -89,8 +113,12 @@ class LiteralRules:
         held = node.keys() - ANNOTATIONS - _DEFINITIONS
         if held & {"enum", "const"}:
             self._check(held - {"enum", "const", "type"})
-            for one in node.get("enum", [node.get("const")]):
+            listed = [one for one in node.get("enum", [node.get("const")]) if _fits(one, node)]
+            self._check(set() if listed else held)
+            for one in listed:
                 yield self._spell(Literal(self._written).value(one))
+                if isinstance(one, str) and not self._written.bare and _SINGLE_INSIDE.fullmatch(one):
+                    yield self._spell(f"'{one}'")
             return
         if "anyOf" in held:
             self._check(held - {"anyOf"})
@@ -127,7 +155,8 @@ class LiteralRules:
 
     def _text(self) -> str:
         if not self._written.bare:
-            return self._shared("text", lambda: as_json({"type": "string"}))
+            double = self._shared("double", lambda: as_json({"type": "string"}))
+            return self._shared("text", lambda: f"{double} | {_SINGLE}")
         quote = self._written.quote
         if "text" not in self._names:
             name = self._names["text"] = f"{self._prefix}x{len(self._names)}"
@@ -154,6 +183,8 @@ class LiteralRules:
     def _object(self, node: Mapping[str, Any], equals: str, spelled: Callable[[str], str]) -> str:
         """The members of an object, in the schema's order or their names'; what is not required may be missing."""
         properties: Mapping[str, Any] = node.get("properties", {})
+        plain = self._written.bare or equals == self._written.equals
+        self._check({key for key in properties if plain and not is_plain_key(key, self._written)})
         required: Sequence[str] = node.get("required", ())
         self._check(set(required) - set(properties))
         if not properties:
@@ -173,7 +204,7 @@ class LiteralRules:
         """Members of any name."""
         if values is False:
             return '""'
-        named = self._written.bare or equals == self._written.equals
-        key = self._shared("key", lambda: "/[A-Za-z_][A-Za-z0-9_]*/") if named else self._text()
+        plain = self._written.bare or equals == self._written.equals
+        key = self._shared("key", lambda: "/[A-Za-z_][A-Za-z0-9_]*/") if plain else self._text()
         member = f"{key} {self._spell(equals)} {self._value(values)}"
         return f"({member} ({self._spell(self._written.between)} {member})*)?"

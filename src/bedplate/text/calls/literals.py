@@ -18,7 +18,7 @@ Status = Literal["on", "more", "broken"]
 _WORDS = {"True": "true", "true": "true", "False": "false", "false": "false", "None": "null", "null": "null"}
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _NAME = re.compile(r"[^\W\d][\w.-]*")
-_KEY = re.compile(r"""[^\s=:,()\[\]{}"'<>]+""")
+_KEYS = {False: re.compile(r"""[^\s=:,()\[\]{}"'<>]+"""), True: re.compile(r"""[^:,\[\]{}"<>\n]+""")}
 _UNQUOTED = {False: re.compile(r"""[^\s,()\[\]{}:="']+"""), True: re.compile(r"[^,\]}]+")}
 _SPACE = re.compile(r"\s*")
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
@@ -33,11 +33,16 @@ def begins_literals(text: str, written: Literals) -> bool | None:
     return rest.startswith(written.end) or _named(rest, written)
 
 
+def is_plain_key(key: str, written: Literals) -> bool:
+    """Whether a name can stand without quotes."""
+    return _KEYS[written.bare].fullmatch(key) is not None and key == key.strip() and len(key) < FRAME_CHARACTERS
+
+
 def _named(rest: str, written: Literals) -> bool | None:
     """Whether a name and its `equals` stand at the start."""
     if written.bare and rest.startswith(written.quotes):
         return True
-    key = _KEY.match(rest)
+    key = _KEYS[written.bare].match(rest)
     if key is None:
         return None if not rest or (written.bare and written.quotes[0].startswith(rest)) else False
     after = rest[key.end() :].lstrip()
@@ -118,7 +123,7 @@ class LiteralReader:
             self._inside.append(text[at])
             self._first, self._due = True, "key" if text[at] == "{" else "value"
             return "on"
-        pattern = _KEY if is_key else _UNQUOTED[self._written.bare]
+        pattern = (_KEYS if is_key else _UNQUOTED)[self._written.bare]
         found = pattern.match(text, at, at + FRAME_CHARACTERS)
         if found is None or found.end() == at + FRAME_CHARACTERS:
             return "broken"
@@ -126,7 +131,8 @@ class LiteralReader:
             return "more"
         if text[found.end()] in "([{\"'":
             return "broken"
-        said = json.dumps(found.group(), ensure_ascii=False) if is_key else self._unquoted(found.group().strip())
+        word = found.group().strip()
+        said = json.dumps(word, ensure_ascii=False) if is_key else self._unquoted(word)
         if said is None:
             return "broken"
         self._say(said, len(found.group()))

@@ -15,13 +15,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import RequestError, TemplateError
 from bedplate.core.json import JsonRuleError, load_json
-from bedplate.text.calls.formats import CallFormat, knows_results, tools_key, writes_calls
+from bedplate.text.calls.formats import HERMES, CallFormat, knows_results, tools_key
 from bedplate.text.calls.writing import written_calls
-from bedplate.text.chat_template import Message
+from bedplate.text.chat_template import ChatTemplate, Message
 from bedplate.text.json_schema import DEPTH
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -78,27 +79,38 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
         shown.append({**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content})
     for message in shown:
         message.pop("results", None)
-    if tools:
-        text = _instructions(tools)
-        if shown and shown[0]["role"] == "system":
-            shown[0]["content"] = f"{shown[0]['content']}\n\n{text}"
-        else:
-            shown.insert(0, {"role": "system", "content": text})
+    return _told(shown, _instructions(tools, HERMES, str)) if tools else shown
+
+
+def told_tools(
+    messages: Sequence[Message], tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]
+) -> Sequence[Message]:
+    """The conversation for a template that shows calls, and no tools. own: see `written_calls`."""
+    return _told(messages, _instructions(tools, written, own)) if tools else messages
+
+
+def _told(messages: Sequence[Message], text: str) -> list[dict[str, Any]]:
+    """The conversation with a text at the end of its system message."""
+    shown = [dict(message) for message in messages]
+    if shown and shown[0]["role"] == "system":
+        shown[0]["content"] = f"{shown[0]['content']}\n\n{text}"
+    else:
+        shown.insert(0, {"role": "system", "content": text})
     return shown
 
 
 def as_shown(
     messages: Sequence[Message],
     written: CallFormat,
-    template: str | None = None,
+    chat: ChatTemplate | None = None,
     tools: Sequence[Tool] = (),
     own: Callable[[str], str] = str,
 ) -> list[dict[str, Any]]:
     """The conversation for a template that shows tools itself: arguments as objects or as JSON text, whichever it
     wants; calls one by one, each before its result, where it shows no more; in the content where it shows none. What
     came of calls stands in the role that it knows, and beside the calls where it looks for it there. Tools stand in
-    the system message where it is given no list of them. template: None for one that shows all of them as lists. own:
-    see `written_calls`."""
+    the system message where it is given no list of them. chat: None for one that shows all of them as lists. own: see
+    `written_calls`."""
     shown: list[dict[str, Any]] = []
     waiting: dict[str, dict[str, Any]] = {}
     for message in messages:
@@ -113,19 +125,37 @@ def as_shown(
                 waiting |= later
                 found["tool_calls"] = calls[:1]
         shown.append(found)
-    if template is None:
+    if chat is None:
         return shown
-    if not writes_calls(template):
-        shown = [_with_calls(message, written, own) for message in shown]
-    if not knows_results(template):
-        shown = _beside(shown) if "tool_responses" in template else [_renamed(one, written) for one in shown]
-    key = tools_key(template)
+    if not knows_results(chat.source):
+        shown = _beside(shown) if "tool_responses" in chat.source else [_renamed(one, written) for one in shown]
+    shown = [_with_calls(message, written, own, chat) for message in shown]
+    key = tools_key(chat.source)
     return shown if key is None or not tools else _with_listed(shown, key, tools)
 
 
-def _with_calls(message: dict[str, Any], written: CallFormat, own: Callable[[str], str]) -> dict[str, Any]:
-    """The message with its calls in its content."""
-    if not message.get("tool_calls"):
+@lru_cache(maxsize=128)
+def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) -> bool:
+    """Whether a template shows the calls of earlier turns, tried out: some do so only where there is no content, or
+    where its field is not there at all."""
+    if "tool_calls" not in chat.source:
+        return False
+    name = "call-to-be-seen"
+    function = {"name": name, "arguments": "{}" if written.arguments == "text" else {}}
+    calls = [{"id": "0" * 9, "type": "function", "function": function}]
+    asked = {"role": "user", "content": "a"}
+    turn = {"role": "assistant", "content": "b" if beside_content else "", "tool_calls": calls}
+    try:
+        return name in chat.render([asked, turn], add_generation_prompt=False)
+    except TemplateError:  # it says what is wrong where it is given the conversation itself
+        return True
+
+
+def _with_calls(
+    message: dict[str, Any], written: CallFormat, own: Callable[[str], str], chat: ChatTemplate
+) -> dict[str, Any]:
+    """The message with its calls in its content, where the template would not show them."""
+    if not message.get("tool_calls") or _shows_calls(chat, written, bool(message["content"])):
         return message
     calls = [(call["function"]["name"], _arguments_of(call)) for call in message["tool_calls"]]
     apart = written.apart if message["content"] else ""
@@ -192,11 +222,20 @@ def _written(call: Mapping[str, Any]) -> str:
     return f"{CALL}\n{json.dumps(function, ensure_ascii=False)}\n{CALL_END}"
 
 
-def _instructions(tools: Sequence[Tool]) -> str:
+def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]) -> str:
     lines = "\n".join(json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools)
-    return (
+    listed = (
         f"You can call these tools. Each line is one tool, with the JSON schema of its arguments:\n<tools>\n{lines}\n"
-        f"</tools>\nTo call a tool, write its name and its arguments as JSON between tags, and nothing after them:\n"
+        "</tools>\n"
+    )
+    plain = "Answer in plain text where no tool is needed."
+    if written is not HERMES:
+        example = written_calls([("name", {"argument": "value"})], written, own)
+        return (
+            f"{listed}To call a tool, write its name and its arguments so, and nothing after them:\n{example}\n{plain}"
+        )
+    return (
+        f"{listed}To call a tool, write its name and its arguments as JSON between tags, and nothing after them:\n"
         f'{CALL}\n{{"name": "…", "arguments": {{…}}}}\n{CALL_END}\n'
-        f"Its result then follows between {RESULT} and {RESULT_END}. Answer in plain text where no tool is needed."
+        f"Its result then follows between {RESULT} and {RESULT_END}. {plain}"
     )

@@ -27,6 +27,8 @@ from bedplate.models.specs.transformer import (
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (FREQUENCIES, SHORT, LONG)
+POOLING = "pooling_type"
+"""How vectors are made of a text's states: nothing that a spec says."""
 _CLOSE = 1e-5
 """How far a table may be from what a scaling makes: it is stored in single precision."""
 
@@ -39,6 +41,7 @@ def read(config: Mapping[str, Any], architecture: str) -> Fields:
     """The architecture's own keys, without its name."""
     begin = f"{architecture}."
     own = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+    own.pop(POOLING, None)
     return Fields(own, where(architecture))
 
 
@@ -203,7 +206,7 @@ def longest_context(spec: TransformerSpec) -> int:
     """The context after LongRoPE has extended it."""
     scaling = None if spec.rope is None else spec.rope.scaling
     if isinstance(scaling, LongRopeScaling):
-        return round(scaling.original_context * scaling.factor)
+        return scaling.extended_context
     return spec.context_length
 
 
@@ -247,7 +250,7 @@ def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
 def divisors_of(spec: TransformerSpec) -> list[float] | None:
     """What each pair's frequency is divided by, where that is the same at every position."""
     scaling = None if spec.rope is None else spec.rope.scaling
-    if isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0:
+    if isinstance(scaling, LongRopeScaling) and scaling.even and scaling.attention_factor == 1.0:
         return list(scaling.short)
     return rope_tables(spec).get(FREQUENCIES)
 
