@@ -17,11 +17,11 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.tools import conversation_tokens
-from bedplate.text.call_formats import BY_NAME, format_of
-from bedplate.text.call_reading import ReplyReader
-from bedplate.text.reply_form import ReplyForm, reply_form, thinking_of
+from bedplate.text.calls.formats import BY_NAME, format_of
+from bedplate.text.calls.reading import ReplyReader
+from bedplate.text.calls.reply_form import ReplyForm, reply_form, thinking_of
+from bedplate.text.calls.tools import Tool
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import Tool
 
 TOOLS = [
     Tool("get-it", "", {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "more": {}}}),
@@ -167,7 +167,7 @@ def test_reading_takes_linear_time(name: str) -> None:
                 best = min(best, time.process_time() - begin)
             return best
 
-        assert seconds(40_000) < 25 * max(seconds(4_000), 0.002), text
+        assert seconds(20_000) < 25 * max(seconds(2_000), 0.002), text
 
 
 def test_a_prompt_may_have_begun_the_reasoning(tokenizers: dict[str, tuple[Tokenizer, Path]]) -> None:
@@ -177,6 +177,7 @@ def test_a_prompt_may_have_begun_the_reasoning(tokenizers: dict[str, tuple[Token
     assert (form.opened, form.calls) == (True, None)
     assert read(form.reader(), ["\nso", "  \n</thi", "nk>\n\nYes. "]) == ("Yes. ", "so", [], True)
     assert read(form.reader(), ["so"]) == ("", "so", [], True)
+    assert thinking_of("{{ '<think>' }}") == ("<think>", "</think>")  # whose end is the reply's
     closed = ReplyForm(thinking=("<think>", "</think>"))
     assert read(closed.reader(), ["\n<thi", "nk>a</think>b"]) == ("b", "a", [], True)
     assert read(closed.reader(), [" <this", "> <think>"]) == (" <this> <think>", "", [], True)

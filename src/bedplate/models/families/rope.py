@@ -88,10 +88,14 @@ def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | Non
 
 
 def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    factor, before = fields.take("factor"), _needed(original, fields)
+    given, before = fields.take("factor"), _needed(original, fields)
+    factor = float(given) if given is not None else context / before
     scale, scale_all, attention = (fields.take(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
+    usual = 1 + 0.1 * math.log(max(factor, 1.0))
+    if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
+        attention = None  # what follows from the factor, written once more (Olmo 3)
     return YarnScaling(
-        factor=float(factor) if factor is not None else context / before,
+        factor=factor,
         original_context=before,
         beta_fast=float(fields.take("beta_fast") or 32.0),
         beta_slow=float(fields.take("beta_slow") or 1.0),

@@ -58,14 +58,13 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
     fields.only("attn_logit_softcapping", None)
     fields.only("use_bidirectional_attention", False, None)
-    fields.only("attention_dropout", 0.0, 0, None)
     pattern = int(fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern")) or 6)
     window = fields.take("sliding_window", 4096)
     default = [SLIDING] * (pattern - 1) + [FULL]
     context = sizes["context_length"]
     full, sliding = take_ropes(fields, _WHERE, context=context, theta=1_000_000.0, local_theta=10_000.0)
     cap = fields.take("final_logit_softcapping")
-    fields.ignore((*HF_BOOKKEEPING, "cache_implementation"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
     queries = float(fields.take("query_pre_attn_scalar", 256))
     spec = TransformerSpec(
         **sizes,

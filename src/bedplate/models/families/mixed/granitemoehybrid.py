@@ -108,9 +108,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     types = fields.take("layer_types") or fields.take("layers_block_type") or [_LINEAR] * sizes["layers"]
     fields.ignore(("layers_block_type",))
     fields.only("hidden_act", "silu")
-    fields.only("attention_dropout", 0.0, 0, None)
     fields.only("normalization_function", "rmsnorm")
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "mamba_chunk_size", "init_method"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING, "mamba_chunk_size", "init_method"))
     shared = int(fields.take("shared_intermediate_size", 1024))
     count, chosen = int(fields.take("num_local_experts") or 0), int(fields.take("num_experts_per_tok") or 0)
     wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared
