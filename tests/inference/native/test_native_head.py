@@ -20,7 +20,7 @@ COPIES = {5: (18, 34, 21), 30: (46,), 40: (PIECE + 3,), PIECE + 9: (2 * PIECE + 
 """Words, and others with the same logits: further lanes, the same lane further on, further pieces, the last word."""
 
 
-def copied(vocab_size: int, weights: WeightFormat, cap: float) -> Decoder:
+def copied(vocab_size: int, weights: WeightFormat, cap: float | None) -> Decoder:
     """Each token is likeliest to follow itself and its copies, if there is no other way to continue."""
     spec = spec_of(vocab_size=vocab_size, layers=1, scales=Scales(logit_cap=cap))
     model = make(spec, dtype=base_dtype(weights))
@@ -37,8 +37,8 @@ def same(found: Forwarded, other: Forwarded, rows: int) -> None:
     assert torch.equal(found.logsumexp_W, other.logsumexp_W[:rows])
 
 
-@pytest.mark.parametrize(("weights", "cap"), [("int8", 0.0), ("bfloat16", 0.0), ("float32", 30.0)])
-def test_the_first_of_the_largest_logits(library: Library, weights: WeightFormat, cap: float) -> None:
+@pytest.mark.parametrize(("weights", "cap"), [("int8", None), ("bfloat16", None), ("float32", 30.0)])
+def test_the_first_of_the_largest_logits(library: Library, weights: WeightFormat, cap: float | None) -> None:
     """Over pieces of a vocabulary whose last one is cut off, for few rows and for more than stay in a cache at once."""
     model = copied(2 * PIECE + 37, weights, cap)
     tokens = [*COPIES, *(one for others in COPIES.values() for one in others), *range(PIECE + 100, PIECE + 160)]
