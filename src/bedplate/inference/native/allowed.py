@@ -66,7 +66,7 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     if rope is None:
         return True
     scaling = rope.scaling
-    if type(scaling) is LongRopeScaling and spec.context_length > scaling.original_context:
+    if type(scaling) is LongRopeScaling and not scaling.even and spec.context_length > scaling.original_context:
         return False
     if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False
@@ -128,7 +128,7 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "state_layers": lambda spec: not spec.state_layers,
     "full": lambda spec: spec.full is None or _is_of(spec.full, FullAttention, _FULL),
     "shared_keys": _shared_keys,
-    "prediction_modules": lambda spec: spec.prediction_modules == 0,
+    "prediction_modules": lambda _: True,  # of training: the kernel's passes end before them
 }
 
 
