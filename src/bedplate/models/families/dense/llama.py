@@ -49,10 +49,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "pretraining_tp", "is_llama_config", "mlp_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
+        feedforward_bias=fields.flag("mlp_bias", False),
     )
     fields.finish()
     return spec

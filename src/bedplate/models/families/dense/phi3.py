@@ -84,9 +84,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=rope,
-        windows=one_window(fields.take("sliding_window")),
+        windows=one_window(fields.optional("sliding_window")),
         activation=take_activation(fields, "hidden_act", "silu", _WHERE),
     )
     fields.finish()
@@ -95,7 +95,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def _renamed(scaling: Any) -> Any:
     """LongRoPE under the names that Phi's first files had for it."""
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
+    kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, Mapping) else None
     return {**scaling, "rope_type": "longrope"} if kind in ("su", "yarn") else scaling
 
 
