@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bedplate.serving.wire.tools import Spoken
-from bedplate.text.call_formats import HERMES
-from bedplate.text.call_reading import CallReader
-from bedplate.text.channels import ChannelReader
-from bedplate.text.reply_form import THINKING, ReplyForm
-from bedplate.text.tool_calls import CALL, CALL_END
+from bedplate.text.calls.channels import ChannelReader
+from bedplate.text.calls.formats import HERMES
+from bedplate.text.calls.reading import CallReader
+from bedplate.text.calls.reply_form import THINKING, ReplyForm
+from bedplate.text.calls.tools import CALL, CALL_END
 
 WHOLE = f'so it is {CALL}\n{{"name": "f", "arguments": {{"a": 1}}}}\n{CALL_END}'
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from tests.text.calling import SHAPES, shaped_tokenizer
 
@@ -11,8 +14,12 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.tools import calls_grammar
-from bedplate.text.reply_form import reply_form
-from bedplate.text.tool_calls import Tool
+from bedplate.text.calls.formats import BY_NAME
+from bedplate.text.calls.reading import CallReader
+from bedplate.text.calls.reply_form import reply_form, thinking_of
+from bedplate.text.calls.tools import Tool
+from bedplate.text.calls.writing import written_calls
+from bedplate.text.tokenizer import Tokenizer
 
 CITY = {"properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"], "additionalProperties": False}
 TOOLS = [Tool("weather", "", CITY), Tool("now")]
@@ -32,14 +39,8 @@ def test_the_template_s_own_calls_are_allowed(name: str, choice: str, tmp_path: 
         if name == "channels":
             text = f'<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{{"city": "{city}"}}'
         else:
-            arguments = f'{{"city": "{city}"}}'
-            if written.tags is not None:
-                tags = written.tags
-                before = f"{tags.key[0]}city{tags.key[1]}{tags.value[0]}{tags.pad}"
-                arguments = f"{before}{city}{tags.pad}{tags.value[1]}{tags.end}"
-            head = written.heads[0].replace("§", "weather")
-            begin = "" if written.bare else written.begin
-            text = f"{begin}{written.opening}{head}{arguments}{written.tails[0]}{written.close}"
+            text = written_calls([("weather", {"city": city})], written)
+            text = text.removeprefix(written.begin) if written.bare else text
             if form.opened:
                 text = f"so</think>{text}"
         assert compiled().takes(tokenizer.encode(text)) is allowed, text
@@ -69,3 +70,128 @@ def test_an_answer_beside_calls_follows_its_schema(name: str, tmp_path: Path) ->
     if form.thinking is not None and not form.opened:
         reasoned = f'{form.thinking[0]}so{form.thinking[1]}{{"ok":false}}'
         assert grammars.matcher(held).takes(tokenizer.encode(reasoned))
+
+
+RICH: dict[str, Any] = {
+    "$defs": {
+        "node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
+    },
+    "properties": {
+        "unit": {"enum": ["C", "F"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "sure": {"type": ["boolean", "null"]},
+        "cities": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
+        "at": {"anyOf": [{"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}, {"const": 0}]},
+        "tree": {"$ref": "#/$defs/node"},
+        "more": {},
+    },
+    "required": ["days"],
+    "additionalProperties": False,
+}
+Q = '<|"|>'
+WRITTEN = {
+    "pythonic": (
+        [
+            *("days=3", 'unit="C", days=3', "days=3, sure=True", "days=3, sure=None", 'days=3, cities=["a\\n", "b"]'),
+            *(
+                'days=3, at={"x": 0.5}',
+                "days=3, at=0",
+                'days=3, tree={"next": {"next": {}}}',
+                'days=3, more=[{"k": None}]',
+            ),
+        ],
+        ["", "days=0", 'unit="K", days=3', "days=3, sure=true", "days=3, cities=[]", 'days=3, at={"y": 1}', "days=3,"],
+    ),
+    "lines": (
+        [
+            *("days=3", 'unit="C", days=3', "days=3, sure=true", 'days=3, cities=["a"]', 'days=3, at={"x": 0.5}'),
+            *('days=3, tree={"next": {"next": {}}}', 'days=3, more=[{"k": null}]'),
+        ],
+        ["", "days=10", "days=3, sure=True", 'days=3, cities=["a", "b", "c"]', 'days=3, unit="C"', "days=3 "],
+    ),
+    "spoken": (
+        [
+            *("days:3", f"days:3,unit:{Q}C{Q}", "days:3,sure:true", f'cities:[{Q}a"b{Q},{Q}c{Q}],days:3'),
+            *(
+                "at:{x:0.5},days:3",
+                "at:0,days:3",
+                "days:3,tree:{next:{next:{}}}",
+                f"days:3,more:[{{k:{Q}v{Q},n:null}}]",
+            ),
+        ],
+        [
+            "",
+            "days:0",
+            f"days:3,unit:{Q}K{Q}",
+            f"unit:{Q}C{Q},days:3",
+            "days:3,sure:True",
+            'days:3,unit:"C"',
+            "days:3,",
+        ],
+    ),
+}
+
+
+Shaped = dict[str, tuple[Tokenizer, Grammars]]
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> Shaped:
+    found = {name: shaped_tokenizer(tmp_path_factory.mktemp(name), SHAPES[name]) for name in WRITTEN}
+    return {name: (one, Grammars(one, one.vocab_size, one.eos_ids)) for name, one in found.items()}
+
+
+def held(tokenizer: Tokenizer, name: str, tools: list[Tool], choice: str, parallel: bool) -> Grammar:
+    form = reply_form(tokenizer, tokenizer.encode(SHAPES[name].prompt), tools)
+    return calls_grammar(tools, choice, parallel, form)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_literals_follow_the_schema(name: str, shaped: Shaped) -> None:
+    (tokenizer, grammars), written, tools = shaped[name], BY_NAME[name], [Tool("f", "", RICH)]
+    matcher = grammars.compile(held(tokenizer, name, tools, "required", False))
+    assert written.literals is not None
+    begin = written.begin + written.opening + written.heads[0].replace("§", "f")
+    allowed, refused = WRITTEN[name]
+    for inside in (*allowed, *refused):
+        text = begin + inside + written.literals.end + written.close
+        assert matcher().takes(tokenizer.encode(text)) is (inside in allowed), text
+        if inside in allowed:
+            reader = CallReader(written, tools)
+            pieces = [*reader.push(text), *reader.finish()]
+            arguments = json.loads("".join(piece.text for piece in pieces if piece.kind == "arguments"))
+            jsonschema.validate(arguments, tools[0].schema)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_one_call_or_several_and_reasoning_before_them(name: str, shaped: Shaped) -> None:
+    (tokenizer, grammars), written = shaped[name], BY_NAME[name]
+    for calls in ([("now", {})], [("now", {}), ("weather", {"city": "Oslo"})]):
+        tokens = tokenizer.encode(written_calls(calls, written))
+        for parallel in (True, False):
+            matcher = grammars.matcher(held(tokenizer, name, TOOLS, "required", parallel))
+            assert matcher.takes(tokens) is (parallel or len(calls) == 1)
+        assert not grammars.matcher(held(tokenizer, name, TOOLS[:1], "required", True)).takes(tokens)
+    if SHAPES[name].thinking:
+        opening, closing = thinking_of(SHAPES[name].template) or ("", "")
+        whole = tokenizer.encode(f"{opening}hm{closing}{written_calls([('now', {})], written)}")
+        for choice in ("auto", "required"):
+            assert grammars.matcher(held(tokenizer, name, TOOLS, choice, True)).takes(whole), choice
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "a+"}}}, r"'f' \(pattern\)"),
+        ({"properties": {"a": {"type": "array", "prefixItems": []}}}, "prefixItems"),
+        ({"properties": {}, "required": ["b"]}, r"\(b\)"),
+        ({"properties": {"a": {}}, "minProperties": 1}, "minProperties"),
+        ({"properties": {"a:b": {}}}, r"\(a:b\)"),
+        ({"properties": {"a": {"type": "string", "enum": [1]}}}, r"\(enum\)"),
+    ],
+)
+def test_what_cannot_be_held_to_in_literals_is_refused(schema: dict[str, Any], why: str, shaped: Shaped) -> None:
+    tokenizer, grammars = shaped["spoken"]
+    with pytest.raises(RequestError, match=why) as found:
+        grammars.compile(held(tokenizer, "spoken", [Tool("f", "", schema)], "auto", True))
+    assert (found.value.param, found.value.code) == ("tools", "invalid_grammar")

@@ -405,6 +405,13 @@ def test_every_part_of_a_trial_runs(way: Way) -> None:
     assert found == pytest.approx({"decode_1": 1 + 2 * 1.5 + 1, "decode_16": 5.0, "prefill": 3.0})
 
 
+def test_a_trial_stays_inside_a_short_context() -> None:
+    """GPT-2 of 128 learned positions."""
+    trial = Trial(tiny_spec(**SIZES, rope=None, context_length=128, position_rows=128), T32, 1)
+    for part in trial.parts:
+        part.run()
+
+
 def test_an_encoders_trial_has_prompts_only() -> None:
     spec = PRESETS["minilm-l6"].spec.with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
     trial = Trial(spec, T16, 1)

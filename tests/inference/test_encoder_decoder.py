@@ -155,18 +155,20 @@ def test_embeddings_are_of_the_encoders_states(loaded: tuple[Any, Base]) -> None
 
 
 def test_a_first_token_may_be_forced_and_some_never_come(tmp_path: Path) -> None:
-    """`forced_bos_token_id` and `bad_words_ids` of generation_config.json; penalties look at the text written."""
+    """`forced_bos_token_id`, `bad_words_ids`, `suppress_tokens` of generation_config.json; penalties look at the answer
+    alone."""
     reference, plain = pair(tmp_path / "plain", "bart")
     prompt = prompts(plain)[2]
-    never = [[token] for token in theirs(reference, prompt)[:2]]
-    reference, base = pair(tmp_path / "forced", "bart", forced_bos_token_id=11, bad_words_ids=never)
+    first, second, third = theirs(reference, prompt)[:3]
+    how: dict[str, Any] = {"forced_bos_token_id": 11, "bad_words_ids": [[first], [second]], "suppress_tokens": [third]}
+    reference, base = pair(tmp_path / "forced", "bart", **how)
     assert base.decoder_start == (2, 11)
-    expected = theirs(reference, prompt, forced_bos_token_id=11, bad_words_ids=never)
+    expected = theirs(reference, prompt, **how)
     sampling = Sampling(max_tokens=LENGTH - 1, ignore_eos=True, repetition_penalty=PENALTY)
     with Engine(base) as engine:
         found = texts(engine.run([Generate(prompt, sampling), Generate(prompt, SAMPLING)]))
     assert [11, *found[0]] == expected
-    assert not {token for [token] in never} & set(found[1])
+    assert not {first, second, third} & set(found[1])
     assert len(expected) == LENGTH
 
 

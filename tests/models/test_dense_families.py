@@ -42,6 +42,56 @@ def test_older_spellings_of_ropes() -> None:
     phi = spec_of("phi3", rope_scaling=scaling, original_max_position_embeddings=32)
     assert phi.rope == Rope(1e4, LongRopeScaling((1.0,) * 4, (2.0,) * 4, 32, 4.0))
     assert phi.context_length == 32  # what a cache can hold
+    scaling = scaling | {"short_factor": [2.0] * 4}  # nothing changes on the way
+    phi = spec_of("phi3", rope_scaling=scaling, original_max_position_embeddings=32)
+    assert phi.context_length == 128
+    assert FAMILIES["hf", "phi3"].to_spec(FAMILIES["hf", "phi3"].to_config(phi)) == phi
+
+
+def as_transformers_reads(name: str, **fields: Any) -> TransformerSpec:
+    """The spec of a config.json of these fields, after transformers has filled in what they leave out."""
+    found = FAMILIES["hf", name].to_spec(transformers.AutoConfig.for_model(name, **fields).to_dict())
+    assert isinstance(found, TransformerSpec)
+    return found
+
+
+def test_ropes_that_a_config_leaves_out() -> None:
+    sizes = {key: value for key, value in FAMILIES["hf", "ministral3"].examples[0].items() if key != "rope_parameters"}
+    assert FAMILIES["hf", "ministral3"].to_spec(sizes) == as_transformers_reads("ministral3", **sizes)
+    phi = dict(FAMILIES["hf", "phi3"].examples[1]) | {"max_position_embeddings": 8192}
+    inside = {**phi["rope_parameters"], "original_max_position_embeddings": 32}
+    for outside in (64, None):  # what stands outside counts, and so does its default
+        fields = {**phi, "rope_parameters": inside, "original_max_position_embeddings": outside}
+        given = {key: value for key, value in fields.items() if value is not None}
+        spec = FAMILIES["hf", "phi3"].to_spec(given)
+        assert spec == as_transformers_reads("phi3", **given)
+        assert spec.context_length == (outside or 4096)
+
+
+def test_yarns_own_factor_written_once_more() -> None:
+    """Olmo-3's published config.json has it; a GGUF file can then say the rope."""
+    yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
+    plain, again, other = (
+        spec_of("olmo3", rope_parameters={"full_attention": {**yarn, **more}})
+        for more in ({}, {"attention_factor": 1.2079441541679836}, {"attention_factor": 1.3})
+    )
+    assert again == plain != other
+    gguf = FAMILIES["gguf", "olmo2"]
+    metadata = gguf.to_config(again) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
+    said = {"rope.scaling.attn_factor": 1.2079441, "rope.scaling.yarn_attn_factor": 1.2079441}
+    said |= {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.finetuned": True}
+    assert gguf.to_spec(metadata | {f"olmo2.{key}": value for key, value in said.items()}) == plain
+    with pytest.raises(UnsupportedModelError, match=r"yarn_attn_factor = 1.3 is not supported \(only 1.20794"):
+        gguf.to_spec(metadata | {"olmo2.rope.scaling.yarn_attn_factor": 1.3})
+
+
+def test_llama_with_another_activation() -> None:
+    """ReluLLaMA (https://arxiv.org/abs/2310.04564)."""
+    spec = spec_of("llama", hidden_act="relu")
+    assert spec == spec_of("llama").with_(activation="relu")
+    assert FAMILIES["hf", "llama"].to_config(spec)["hidden_act"] == "relu"
+    with pytest.raises(UnsupportedModelError, match="llama cannot say that activation is 'relu'"):
+        FAMILIES["gguf", "llama"].to_config(spec)
 
 
 def test_windows_by_layer() -> None:

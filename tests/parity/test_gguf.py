@@ -12,13 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.economics.model.gguf_header import read_gguf_header
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Embed, Embedding
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.families.gguf import llama, olmo2
@@ -96,6 +100,40 @@ def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
     """Of a file with lists of what each layer has."""
     spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
     assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
+
+
+def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
+    """llama.cpp does not read a file that says nothing of one."""
+    base = load_base(write_tiny_base(tmp_path / "a", tokenizer=False))
+    path = export_gguf(base, tmp_path / "x.gguf", "f32")
+    assert GgufReader(path).metadata["tokenizer.ggml.model"] == "none"
+    again = load_base(path)
+    assert (again.tokenizer, again.spec) == (None, base.spec)
+
+
+def again_with(path: Path, to: Path, fields: dict[str, Any]) -> Path:
+    """The same file with these fields of its architecture."""
+    reader = GgufReader(path)
+    architecture = str(reader.architecture)
+    kept = {k: v for k, v in reader.metadata.items() if k not in ("general.architecture", "GGUF.version")}
+    more = {f"{architecture}.{key}": value for key, value in fields.items()}
+    write_gguf(to, architecture, kept | more, [(name, reader.get(name)) for name in reader.names], "f32")
+    return to
+
+
+def test_a_file_that_says_how_vectors_are_made(tmp_path: Path) -> None:
+    """Qwen3-Embedding's: the last token's state, to unit length."""
+    plain = export_gguf(load_base(write_tiny_base(tmp_path / "a")), tmp_path / "x.gguf", "f32")
+    base = load_base(again_with(plain, tmp_path / "last.gguf", {"pooling_type": 3}), dtype="float32")
+    ids = tuple(range(5, 30))
+    with Engine(base, kernel="torch") as engine, torch.no_grad():
+        [found] = engine.run([Embed(ids)])
+        last = base.model(Inputs(torch.tensor([ids]))).hidden[0, -1]
+    assert isinstance(found, Embedding)
+    torch.testing.assert_close(torch.tensor(found.vector), F.normalize(last, dim=0), rtol=1e-4, atol=1e-5)
+    assert load_base(again_with(plain, tmp_path / "none.gguf", {"pooling_type": 0})).sentence is None
+    with pytest.raises(UnsupportedModelError, match=r"llama\.pooling_type = 4 is not supported"):
+        load_base(again_with(plain, tmp_path / "rank.gguf", {"pooling_type": 4}))
 
 
 def older(path: Path, to: Path, spec: TransformerSpec) -> None:

@@ -68,6 +68,18 @@ def _each(call: str, between: str = "") -> str:
 _PARAMETERS = (
     "{% for k, v in c.function.arguments | items %}BEGIN{{ k }}MID{{ v if v is string else v | tojson }}END{% endfor %}"
 )
+_NAMED_VALUES = (
+    "{% for k, v in c.function.arguments | items %}{{ k }}=VALUE{% if not loop.last %}, {% endif %}{% endfor %}"
+)
+_PYTHON_VALUE = """{{ "'" ~ v ~ "'" if v is string else v | tojson if v is mapping else v | string }}"""
+_SPOKEN_VALUE = (
+    "{% macro spoken(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is boolean %}{{ 'true' if v else 'false' }}"
+    "{% elif v is mapping %}{{ '{' }}{{ members(v) }}{{ '}' }}"
+    "{% elif v is sequence %}[{% for one in v %}{{ spoken(one) }}{% if not loop.last %},{% endif %}{% endfor %}]"
+    "{% else %}{{ v }}{% endif %}{% endmacro %}"
+    "{% macro members(m) %}{% for k, v in m | dictsort %}{{ k }}:{{ spoken(v) }}{% if not loop.last %},{% endif %}"
+    "{% endfor %}{% endmacro %}"
+)
 _CHANNELS = (
     "{% if m.thinking %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
     "{% if m.tool_calls %}{% set c = m.tool_calls[0] %}"
@@ -120,6 +132,31 @@ SHAPES = {
         _each("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"),
         thought=_thought("[THINK]", "[/THINK]"),
         special=("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"),
+        thinking=True,
+    ),
+    "pythonic": _turn(
+        "<|tool_call_start|>["
+        + _each("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", _PYTHON_VALUE) + ")", ", ")
+        + "]<|tool_call_end|>",
+        thought=_thought("<think>", "</think>"),
+        special=("<|tool_call_start|>", "<|tool_call_end|>"),
+        thinking=True,
+    ),
+    "lines": _turn(
+        "<function_calls>"
+        + _each("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", "{{ v | tojson }}") + ")", "\n")
+        + "</function_calls>",
+    ),
+    "closed": _turn(
+        "<|tool_call|>[" + _each(_JSON, ", ") + "]<|/tool_call|>", special=("<|tool_call|>", "<|/tool_call|>")
+    ),
+    "spoken": _turn(
+        _SPOKEN_VALUE
+        + _each(
+            "<|tool_call>call:{{ c.function.name }}{{ '{' }}{{ members(c.function.arguments) }}{{ '}' }}<tool_call|>"
+        ),
+        thought=_thought("<|channel>thought\n", "\n<channel|>"),
+        special=("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>"),
         thinking=True,
     ),
     "granite": _turn("<|tool_call|>[" + _each(_JSON, ", ") + "]", special=("<|tool_call|>",)),

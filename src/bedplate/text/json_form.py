@@ -27,7 +27,7 @@ def schema_fields(schema: Schema) -> list[tuple[str, str, str]]:
     """The properties of an object's schema: name, type in a few words, description (may be empty). [] for others."""
     found: list[tuple[str, str, str]] = []
     for name, inner in _properties(schema, schema).items():
-        node = _resolved(schema, inner)
+        node = resolved(schema, inner)
         description = "" if isinstance(node, bool) else str(node.get("description", ""))
         found.append((name, type_words(schema, inner), description))
     return found
@@ -41,7 +41,7 @@ def type_words(root: Schema, schema: Schema) -> str:
 
 def _words(root: Schema, schema: Schema, around: tuple[int, ...]) -> str:
     """around: the schemas that this one is told as a part of."""
-    node = _resolved(root, schema)
+    node = resolved(root, schema)
     if isinstance(node, bool):
         return "any value"
     if id(node) in around or len(around) == _DEEPEST:
@@ -98,7 +98,7 @@ def _ordered(root: Schema, schema: Schema, value: Any) -> Any:
 
 
 def _properties(root: Schema, schema: Schema) -> Mapping[str, Schema]:
-    node = _resolved(root, schema)
+    node = resolved(root, schema)
     if isinstance(node, bool):
         return {}
     found: dict[str, Schema] = dict(node.get("properties", {}))
@@ -111,7 +111,7 @@ def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
     """The subschema that decides how the value is written."""
     from jsonschema import Draft202012Validator
 
-    node = _resolved(root, schema)
+    node = resolved(root, schema)
     if isinstance(node, bool):
         return node
     for word in ("anyOf", "oneOf"):
@@ -122,7 +122,7 @@ def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
     return node
 
 
-def _resolved(root: Schema, schema: Schema) -> Schema:
+def resolved(root: Schema, schema: Schema) -> Schema:
     """The schema itself, where it is a reference into `root`. Checked schemas have no endless ones."""
     while not isinstance(schema, bool) and "$ref" in schema:
         node: Any = root

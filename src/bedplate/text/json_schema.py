@@ -34,7 +34,7 @@ EXPANSION = 20_000
 # No place is looked at twice: a class gives nothing back, and the first without an end ends the search.
 _PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{(\d++)(?:,(\d*+))?\}|\((?:\?[^)(:=!<>]*+[:>])?|.", re.DOTALL)
 _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
-_ANNOTATIONS = frozenset(
+ANNOTATIONS = frozenset(
     (
         "$comment",
         "$schema",
@@ -134,7 +134,7 @@ def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
 def _check_keywords(node: Mapping[str, Any], where: str) -> None:
     for key, value in node.items():
         place = _at(f"{where}.{key}" if where else key)
-        if key in _ANNOTATIONS:
+        if key in ANNOTATIONS:
             continue
         if key not in _ENFORCED:
             raise _error(f"{place}: the JSON schema keyword {key!r} is not supported; leave it out")

@@ -7,6 +7,7 @@ unbroken control token is the template's, a broken one is text. The template's a
 can write (a fresh random number per process), the marks are removed, and one pass of a tokenizer that knows the
 control tokens by those names only gives the ids, merges across boundaries included.
 
+What this program writes into a message itself (calls, for a template that shows none) has the secret names already.
 What is trusted: a template that itself spells a control token around a field, such as `'<|' + role + '|>'`.
 """
 
@@ -109,6 +110,10 @@ class ControlTokens:
                 places.add(length - 1)
         edges = [0, *sorted(places), len(text)]
         return mark.join(text[a:b] for a, b in pairwise(edges)) if places else text
+
+    def named_in(self, *inputs: Any) -> bool:
+        """Whether they hold a control token under its secret name, which this process only can have written."""
+        return _NONCE in json.dumps(inputs, ensure_ascii=False)
 
     def rename(self, rendered: str, mark: str) -> str:
         """The rendered text with the template's control tokens under their secret names, and without marks."""

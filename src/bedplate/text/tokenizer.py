@@ -243,7 +243,7 @@ class Tokenizer:
         mark = self._control_tokens.choose_mark(given, self.chat.source)
         marked = tuple(self._control_tokens.mark(given, mark))
         marked_messages, marked_tools, marked_extra, marked_begun = marked
-        clean = given == marked
+        clean = given == marked and not self._control_tokens.named_in(given)
         variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
         rendered = self.chat.render(
             marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
@@ -252,6 +252,11 @@ class Tokenizer:
         if clean:
             return self.encode(rendered)
         return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)
+
+    def own_text(self, text: str) -> str:
+        """A text for the contents of `encode_chat` whose control tokens are read as such: of what this program writes
+        itself, never of what it was given."""
+        return self._control_tokens.rename(text, "\0")
 
     def encode_conversation(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any

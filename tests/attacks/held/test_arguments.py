@@ -14,8 +14,8 @@ from bedplate.serving.api.anthropic_reply import _block
 from bedplate.serving.api.turns import TurnBlock
 from bedplate.serving.wire.sampling_fields import MAX_STOP, MAX_STOPS
 from bedplate.serving.wire.strict_json import MAX_DEPTH, dump_json
-from bedplate.text.call_reading import _value
-from bedplate.text.tool_calls import with_tools
+from bedplate.text.calls.reading import _value
+from bedplate.text.calls.tools import with_tools
 
 
 def nested(depth: int) -> str:

@@ -2,7 +2,7 @@
 //   native_driver KERNEL.so CASE OUTPUT
 //   native_driver detect.so              prints what the detector reports
 // CASE is a sequence of operations, each a code and its fields as int64; an array is its size in bytes (−1: null) and the
-// bytes. OUTPUT gets, per forward, logits, best, logsumexp and hidden, each as such an array.
+// bytes. OUTPUT gets, per forward, logits, best, top, logsumexp and hidden, each as such an array.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -67,7 +67,7 @@ struct Kernel {
     explicit Kernel(const char* path) : library(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
         if (!library) fail(dlerror());
         find(make, "bedplate_new"), find(turning, "bedplate_turning"), find(layer, "bedplate_layer");
-        find(vector, "bedplate_vector"), find(linear, "bedplate_linear");
+        find(vector, "bedplate_vector"), find(linear, "bedplate_linear"), find(experts, "bedplate_experts");
         find(forward, "bedplate_forward"), find(free, "bedplate_free"), find(level, "bedplate_level");
     }
     template <class T> void find(T& function, const char* name) {
@@ -75,11 +75,12 @@ struct Kernel {
         if (!function) fail(dlerror());
     }
     void* library;
-    void* (*make)(const Shape*, const void*, const void*, const void*);
+    void* (*make)(const Shape*, const void*, const void*, const void*, const void*);
     int (*turning)(void*, int, int, float, const float*);
-    int (*layer)(void*, int, int, int);
+    int (*layer)(void*, int, int, int, int, int, int, float, float);
     int (*vector)(void*, int, int, int, const float*, const float*);
     int (*linear)(void*, int, int, int, int, int, const void*, const float*);
+    int (*experts)(void*, int, int, int, int, int, const void*, const float*);
     int (*forward)(void*, const Call*);
     void (*free)(void*);
     const char* (*level)();
@@ -96,25 +97,28 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         if (what == 'N') {
             shape = *in.array_of<Shape>();
             if (handle) kernel.free(handle);
-            const void *embedding = in.array(), *positions = in.array();
-            handle = kernel.make(&shape, embedding, positions, in.array());
+            const void *embedding = in.array(), *positions = in.array(), *types = in.array();
+            handle = kernel.make(&shape, embedding, positions, types, in.array());
             done(!handle);
         } else if (what == 'T') {
             const int size = int(in.number()), interleaved = int(in.number());
             const float factor = *in.array_of<float>();
             done(kernel.turning(handle, size, interleaved, factor, in.array_of<float>()));
         } else if (what == 'L') {
-            const int layer = int(in.number()), window = int(in.number());
-            done(kernel.layer(handle, layer, window, int(in.number())));
+            int at[6];
+            for (int& x : at) x = int(in.number());
+            const float* scales = in.array_of<float>();
+            done(kernel.layer(handle, at[0], at[1], at[2], at[3], at[4], at[5], scales[0], scales[1]));
         } else if (what == 'V') {
             const int layer = int(in.number()), which = int(in.number()), size = int(in.number());
             const float* weight = in.array_of<float>();
             done(kernel.vector(handle, layer, which, size, weight, in.array_of<float>()));
-        } else if (what == 'W') {
+        } else if (what == 'W' || what == 'E') {
             int at[5];
             for (int& x : at) x = int(in.number());
             const char* data = in.array();
-            done(kernel.linear(handle, at[0], at[1], at[2], at[3], at[4], data, in.array_of<float>()));
+            const auto add = what == 'W' ? kernel.linear : kernel.experts;
+            done(add(handle, at[0], at[1], at[2], at[3], at[4], data, in.array_of<float>()));
         } else if (what == 'C') {  // a new cache, with what its rows held before
             keys.clear(), values.clear();
             for (int l = 0; l < shape.layers; ++l) keys.push_back(in.array()), values.push_back(in.array());
@@ -133,7 +137,7 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             Call call{};
             call.tokens_count = int32_t(in.number()), call.wanted_count = int32_t(in.number());
             call.depth = int32_t(in.number());
-            const bool states = in.number();
+            const bool states = in.number(), logits_too = in.number();
             call.places = in.array_of<int64_t>();
             call.tokens = in.array_of<int64_t>(), call.rows = in.array_of<int64_t>();
             call.positions = in.array_of<int64_t>(), call.lengths = in.array_of<int64_t>();
@@ -145,14 +149,17 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
                 call.adapters = adapters.data();
             }
             const size_t N = size_t(call.tokens_count), W = size_t(call.wanted_count), V = size_t(shape.vocabulary);
-            std::vector<float> logits(W * V), logsumexp(W), hidden(states ? N * size_t(shape.hidden) : 0);
+            std::vector<float> logits(logits_too ? W * V : 0), top(W), logsumexp(W);
+            std::vector<float> hidden(states ? N * size_t(shape.hidden) : 0);
             std::vector<int64_t> best(W);
             call.keys = keys.data(), call.values = values.data();
-            call.logits = logits.data(), call.best = best.data(), call.logsumexp = logsumexp.data();
+            call.logits = logits_too ? logits.data() : nullptr;
+            call.best = best.data(), call.top = top.data(), call.logsumexp = logsumexp.data();
             call.hidden = states ? hidden.data() : nullptr;
             done(kernel.forward(handle, &call));
             out.array(logits.data(), int64_t(logits.size() * 4)), out.array(best.data(), int64_t(best.size() * 8));
-            out.array(logsumexp.data(), int64_t(W * 4)), out.array(hidden.data(), int64_t(hidden.size() * 4));
+            out.array(top.data(), int64_t(W * 4)), out.array(logsumexp.data(), int64_t(W * 4));
+            out.array(hidden.data(), int64_t(hidden.size() * 4));
         } else {
             fail("unknown operation");
         }

@@ -17,6 +17,7 @@ from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.routing import Router
@@ -78,6 +79,10 @@ def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
         for module in other.modules():
             if isinstance(module, ExpertLinear):
                 module.weight.data = quantise(module.weight.data.flatten(0, 1)).dequantised().view_as(module.weight)
+        if other.layer_inputs is not None:
+            other.layer_inputs.projection.weight.data = quantise_int8(
+                other.layer_inputs.projection.weight.data
+            ).dequantised()
         if other.lm_head is not None:
             other.lm_head.weight.data = quantise_int8(other.lm_head.weight.data).dequantised()
         else:  # the head is quantised, the embedding beside it is not
@@ -91,10 +96,13 @@ class Cache:
     def __init__(
         self, spec: TransformerSpec, rows: int = 4, capacity: int = 384, dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        shape = (rows, spec.kv_heads, capacity, spec.head_dim)
-        # What earlier owners of a row left behind must not matter.
-        self.keys = [torch.full(shape, 7.0, dtype=dtype) for _ in range(spec.layers)]
-        self.values = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(spec.layers)]
+        shapes = [(rows, spec.kv_heads_of(n), capacity, spec.head_dim_of(n)) for n in range(spec.layers)]
+        own = [spec.keys_of(layer) == layer for layer in range(spec.layers)]
+        # What earlier owners of a row left behind must not matter. Nothing is kept for layers that use another one's.
+        self.keys, self.values = (
+            [torch.full(shape if there else (0,), value, dtype=dtype) for shape, there in zip(shapes, own, strict=True)]
+            for value in (7.0, torch.nan)
+        )
 
     def run(self, native: NativeDecoder, batch: Sequence[tuple[int, int, Sequence[int]]], **more: Any) -> Forwarded:
         """batch: (row, first position, tokens) …; every token's logits are wanted."""
@@ -126,8 +134,8 @@ PIECES = (1, 2, 130, 3, 16, 1, 1, 64, 5, 31, 36)
 
 
 def made(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
-    """A model whose sinks and selection biases differ, and whose attention looks somewhere; but with experts, of which
-    a little more or less would swap the nearly even ones."""
+    """A model whose sinks, selection biases and blocks' scales differ, and whose attention looks somewhere; but with
+    experts, of which a little more or less would swap the nearly even ones."""
     model = make(spec, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     for path, parameter in model.named_parameters():
@@ -136,8 +144,13 @@ def made(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
         if spec.experts is None and path.endswith(("q.weight", "k.weight")):
             parameter.mul_(3.0)
     for module in model.modules():
+        for factor in (module.scale, module.expert_scale) if isinstance(module, Router) else ():
+            if factor is not None:
+                factor.add_(torch.randn(factor.shape, generator=generator) * 0.3)
         if isinstance(module, Router) and module.selection_bias is not None:
             module.selection_bias.copy_(torch.randn(module.selection_bias.shape, generator=generator) * 0.1)
+        if isinstance(module, Block) and module.output_scale is not None:
+            module.output_scale.fill_(0.5 + torch.rand((), generator=generator))
     return model
 
 

@@ -24,7 +24,7 @@ class Recorder:
         self.level, self.digest, self.bytes = library.level, library.digest, library.bytes
         self._adapters: dict[int, int] = {}
         self._written = 0  # adapters, of all decoders so far
-        self._cache_bytes = 0
+        self._cache: dict[int, int] = {}
         self._told: tuple[int, ...] = ()
 
     def as_library(self) -> Library:
@@ -43,17 +43,18 @@ class Recorder:
         self._file.write(ctypes.string_at(address, size))
         return None
 
-    def new(self, shape: Shape, embedding: int, positions: int | None, types: int | None) -> int | None:
+    def new(self, shape: Shape, embedding: int, *tables: int | None) -> int | None:
+        """tables: of positions, of types, and of what layers are told of a token."""
         self._shape, self._width = shape, 4 if shape.wide else 2
-        q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        inner, outer, wide = shape.hidden, shape.hidden, shape.feedforward
-        self._sizes = [(inner, q), (inner, kv), (inner, kv), (q, outer), (inner, wide), (inner, wide), (wide, outer)]
+        self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
         self._told, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        for table, rows in ((embedding, shape.vocabulary), (positions, shape.positions), (types, shape.token_types)):
-            self._array(table, rows * shape.hidden * self._width)
-        return self._library.new(shape, embedding, positions, types)
+        told = shape.vocabulary * shape.layers * shape.told
+        sizes = (*(rows * shape.hidden for rows in (shape.vocabulary, shape.positions, shape.token_types)), told)
+        for table, size in zip((embedding, *tables), sizes, strict=True):
+            self._array(table, size * self._width)
+        return self._library.new(shape, embedding, *tables)
 
     def turning(self, handle: int, size: int, interleaved: int, factor: float, frequencies: int) -> int:
         self._numbers(ord("T"), size, interleaved, 4)
@@ -61,9 +62,11 @@ class Recorder:
         self._array(frequencies, size // 2 * 4)
         return self._library.turning(handle, size, interleaved, factor, frequencies)
 
-    def layer(self, handle: int, layer: int, window: int, turning: int) -> int:
-        self._numbers(ord("L"), layer, window, turning)
-        return self._library.layer(handle, layer, window, turning)
+    def layer(self, handle: int, *a: Any) -> int:
+        *numbers, output_scale, score_scale = a
+        self._numbers(ord("L"), *numbers, 8)
+        self._file.write(struct.pack("<2f", output_scale, score_scale))
+        return self._library.layer(handle, *a)
 
     def vector(self, handle: int, layer: int, which: int, size: int, weight: int, bias: int | None) -> int:
         self._numbers(ord("V"), layer, which, size)
@@ -72,12 +75,22 @@ class Recorder:
         return self._library.vector(handle, layer, which, size, weight, bias)
 
     def linear(self, handle: int, *a: Any) -> int:
-        layer, place, code, size, out, data, bias = a
-        self._numbers(ord("W"), layer, place, code, size, out)
-        values, of_block = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
-        self._array(data, out * size // values * of_block)
-        self._array(bias, out * 4)
+        layer, place, _, size, out, *_ = a
+        self._sizes[layer, place] = size, out
+        self._matrices("W", 1, *a)
         return self._library.linear(handle, *a)
+
+    def experts(self, handle: int, *a: Any) -> int:
+        self._matrices("E", self._shape.experts, *a)
+        return self._library.experts(handle, *a)
+
+    def _matrices(self, what: str, count: int, *a: Any) -> None:
+        """So many of one shape, behind each other."""
+        layer, place, code, size, out, data, bias = a
+        self._numbers(ord(what), layer, place, code, size, out)
+        values, of_block = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
+        self._array(data, count * out * size // values * of_block)
+        self._array(bias, count * out * 4)
 
     def free(self, handle: int) -> None:
         self._library.free(handle)
@@ -91,7 +104,7 @@ class Recorder:
             tables = (ctypes.c_void_p * call.tokens_count).from_address(call.adapters)
             numbers = [-1 if address is None else self._adapter(address) for address in tables]
         N = call.tokens_count
-        self._numbers(ord("F"), N, call.wanted_count, call.depth, int(bool(call.hidden)))
+        self._numbers(ord("F"), N, call.wanted_count, call.depth, bool(call.hidden), bool(call.logits))
         self._array(call.places, 8 * layers)
         for address in (call.tokens, call.rows, call.positions, call.lengths, call.types):
             self._array(address, 8 * N)
@@ -109,12 +122,12 @@ class Recorder:
         if cache != self._told:
             self._numbers(ord("C"))
             for address in cache:
-                self._array(address, self._cache_bytes)
+                self._array(address, self._cache[address])
             self._told = cache
 
     def new_cache(self, tensors: Sequence[Tensor]) -> None:
-        """To be called with a cache's tensors before its first forward."""
-        self._cache_bytes = tensors[0].numel() * tensors[0].element_size()
+        """To be called with a cache's tensors, keys and values, before its first forward."""
+        self._cache = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
         self._told = ()
 
     def _adapter(self, address: int) -> int:
@@ -124,7 +137,7 @@ class Recorder:
             self._numbers(ord("A"))
             table = (LowRank * (self._shape.layers * len(PLACES))).from_address(address)
             for i, low in enumerate(table):
-                size, out = self._sizes[i % len(PLACES)]
+                size, out = self._sizes.get(divmod(i, len(PLACES)), (0, 0))
                 self._numbers(low.rank, 4)
                 self._file.write(struct.pack("<f", low.scaling))
                 self._array(low.a, low.rank * size * self._width)
@@ -140,6 +153,7 @@ class Replayed:
 
     logits_WV: Tensor
     argmax_W: Tensor
+    top_W: Tensor
     logsumexp_W: Tensor
     hidden: Tensor
 
@@ -150,11 +164,11 @@ def read_output(path: Path, vocabulary: int) -> list[Replayed]:
     arrays: list[Tensor] = []
     while at < len(content):
         (size,) = struct.unpack_from("<q", content, at)
-        dtype = torch.int64 if len(arrays) % 4 == 1 else torch.float32
+        dtype = torch.int64 if len(arrays) % 5 == 1 else torch.float32
         data = bytearray(content[at + 8 : at + 8 + size])
         arrays.append(torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype))
         at += 8 + size
     return [
-        Replayed(logits.view(-1, vocabulary), best, total, hidden)
-        for logits, best, total, hidden in zip(*(arrays[i::4] for i in range(4)), strict=True)
+        Replayed(logits.view(-1, vocabulary), *others)
+        for logits, *others in zip(*(arrays[i::5] for i in range(5)), strict=True)
     ]

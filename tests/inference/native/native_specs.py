@@ -6,10 +6,12 @@ from typing import Any
 
 from bedplate.models.specs.transformer import (
     Experts,
+    FullAttention,
     LinearScaling,
     LongRopeScaling,
     Rope,
     Scales,
+    SharedKeys,
     TransformerSpec,
     YarnScaling,
 )
@@ -103,6 +105,40 @@ FAMILIES = {
         heads=2,
         kv_heads=1,
     ),
+    "heads by layer": spec_of(
+        layers=5,
+        heads=4,
+        norm_placement="sandwich",
+        activation="gelu_tanh",
+        qk_norm="head",
+        value_norm=True,
+        windows=(20, None, 20, 20, None),
+        rope=Rope(1e6, fraction=0.25, proportional=True),
+        local_rope=Rope(1e4),
+        full=FullAttention(head_dim=64, kv_heads=1, keys_are_values=True),
+        shared_keys=SharedKeys(2, feedforward_size=320),
+        output_scales=True,
+        scales=Scales(embedding=10.0, attention=0.15, logit_cap=3.0),
+    ),
+    "told by layer": spec_of(
+        layers=3,
+        vocab_size=83,
+        norm_placement="sandwich",
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        qk_norm="head",  # without it scores are so sharp that torch's own rounding is over the bounds
+        layer_input_size=64,
+        output_scales=True,
+        scales=Scales(embedding=10.0, residual=0.7),
+    ),
+    "large heads": spec_of(
+        head_dim=16,
+        heads=2,
+        kv_heads=1,
+        windows=(8, None),
+        full=FullAttention(head_dim=512, kv_heads=2),
+        qk_norm="projection",
+    ),
 }
 """What published families have, in few specs."""
 
@@ -127,6 +163,13 @@ EXPERTS = {
     ),
     "every other": spec_of(
         layers=3, experts=Experts(4, 2, 64, every=2), gated=False, activation="gelu", norm_placement="sandwich"
+    ),
+    "beside": spec_of(
+        layers=3,
+        experts=Experts(6, 2, 64, first_dense=1, beside=True, router_scales=True),
+        activation="gelu_tanh",
+        norm_placement="sandwich",
+        output_scales=True,
     ),
 }
 """Mixtures of experts."""
@@ -166,7 +209,14 @@ ENCODERS = {
         local_rope=Rope(10_000.0),
     ),
     "grouped": encoder_of(
-        kv_heads=2, norm="rms", norm_placement="branch", qk_norm="projection", windows=(7, None), rope=Rope(1e4)
+        kv_heads=2,
+        norm="rms",
+        norm_placement="branch",
+        qk_norm="projection",
+        windows=(7, None),
+        rope=Rope(1e4),
+        full=FullAttention(head_dim=48, kv_heads=3, keys_are_values=True),
+        value_norm=True,
     ),
 }
 """What published encoders have, in few specs."""

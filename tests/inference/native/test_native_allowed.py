@@ -35,7 +35,7 @@ GROWING = YarnScaling(4.0, 128, query_growth=0.1)
 LONG = LongRopeScaling((1.0,) * 16, (2.0,) * 16, 128)
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "rope": (Rope(scaling=LONG), Rope(fraction=0.25, proportional=True), Rope(scaling=GROWING)),
+    "rope": (Rope(scaling=LONG), Rope(scaling=GROWING)),
     "local_rope": (Rope(scaling=LONG),),
     "activation": ("clamped_silu",),
     "token_types": (2,),
@@ -51,12 +51,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "state_layers": ((True, False),),
     "sinusoids": (True,),
     "head_bias": (True,),
-    "full": (FullAttention(head_dim=32),),
-    "shared_keys": (SharedKeys(1),),
-    "value_norm": (True,),
-    "layer_input_size": (16,),
-    "output_scales": (True,),
-    "experts": (Experts(4, 2, 32, beside=True), Experts(4, 2, 32, router_scales=True)),
+    "scales": (Scales(logit_cap=0.0), Scales(attention_cap=-1.0)),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -75,6 +70,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "rope": (
         *(None, Rope(5e5), Rope(fraction=0.5), Rope(interleaved=True), Rope(1e4, LinearScaling(2.0))),
         *(Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64)), Rope(1e4, YarnScaling(4.0, 128))),
+        Rope(fraction=0.25, proportional=True),
     ),
     "local_rope": (Rope(1e6),),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"),
@@ -99,8 +95,17 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "final_norm": (False, True),
     "first_norm": (False,),
     "parallel": (True,),
-    "experts": (Experts(4, 2, 32), Experts(8, 2, 32, 64, 1, 1, True, True, True, True, "sigmoid", False, 2.0, 2, 1)),
+    "experts": (
+        Experts(4, 2, 32),
+        Experts(4, 2, 32, beside=True, router_scales=True),
+        Experts(8, 2, 32, 64, 1, 1, True, True, True, True, "sigmoid", False, 2.0, 2, 1),
+    ),
     "attention_sinks": (True,),
+    "full": (FullAttention(head_dim=32), FullAttention(kv_heads=1, keys_are_values=True)),
+    "shared_keys": (SharedKeys(1), SharedKeys(1, 320)),
+    "value_norm": (True,),
+    "output_scales": (True,),
+    "layer_input_size": (32,),
     "scales": (Scales(), Scales(4.0, 0.1, 50.0, 30.0, 0.5, 0.2)),
 }
 """Values that it does run, beside the defaults."""
@@ -153,9 +158,11 @@ def test_what_depends_on_other_fields() -> None:
     assert refused_field(spec_of(parallel=True, experts=Experts(4, 2, 32))) == "parallel"
     assert refused_field(spec_of(activation="clamped_silu", experts=Experts(4, 2, 32))) is None
     assert refused_field(spec_of(experts=Wider(4, 2, 32))) == "experts"
+    assert refused_field(spec_of(norm_placement="branch", experts=Experts(4, 2, 32, beside=True))) == "experts"
     assert refused_field(spec_of(rope=Rope(scaling=LONG), context_length=128)) is None
     assert refused_field(encoder_of(token_types=2, position_offset=2, position_rows=310)) is None
     assert refused_field(encoder_of(scales=Scales())) == "scales"
+    assert refused_field(encoder_of(shared_keys=SharedKeys(1))) == "shared_keys"
 
 
 def test_defaults_are_taken_and_a_tower_is_not() -> None:

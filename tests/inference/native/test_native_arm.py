@@ -18,7 +18,7 @@ import torch
 from tests.inference.native import native_models as models
 from tests.inference.native.native_builds import STRICT, compile_driver, once
 from tests.inference.native.native_record import Recorder, Replayed, read_output
-from tests.inference.native.native_specs import ENCODERS, spec_of
+from tests.inference.native.native_specs import ENCODERS, EXPERTS, FAMILIES, spec_of
 from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
-from bedplate.inference.native.library import PLACES, load
+from bedplate.inference.native.library import load
 from bedplate.inference.native.packed import NativeAdapter, WeightFormat
 from bedplate.inference.native.prebuild import levels_of, prebuild
 from bedplate.inference.native.sources import SOURCES
@@ -88,7 +88,8 @@ def arm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Arm:
     return Arm(once(tmp_path_factory, worker_id, "arm", make))
 
 
-# What is recorded: a whole sequence; the same in pieces, beside others that have adapters; then those alone.
+# What is recorded: a whole sequence, and of some layers; the same in pieces, beside others that have adapters; and once
+# more whole, of which no logits are asked for.
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,14 @@ def an_adapter(native: NativeDecoder, dtype: torch.dtype, rank: int, scaled: boo
     generator = torch.Generator().manual_seed(rank)
     model = make(dtype)
     pairs, scales = {}, {}
-    for layer in range(SPEC.layers):
-        for name in PLACES:
-            path = f"layers.{layer}.{name}"
-            out, size = model.get_submodule(path).weight.shape  # type: ignore[union-attr,misc]
-            a = (torch.randn(rank, size, generator=generator) * 0.1).to(dtype)
-            b = (torch.randn(rank, out, generator=generator) * 0.1).to(dtype)
-            pairs[path] = (a, b.t(), 1.5)
-            if scaled:
-                shift = torch.randn(out, generator=generator) * 0.01
-                scales[path] = (torch.rand(out, generator=generator) + 0.5, shift)
+    for path, linear in block_linears(model).items():
+        out, size = linear.weight.shape
+        a = (torch.randn(rank, size, generator=generator) * 0.1).to(dtype)
+        b = (torch.randn(rank, out, generator=generator) * 0.1).to(dtype)
+        pairs[path] = (a, b.t(), 1.5)
+        if scaled:
+            shift = torch.randn(out, generator=generator) * 0.01
+            scales[path] = (torch.rand(out, generator=generator) + 0.5, shift)
     return native.adapter(pairs, scales)
 
 
@@ -143,7 +142,7 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
         native = NativeDecoder(make(dtype), weights, threads=threads, library=recorder.as_library())
         shape = (4, SPEC.kv_heads, 256, SPEC.head_dim)
         keys, values = ([torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan))
-        recorder.new_cache(keys)
+        recorder.new_cache([*keys, *values])
         if threads == 2:
             wanted = range(len(tokens))
             out.append(native.forward(tokens, [1] * len(tokens), list(wanted), keys, values, wanted, states=True))
@@ -160,6 +159,8 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
                 adapters = [None] * size + [first] * 5 + [second] * 5
                 out.append(native.forward(batch, rows, positions, keys, values, range(len(batch)), adapters))
                 done += size
+            every = range(len(tokens))
+            out.append(native.forward(tokens, [1] * len(tokens), every, keys, values, every, keep_logits=False))
         native.close()
     recorder.close()
     return out
@@ -177,16 +178,18 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).norm() / reference.norm())
 
 
-def replay(arm: Arm, processor: str, level: str, case: Path, to: Path) -> list[Replayed]:
+def replay(
+    arm: Arm, processor: str, level: str, case: Path, to: Path, vocabulary: int = SPEC.vocab_size
+) -> list[Replayed]:
     done = arm.run(processor, arm.kernel(level), str(case), str(to))
     assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", level)
-    return read_output(to, SPEC.vocab_size)
+    return read_output(to, vocabulary)
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, tmp_path: Path) -> None:
     got = replay(arm, processor, PROCESSORS[processor], case.path, tmp_path / "out")
-    assert len(got) == len(case.expected) == 2 + len(PIECES)
+    assert len(got) == len(case.expected) == 3 + len(PIECES)
     bound = BOUNDS[case.weights]
     for number, (ours, expected) in enumerate(zip(got, case.expected, strict=True)):
         if expected.hidden_ND is not None:
@@ -199,8 +202,12 @@ def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, 
     whole = got[0].logits_WV
     assert case.expected[0].logits_WV is not None
     assert relative(whole[:FIRST], case.expected[0].logits_WV[:FIRST]) < EXACT
-    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:], PIECES, strict=True)])
+    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:-1], PIECES, strict=True)])
     assert torch.equal(pieces, whole), "a token's result depends on its batch"
+    assert not got[-1].logits_WV.numel()
+    assert torch.equal(got[-1].argmax_W, whole.argmax(-1))
+    assert torch.equal(got[-1].top_W, whole.amax(-1))
+    assert torch.equal(got[-1].logsumexp_W, got[0].logsumexp_W)
 
 
 def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
@@ -215,7 +222,7 @@ def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
     assert {one.kind for one in blocks.values()} == SOURCES
     native = NativeDecoder(model, "int4", blocks=blocks, threads=2, library=recorder.as_library())
     cache = models.Cache(spec, dtype=torch.float32)
-    recorder.new_cache(cache.keys)
+    recorder.new_cache([*cache.keys, *cache.values])
     whole = models.logits(cache.run(native, [(1, 0, tokens_of(21, 1))]))
     native.close()
     recorder.close()
@@ -223,6 +230,31 @@ def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
         (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
         assert relative(got.logits_WV[0], whole[0]) < EXACT
         assert relative(got.logits_WV, whole) < BOUNDS["int4"]
+
+
+DECODERS = {**FAMILIES, "beside": EXPERTS["beside"]}
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["heads by layer", "told by layer", "large heads", "beside"])
+def test_what_differs_from_layer_to_layer_too(arm: Arm, tmp_path: Path, name: str, weights: WeightFormat) -> None:
+    library = load("plain")
+    assert not isinstance(library, str), library
+    spec, dtype = DECODERS[name], models.base_dtype(weights)
+    recorder = Recorder(library, tmp_path / "case")
+    native = NativeDecoder(models.made(spec, dtype), weights, threads=2, library=recorder.as_library())
+    cache, tokens = models.Cache(spec, dtype=dtype), models.some_tokens(70, spec)
+    recorder.new_cache([*cache.keys, *cache.values])
+    expected = [
+        models.logits(cache.run(native, [(1, 0, tokens[:64])])),
+        models.logits(cache.run(native, [(1, 64, tokens[64:])])),
+    ]
+    native.close()
+    recorder.close()
+    for processor, level in PROCESSORS.items():
+        got = replay(arm, processor, level, tmp_path / "case", tmp_path / "out", spec.vocab_size)
+        for ours, whole in zip(got, expected, strict=True):
+            assert relative(ours.logits_WV, whole) < 2 * BOUNDS[weights]
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
@@ -275,7 +307,7 @@ def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> 
         native = NativeDecoder(model, weights, threads=2, library=recorder.as_library())  # type: ignore[arg-type]
         shape = (4, SPEC.kv_heads, 32, SPEC.head_dim)
         keys, values = ([torch.zeros(shape) for _ in range(SPEC.layers)] for _ in range(2))
-        recorder.new_cache(keys)
+        recorder.new_cache([*keys, *values])
         expected = native.forward([7, 8, 8, 9], [0, 1, 2, 3], [0, 0, 0, 0], keys, values, range(4))
         native.close()
         recorder.close()

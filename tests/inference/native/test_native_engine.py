@@ -17,9 +17,11 @@ from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score, Scores
+from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling, Score, Scores
+from bedplate.inference.engine.speculate import Drafter
 from bedplate.inference.forward import native
 from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.ways.way import Weights
@@ -98,6 +100,65 @@ def test_every_answer_is_bit_for_bit_that_of_the_request_alone(base: Base, weigh
             assert [numbers(result) for result in engine.run(requests())] == alone
             # And once more, with what the first run left in the prefix cache.
             assert [numbers(result) for result in engine.run(requests())] == alone
+
+
+LIKELIEST = (Sampling(max_tokens=19, ignore_eos=True), Sampling(max_tokens=9, logprobs=0, stop=("zz",), top_k=3))
+MORE = (
+    Sampling(max_tokens=4, logprobs=2),
+    Sampling(max_tokens=4, repetition_penalty=1.3),
+    Sampling(max_tokens=4, presence_penalty=0.5),
+    Sampling(max_tokens=4, logit_bias=((7, 100.0),)),
+    Sampling(max_tokens=4, min_tokens=2),
+    Sampling(max_tokens=4, temperature=0.7, seed=3),
+)
+
+
+def test_logits_are_written_only_where_more_than_the_likeliest_token_is_asked_for(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one row of a pass; the others are answered the same."""
+    kept: list[bool] = []
+    whole, forward = False, NativeDecoder.forward
+
+    def spied(self: NativeDecoder, *arguments: Any, keep_logits: bool, **settings: Any) -> Any:
+        if arguments[5]:
+            kept.append(keep_logits)
+        return forward(self, *arguments, keep_logits=keep_logits or whole, **settings)
+
+    monkeypatch.setattr(NativeDecoder, "forward", spied)
+    tokens = random_prompt(1, 12)
+    greedy = [Generate(tokens * (1 + i), one) for i, one in enumerate(LIKELIEST)]
+    asked: list[Generate | Score] = [Generate(tokens, one) for one in MORE]
+    asked += [Generate(tokens, LIKELIEST[0], Grammar("regex", "[ab]{3}")), Score(tokens, ((5,), (6, 7)))]
+    asked += [Generate(tokens, Sampling(max_tokens=0, prompt_logprobs=1))]
+    with Engine(base, kernel="native", cache_bytes=0) as engine:
+        said = [cast(Generation, one) for one in engine.run(greedy)]
+        alone = [numbers(one) for one in said]
+        texts = {len(request.tokens): one.token_ids for request, one in zip(greedy, said, strict=True)}
+
+        def guessed(drafter: Drafter, most: int) -> list[int]:
+            """What comes next, but for every fifth token."""
+            begin = len(drafter._start)
+            at = len(drafter._tokens) - begin
+            found = texts.get(begin, ())[at : at + most]
+            return [(token + (i % 5 == 4)) % 320 for i, token in enumerate(found, at)]
+
+        monkeypatch.setattr(Drafter, "draft", guessed)
+        assert [numbers(one) for one in engine.run(greedy)] == alone
+        assert engine.stats().accepted
+        assert kept
+        assert not any(kept)
+        for one in asked:
+            kept.clear()
+            engine.run([one])
+            assert kept
+            assert all(kept)
+        kept.clear()
+        beside = engine.run([*greedy, asked[0]])
+        assert {True, False} == set(kept)
+        assert [numbers(one) for one in beside[: len(greedy)]] == alone
+        whole = True
+        assert [numbers(one) for one in engine.run(greedy)] == alone
 
 
 def test_bfloat16_is_transformers_model_of_the_same_weights(base: Base, directory: Path) -> None:

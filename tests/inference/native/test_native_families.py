@@ -64,10 +64,10 @@ def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
         out = native.forward(tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters)
         assert not wanted or torch.equal(logits(out), whole[wanted])
         for found, expected in zip((*other.keys, *other.values), (*cache.keys, *cache.values), strict=True):
-            assert torch.equal(found[2, :, :COUNT], expected[1, :, :COUNT])
+            assert not found.numel() or torch.equal(found[2, :, :COUNT], expected[1, :, :COUNT])
 
 
-@pytest.mark.parametrize("name", ["sandwich", "sinks"])
+@pytest.mark.parametrize("name", ["sandwich", "sinks", "heads by layer"])
 def test_windows_need_few_places(name: str) -> None:
     """A ring of the last tokens, in which a piece of a row and what its first token sees have room."""
     model = made(FAMILIES[name])
@@ -77,7 +77,7 @@ def test_windows_need_few_places(name: str) -> None:
     cache = Cache(spec, dtype=torch.float32)
     for layer in range(spec.layers):
         window = spec.window(layer)
-        if window is not None:
+        if window is not None and spec.keys_of(layer) == layer:
             C = window + max(PIECES) - 1
             cache.keys[layer], cache.values[layer] = (
                 tensor[layer][:, :, :C].contiguous() for tensor in (cache.keys, cache.values)

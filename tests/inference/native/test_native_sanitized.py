@@ -15,7 +15,7 @@ from bedplate.inference.native.compiler import find_compiler
 
 ROOT = Path(__file__).parents[3]
 PLUGIN = "tests.inference.native.sanitized"
-FILES = ("", "_blocks", "_encoders", "_experts", "_families", "_rows")
+FILES = ("", "_blocks", "_encoders", "_experts", "_families", "_head", "_rows")
 BUILDING = "not build and not built and not process and not compiler"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -31,7 +31,11 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("distilbart-cnn-12-6", {"_num_labels": 3, "replacing_rate": 0, "num_beams": 4}),
     "marian": ("opus-mt-en-de", {"_num_labels": 3, "extra_pos_embeddings": 96, "bad_words_ids": [[95]]}),
     "bert": ("finbert, multilingual-e5-small", {"finetuning_task": "sst", "tokenizer_class": "XLMRobertaTokenizer"}),
-    "llama": ("Llama-2-7b-hf, zephyr", {"max_length": 4096, "do_sample": True, "_flash_attn_2_enabled": True}),
+    "llama": (
+        "Llama-2-7b-hf, zephyr; of training",
+        {"max_length": 4096, "do_sample": True, "_flash_attn_2_enabled": True, "attention_dropout": 0.1},
+    ),
+    **{name: ("of training", {"attention_dropout": 0.1}) for name in ("gemma3_text", "gemma4_text", "qwen3_5_text")},
 }
 """Of each family, in which published config.json, and what stands there beside what an example has."""
 OTHERS: dict[str, dict[str, Any]] = {

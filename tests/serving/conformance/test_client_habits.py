@@ -14,8 +14,8 @@ from bedplate.serving.api.replies import FULL_LENGTH
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import ResponsesConfig
 from bedplate.serving.wire.schema_dialects import as_held
+from bedplate.text.calls.reply_form import effort_variables
 from bedplate.text.chat_template import ChatTemplate
-from bedplate.text.reply_form import effort_variables
 
 from .conftest import HI, NOW, TOOL, WEATHER, called, content_of
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.values import Values
-from bedplate.text.call_reading import CUT_REASONS, PlainReader, ReplyPiece
-from bedplate.text.reply_form import ReplyForm, reply_form
+from bedplate.text.calls.reading import CUT_REASONS, PlainReader, ReplyPiece
+from bedplate.text.calls.reply_form import ReplyForm, reply_form
 
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling

@@ -14,7 +14,8 @@ from bedplate.models.checkpoints.base import Base
 def check_decoder(base: Base, verb: str) -> None:
     """RequestError where the base reads texts and writes none."""
     if "generate" not in base.can:
-        raise RequestError(f"{base.name} is an encoder: it embeds texts, and cannot {verb}")
+        kind = "a decoder without its head" if base.causal else "an encoder"
+        raise RequestError(f"{base.name} is {kind}: it embeds texts, and cannot {verb}")
 
 
 def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0) -> None:

@@ -85,7 +85,7 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base, run, causal = base, held_for(base, weights, kernel), "generate" in base.can
+        self.base, run, causal = base, held_for(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
         self.bank = Bank(run.outline, adapters, hf_name=names)
@@ -299,7 +299,7 @@ class Engine(Closing):
         public: it is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose
         `shared_tokens` hold all of it: the time and the cached tokens of others do not tell whether they guessed it.
         """
-        if not tokens or "generate" not in self.base.can or "encode" in self.base.can:
+        if not tokens or not self.base.causal or "encode" in self.base.can:
             return
         self._check_open()
         with self._compute:

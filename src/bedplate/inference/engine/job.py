@@ -50,11 +50,12 @@ class Equipment:
 
 @dataclass(slots=True)
 class Wants:
-    """What is wanted of a pass. logits: the positions whose logits are. states: whether all tokens' hidden states are,
-    after `Job.depth` blocks."""
+    """What is wanted of a pass. logits: the positions whose logits are. likeliest: of these, and of a draft's, no more
+    than what follows likeliest. states: whether all tokens' hidden states are, after `Job.depth` blocks."""
 
     logits: Sequence[int] = ()
     states: bool = False
+    likeliest: bool = False
 
 
 @dataclass(slots=True)

@@ -52,7 +52,7 @@ class Loading:
     def check_soft_prompts(self) -> None:
         """UsageError where the base takes none."""
         if "generate" not in self._base.can:
-            raise UsageError(f"{self._base.name} is an encoder; soft prompts are for decoders")
+            raise UsageError(f"{self._base.name} writes no text; soft prompts are for decoders that do")
         if "encode" in self._base.can:
             raise UsageError(f"{self._base.name} is an encoder–decoder; soft prompts are for decoders alone")
 

@@ -196,7 +196,8 @@ class Runner:
         types += [0] * (len(tokens) - len(types)) if types else []
         out = PassOutput(None)
         if spans or sources:
-            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types, sources, reads))
+            more = states, types, sources, reads, all(one.likeliest or not one.logits for one, _ in asked)
+            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, *more))
         self._counters.computed_tokens += len(tokens) + sum(len(one.tokens) for one in sources)
         return asked, out
 

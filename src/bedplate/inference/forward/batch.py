@@ -18,8 +18,9 @@ from bedplate.inference.forward.spans import Span
 class FlatBatch:
     """New tokens of several sequences, one after the other.
 
-    wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
+    wanted: numbers of the tokens whose logits are asked for. likeliest: of these no more than what follows likeliest
+    (see Greedy); logits may be given all the same. depth: run so many blocks only. states: hidden states of all tokens
+    are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
     which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
     have no rows.
     """
@@ -33,6 +34,7 @@ class FlatBatch:
     types: Sequence[int] = ()
     sources: Sequence[Source] = ()
     reads: bool = False
+    likeliest: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Greedy:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """logits_WV: float32. hidden_ND: the last norm's output, or the state after `depth` blocks. greedy: where the
-    forward found it on the way."""
+    """logits_WV: float32; None where no more than `greedy` was asked for and found. hidden_ND: the last norm's output,
+    or the state after `depth` blocks. greedy: where the forward found it on the way."""
 
     logits_WV: Tensor | None
     hidden_ND: Tensor | None = None

@@ -14,7 +14,7 @@ def open_caches(
 ) -> tuple[RadixTree, KVCache | None]:
     """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
     one pass at most."""
-    if "generate" not in base.can:
+    if not base.causal:
         return RadixTree(cache_bytes), None
     if not paged:
         slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)

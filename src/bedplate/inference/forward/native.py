@@ -96,10 +96,11 @@ class NativeWriting(NativeForward):
             adapters=adapters,
             depth=batch.depth,
             states=batch.states,
+            keep_logits=not batch.likeliest,
         )
         greedy = None
-        if out.logits_WV is not None:
-            best = out.logits_WV.gather(1, out.argmax_W[:, None])[:, 0] - out.logsumexp_W
+        if len(out.argmax_W):
+            best = out.top_W - out.logsumexp_W
             greedy = Greedy(out.argmax_W.tolist(), best.tolist(), out.logsumexp_W.tolist())
         return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from bedplate.models.specs.transformer import (
     Experts,
+    FullAttention,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
     Rope,
     Scales,
+    SharedKeys,
     TransformerSpec,
     YarnScaling,
 )
@@ -26,6 +28,7 @@ _ANY = (
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
     *("pooling", "pooler", "classifier", "masked_head"),  # of the states, outside the kernel
+    *("value_norm", "output_scales", "layer_input_size"),
 )
 
 
@@ -33,9 +36,12 @@ _EXPERTS = frozenset(
     {
         *("count", "per_token", "feedforward_size", "shared_size", "first_dense", "every", "router_bias"),
         *("selection_bias", "bias", "shared_gate", "scoring", "renormalise", "scale", "groups", "groups_chosen"),
+        *("beside", "router_scales"),
     }
 )
 
+
+_FULL = ("head_dim", "kv_heads", "keys_are_values")
 
 _SCALINGS: Mapping[type, tuple[str, ...]] = {
     LinearScaling: ("factor",),
@@ -64,7 +70,7 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
         return False
     if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False
-    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved)
+    return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved, rope.proportional)
 
 
 def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
@@ -75,15 +81,26 @@ def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
 
 def _scales(spec: TransformerSpec) -> bool:
     found = spec.scales
-    if found is not None and spec.kind == "encoder":
+    if found is None:
+        return True
+    caps = (found.attention_cap, found.logit_cap)  # by 0 nothing can be divided, and the kernel has it for none
+    if spec.kind == "encoder" or any(cap is not None and not cap > 0 for cap in caps):
         return False
-    return found is None or found == Scales(
+    return found == Scales(
         found.embedding, found.attention, found.attention_cap, found.logit_cap, found.head, found.residual
     )
 
 
+def _shared_keys(spec: TransformerSpec) -> bool:
+    found = spec.shared_keys
+    return found is None or (spec.kind == "decoder" and _is_of(found, SharedKeys, ("layers", "feedforward_size")))
+
+
 def _experts(spec: TransformerSpec) -> bool:
-    return spec.experts is None or _is_of(spec.experts, Experts, _EXPERTS)
+    found = spec.experts
+    if found is not None and found.beside and spec.norm_placement not in ("pre", "sandwich"):
+        return False
+    return found is None or _is_of(found, Experts, _EXPERTS)
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
@@ -109,11 +126,8 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "attention_gate": lambda spec: not spec.attention_gate,
     "state": lambda spec: spec.state is None,
     "state_layers": lambda spec: not spec.state_layers,
-    "full": lambda spec: spec.full is None,
-    "shared_keys": lambda spec: spec.shared_keys is None,
-    "value_norm": lambda spec: not spec.value_norm,
-    "layer_input_size": lambda spec: spec.layer_input_size == 0,
-    "output_scales": lambda spec: not spec.output_scales,
+    "full": lambda spec: spec.full is None or _is_of(spec.full, FullAttention, _FULL),
+    "shared_keys": _shared_keys,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

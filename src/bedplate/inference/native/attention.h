@@ -12,7 +12,7 @@
 
 constexpr int KEYS = 128;
 constexpr int QUERIES = 4;   // query rows computed together
-constexpr int MAX_HEAD = 256;
+constexpr int MAX_HEAD = 512;
 constexpr int NEXT = 3;      // groups of 16 keys between what is read and what is prefetched
 
 // The running softmax of one query row: largest score, sum, and weighted values [D], not yet divided.

@@ -163,6 +163,38 @@ struct Centred : Values, WithLeast {
         return {d, mul(d, set1(-Centre))};
     }
 };
+#ifndef BEDPLATE_AVX512
+using CentredNibbles = Centred<Nibbles, 8>;
+using CentredFive = Centred<FiveBits, 16>;
+#else
+// Or moved up to the top of their bytes, where that centre is 128: products of bytes begin with what is to be taken away,
+// which spares a multiplication for each token. A sixteenth or an eighth of the scale is exact.
+struct HighNibbles : Nibbles {
+    static constexpr float PART = 1.0f / 16;
+    static INLINE_MEMBER void words(const uint8_t* at, const High&, int i, I& lo, I& hi) {
+        I both = iload(at + 64 * i);
+        lo = iand(shifted_left(both, 4), int32_t(0xf0f0f0f0)), hi = iand(both, int32_t(0xf0f0f0f0));
+    }
+};
+struct HighFive : FiveBits {
+    static constexpr float PART = 1.0f / 8;
+    static INLINE_MEMBER void words(const uint8_t* at, const High& h, int i, I& lo, I& hi) {
+        I both = iload(at + 64 * i);
+        lo = ior(iand(shifted_left(both, 3), 0x78787878), iand(shifted_left(h.bits, 7 - i), int32_t(0x80808080)));
+        hi = ior(iand(shifted_right(both, 1), 0x78787878), iand(shifted_left(h.bits, 3 - i), int32_t(0x80808080)));
+    }
+};
+template <class Values>
+struct CentredHigh : Values, AboutByte {
+    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_FEW, IN_SPAN = 2;
+    template <int M> using Dot = SumsOf<M, ByteDot>;
+    static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
+        return {mul(load_half(before + 32 * block), set1(Values::PART))};
+    }
+};
+using CentredNibbles = CentredHigh<HighNibbles>;
+using CentredFive = CentredHigh<HighFive>;
+#endif
 // Nibbles are numbers of values.
 template <class Table>
 struct LookedUp : Nibbles, AboutByte {

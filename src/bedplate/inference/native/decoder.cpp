@@ -92,15 +92,15 @@ extern "C" {
 // The name of the level that this file was compiled for.
 const char* bedplate_level() { return BEDPLATE_LEVEL; }
 
-// embedding: [vocabulary, hidden], as wide as the shape says; positions, types: such rows of learned positions and of the
-// parts of a text, or null. All are kept by the caller.
-void* bedplate_new(const Shape* shape, const void* embedding, const void* positions, const void* types) try {
+// embedding: [vocabulary, hidden], as wide as the shape says; positions, types, told: such rows of learned positions, of the
+// parts of a text, and of what all layers are told of a token, or null. All are kept by the caller.
+void* bedplate_new(const Shape* shape, const void* embedding, const void* positions, const void* types, const void* told) try {
     auto handle = std::make_unique<Handle>();
     Model& m = handle->model;
     m.shape = *shape;
     m.shape.chunk = chunk_for(*shape);
     m.layers.resize(size_t(shape->layers));
-    m.embedding = embedding, m.positions = positions, m.types = types;
+    m.embedding = embedding, m.positions = positions, m.types = types, m.told_rows = told;
     return handle.release();
 } catch (const std::exception&) {
     return nullptr;
@@ -115,9 +115,12 @@ int bedplate_turning(void* handle, int size, int interleaved, float factor, cons
     return 1;
 }
 
-int bedplate_layer(void* handle, int layer, int window, int turning) {
+// See Layer.
+int bedplate_layer(void* handle, int layer, int window, int turning, int head_dim, int kv_heads, int source, float output_scale,
+                   float score_scale) {
     Layer& one = static_cast<Handle*>(handle)->model.layers[size_t(layer)];
-    one.window = window, one.turning = turning;
+    one.window = window, one.turning = turning, one.head_dim = head_dim, one.kv_heads = kv_heads;
+    one.source = source, one.output_scale = output_scale, one.score_scale = score_scale;
     return 0;
 }
 
@@ -132,11 +135,13 @@ int bedplate_vector(void* handle, int layer, int which, int size, const float* w
     return 1;
 }
 
-// place: see Place; −1 is the head. source: what `data` [out, …] is (see Source). Copies and packs what it is given.
+// place: see Place; −1 is the head, −2 the projection to what layers are told. source: what `data` [out, …] is (see
+// Source). Copies and packs what it is given.
 int bedplate_linear(void* handle, int layer, int place, int source, int in, int out, const void* data,
                     const float* bias) try {
     Model& m = static_cast<Handle*>(handle)->model;
-    add_matrix(m, place < 0 ? m.head : m.layers[size_t(layer)].linear[place], source, in, out, data, bias);
+    Linear& to = place == -1 ? m.head : place < 0 ? m.told : m.layers[size_t(layer)].linear[place];
+    add_matrix(m, to, source, in, out, data, bias);
     return 0;
 } catch (const std::exception&) {
     return 1;

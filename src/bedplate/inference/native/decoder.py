@@ -26,12 +26,14 @@ _ANY = 1 << 31
 class Forwarded:
     """What a forward yields. W wanted tokens, N tokens, V vocabulary, D features.
 
-    logits_WV float32, argmax_W int64 and logsumexp_W float32 of the wanted tokens (empty when none are); hidden_ND
-    float32 where it was asked for: after the final norm, or, with `depth`, after so many blocks and before it.
+    Of the wanted tokens (empty when none are): logits_WV float32, where they were asked for; argmax_W int64, and top_W
+    float32, the logits that stand there; logsumexp_W float32. hidden_ND float32 where it was asked for: after the final
+    norm, or, with `depth`, after so many blocks and before it.
     """
 
     logits_WV: Tensor | None
     argmax_W: Tensor
+    top_W: Tensor
     logsumexp_W: Tensor
     hidden_ND: Tensor | None
 
@@ -55,25 +57,30 @@ class NativeDecoder(Packed):
         adapters: Sequence[NativeAdapter | None] | None = None,
         depth: int | None = None,
         states: bool = False,
+        keep_logits: bool = True,
     ) -> Forwarded:
         """Runs N tokens of a flat batch.
 
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
         together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous, position
-        p at place p % C; the new tokens' are written there, then token i attends to its row's positions 0 …
+        p at place p % C (of layers that use another one's, that one's are taken); the new tokens' are written there,
+        then token i attends to its row's positions 0 …
         positions[i], or to so many of the last of them as the layer's window says: such a layer needs no more places
-        than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted.
-        adapters: each token's, or None. depth: run so many blocks only and return the states after them (no logits).
-        states: also return the states after the final norm.
+        than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted;
+        keep_logits: or, without it, no more of them than what follows likeliest. adapters: each token's, or None.
+        depth: run so many blocks only and return the states after them (no logits). states: also return the states
+        after the final norm.
         """
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)
         index[0], index[1], index[2] = tokens, rows, positions
+        if spec.shared_keys is not None:
+            keys, values = ([tensors[source] for source in self._sources] for tensors in (keys, values))
         places = np.array([tensor.shape[2] for tensor in keys], dtype=np.int64)
         self._check(index, keys, places, wanted, depth)
         N, W = count, 0 if depth is not None else len(wanted)
-        logits = self._logits(W) if W else None
-        best, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W)
+        logits = self._logits(W) if W and keep_logits else None
+        best, top, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W), torch.empty(W)
         hidden = torch.empty(N, spec.hidden_size) if states or depth is not None else None
         chosen = np.array(wanted, dtype=np.int64)
         pointers = ctypes.c_void_p * spec.layers
@@ -99,12 +106,13 @@ class NativeDecoder(Packed):
             None if adapter_table is None else ctypes.addressof(adapter_table),
             None if logits is None else logits.data_ptr(),
             best.data_ptr(),
+            top.data_ptr(),
             logsumexp.data_ptr(),
             None if hidden is None else hidden.data_ptr(),
         )
         if count:
             self._done(self._library.forward(self._handle, call))
-        return Forwarded(logits, best, logsumexp, hidden)
+        return Forwarded(logits, best, top, logsumexp, hidden)
 
     def _logits(self, W: int) -> Tensor:
         """[W, V], in memory that no tensor uses any more where there is such: new pages cost a tenth of a step."""

@@ -18,6 +18,7 @@ from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
+from bedplate.models.layers.routing import Router
 from bedplate.models.specs.parts import Scoring
 from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
 
@@ -36,6 +37,8 @@ SCORINGS: dict[Scoring, int] = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
 Stack = Decoder | Encoder
 OUTER = -1
 """The layer of what belongs to no layer."""
+HEAD, TOLD = -1, -2
+"""The places of its matrices: the head, and the projection to what all layers are told of a token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +64,15 @@ class Matrix:
 
 def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> Shape:
     """floats: whether the blocks' matrices are kept in the base's dtype."""
-    scales, part = spec.scales or Scales(), spec.experts
+    scales, part, layers = spec.scales or Scales(), spec.experts, range(spec.layers)
+    feedforward = max(spec.feedforward_size_of(layer) for layer in layers)
     return Shape(
         layers=spec.layers,
         hidden=spec.hidden_size,
         heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        feedforward=max(spec.feedforward_size, 0 if part is None else part.shared_size),
+        kv_heads=max(spec.kv_heads_of(layer) for layer in layers),
+        head_dim=max(spec.head_dim_of(layer) for layer in layers),
+        feedforward=max(feedforward, 0 if part is None else part.shared_size),
         vocabulary=spec.vocab_size,
         threads=threads,
         floats=floats,
@@ -86,9 +90,10 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
         residual_scale=scales.residual,
         head_scale=scales.head,
-        score_scale=spec.head_dim**-0.5 if scales.attention is None else scales.attention,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
+        told=spec.layer_input_size,
+        told_scale=float(torch.tensor(spec.layer_input_size**0.5, dtype=dtype)),
         **({} if part is None else _routing(part)),
     )
 
@@ -106,11 +111,20 @@ def _routing(part: Experts) -> dict[str, float]:
     }
 
 
-def ropes_of(spec: TransformerSpec) -> tuple[list[Rope], list[int]]:
-    """The kinds of rotary positions that layers have, and each layer's number of one, −1 for none."""
-    each = [spec.rope_of(layer) for layer in range(spec.layers)]
-    kinds = list(dict.fromkeys(rope for rope in each if rope is not None))
-    return kinds, [-1 if rope is None else kinds.index(rope) for rope in each]
+def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
+    """The kinds of rotary positions that layers have, with the size of a head, and each layer's number of one, −1 for
+    none."""
+    each = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
+    kinds = list(dict.fromkeys((rope, size) for rope, size in each if rope is not None))
+    return kinds, [-1 if rope is None else kinds.index((rope, size)) for rope, size in each]
+
+
+def scales_of(spec: TransformerSpec, layer: int, block: nn.Module) -> tuple[float, float]:
+    """What all that a block gives is multiplied by, and its attention's scores."""
+    assert isinstance(block, Block)
+    attention = (spec.scales or Scales()).attention
+    scores = spec.head_dim_of(layer) ** -0.5 if attention is None else attention
+    return 1.0 if block.output_scale is None else float(block.output_scale), scores
 
 
 def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
@@ -125,6 +139,9 @@ def vectors(model: Stack) -> Iterator[Vector]:
     for name, norm in {"embedding_norm": model.embedding_norm, "final_norm": model.norm}.items():
         if norm is not None and not isinstance(norm, nn.Identity):
             yield _norm(OUTER, name, norm, spec.hidden_size)
+    told = model.layer_inputs if isinstance(model, Decoder) else None
+    if told is not None:
+        yield _norm(OUTER, "told_norm", told.norm, told.size)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         after = "_after" if block.placement in ("branch", "post") else ""
@@ -137,25 +154,35 @@ def vectors(model: Stack) -> Iterator[Vector]:
             norms["feedforward_after_norm"] = (block.feedforward_after_norm, spec.hidden_size)
         attention = block.attention
         assert isinstance(attention, Attention)
-        whole = spec.qk_norm == "projection"
-        norms["query_norm"] = (attention.q_norm, spec.head_dim * (spec.heads if whole else 1))
-        norms["key_norm"] = (attention.k_norm, spec.head_dim * (spec.kv_heads if whole else 1))
+        whole, size = spec.qk_norm == "projection", attention.head_dim
+        norms["query_norm"] = (attention.q_norm, size * (spec.heads if whole else 1))
+        norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
+        norms["value_norm"] = (attention.v_norm, size)
+        if block.layer_input_norm is not None:
+            norms["told_after_norm"] = (block.layer_input_norm, spec.hidden_size)
+        if block.beside is not None:
+            norms["beside_norm"] = (block.beside.norm, spec.hidden_size)
+            norms["beside_after_norm"] = (block.beside.after_norm, spec.hidden_size)
+            norms["dense_after_norm"] = (block.beside.dense_after_norm, spec.hidden_size)
         for name, (norm, size) in norms.items():
             if norm is not None and not isinstance(norm, nn.Identity):
                 yield _norm(layer, name, norm, size)
         if attention.sinks is not None:
             yield Vector(layer, VECTORS.index("sinks"), _floats(attention.sinks), None)
         if isinstance(block.feedforward, Mixture):
-            yield from _routers(layer, block.feedforward)
+            yield from _routers(layer, block.feedforward.router, block.feedforward.shared_gate)
+        if block.beside is not None:
+            yield from _routers(layer, block.beside.router, None)
 
 
-def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
-    router, gate = mixture.router, mixture.shared_gate
+def _routers(layer: int, router: Router, gate: Linear | None) -> Iterator[Vector]:
     parts = {
         "router": router.weight,
         "router_bias": router.bias,
         "selection_bias": router.selection_bias,
         "shared_gate": None if gate is None else gate.weight,
+        "router_scale": None if router.scale is None else router.scale.float() * len(router.scale) ** -0.5,
+        "expert_scale": router.expert_scale,
     }
     for name, tensor in parts.items():
         if tensor is not None:
@@ -169,26 +196,33 @@ def matrices(model: Stack) -> Iterator[Matrix]:
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
+        own = spec.keys_of(layer) == layer
+        held = {"attention.k": own, "attention.v": own and not spec.keys_are_values(layer)}
+        held |= {"feedforward.gate": spec.gated}
+        held |= dict.fromkeys(("layer_input.gate", "layer_input.down"), spec.layer_input_size > 0)
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")
-            own = mixture if part == "feedforward" else None
-            if (last == "gate" and not spec.gated) or (own is not None and own.shared is None):
+            inside = mixture if part == "feedforward" else None
+            if not held.get(name, True) or (inside is not None and inside.shared is None):
                 continue
-            path = name if own is None else f"{part}.shared.{last}"
+            path = name if inside is None else f"{part}.shared.{last}"
             linear = block.get_submodule(path)
             assert isinstance(linear, Linear)
             yield Matrix(layer, place, f"layers.{layer}.{path}.weight", linear.weight, linear.bias)
-        if mixture is not None:
-            experts = mixture.experts
+        sparse = block.beside if mixture is None else mixture
+        if sparse is not None:
+            path, experts = f"layers.{layer}.{'beside' if mixture is None else 'feedforward'}.experts", sparse.experts
             for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
-                yield Matrix(layer, place, f"layers.{layer}.feedforward.experts.{name}.weight", one.weight, one.bias)
+                yield Matrix(layer, place, f"{path}.{name}.weight", one.weight, one.bias)
     if isinstance(model, Encoder):
         return
+    if model.layer_inputs is not None:
+        yield Matrix(OUTER, TOLD, "layer_inputs.projection.weight", model.layer_inputs.projection.weight, None)
     head = model.lm_head
     if head is None:
-        yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)
+        yield Matrix(OUTER, HEAD, "embedding.weight", model.embedding.weight, None)
     else:
-        yield Matrix(OUTER, -1, "lm_head.weight", head.weight, head.bias)
+        yield Matrix(OUTER, HEAD, "lm_head.weight", head.weight, head.bias)
 
 
 def _norm(layer: int, name: str, norm: nn.Module, size: int) -> Vector:

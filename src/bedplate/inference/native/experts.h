@@ -19,21 +19,29 @@ public:
         given_ = memory.array<float>(N_ * k_ * s_.hidden);
         for (Own& own : per_thread_) {
             own.few = make_inputs(memory, TILE, s_.hidden, form_, form_);
-            own.logits = memory.array<float>(s_.experts);
+            own.logits = memory.array<float>(s_.experts), own.read = memory.array<float>(s_.hidden);
             own.router = std::make_unique<Router>(s_);
             own.begin.resize(size_t(s_.experts) + 1), own.order.resize(size_t(N_ * k_));
         }
         for (int i = 0; i < (alone ? threads : 1); ++i) routes_.emplace_back(size_t(N_ * k_)), shares_.emplace_back(size_t(N_));
     }
 
-    // The choice of one token by its normalised state.
+    // The choice of one token by its state: as its products read it, or (beside a feed-forward) before any norm.
     void route(const Layer& layer, int64_t t, const float* x, int thread) {
         Own& own = per_thread_[size_t(thread)];
+        const float* read = x;
+        if (const float* scale = layer.weight[ROUTER_SCALE]) {
+            norm_row(x, s_.hidden, s_.eps, false, scale, nullptr, own.read);
+            read = own.read;
+        }
         for (int e = 0; e < s_.experts; ++e) {
-            own.logits[e] = dot(layer.weight[ROUTER] + int64_t(e) * s_.hidden, x);
+            own.logits[e] = dot(layer.weight[ROUTER] + int64_t(e) * s_.hidden, read);
             if (layer.weight[ROUTER_BIAS]) own.logits[e] += layer.weight[ROUTER_BIAS][e];
         }
-        own.router->choose(own.logits, layer.weight[SELECTION_BIAS], routes(thread) + t * k_);
+        Route* chosen = routes(thread) + t * k_;
+        own.router->choose(own.logits, layer.weight[SELECTION_BIAS], chosen);
+        if (const float* scales = layer.weight[EXPERT_SCALE])
+            for (int j = 0; j < k_; ++j) chosen[j].weight *= scales[chosen[j].expert];
         if (layer.weight[SHARED_GATE]) {
             const float gate = dot(layer.weight[SHARED_GATE], x);
             shares_[me(thread)][size_t(t)] = 1.0f / (1.0f + std::exp(-gate));
@@ -78,9 +86,14 @@ public:
 
     // y: what the shared expert gave the token, where there is one; to it is added what its own experts gave.
     void add(const Layer& layer, int64_t t, int thread, float* y) const {
-        const Route* routes = routes_[me(thread)].data() + t * k_;
         if (!layer.linear[DOWN].out) std::memset(y, 0, size_t(s_.hidden) * 4);
         else if (layer.weight[SHARED_GATE]) scaled_row(y, s_.hidden, shares_[me(thread)][size_t(t)]);
+        add_own(t, thread, y);
+    }
+
+    // Adds to y what a token's own experts gave, each as much as it counts.
+    void add_own(int64_t t, int thread, float* y) const {
+        const Route* routes = routes_[me(thread)].data() + t * k_;
         for (int i = 0; i < s_.hidden; i += LANES) {
             F total = zero();
             for (int j = 0; j < k_; ++j)
@@ -93,7 +106,7 @@ private:
     static constexpr int64_t PIECE = 512 << 10;  // bytes of weights that stay in the second-level cache for all tokens
     struct Own {
         Inputs few;              // gathered rows of a tile
-        float* logits = nullptr;
+        float *logits = nullptr, *read = nullptr;  // of a router, and what they are made of
         std::unique_ptr<Router> router;
         std::vector<int64_t> begin, order;  // where an expert's rows begin; which (token · k + choice) stands at a row
         Turn turn(int e, int64_t row) const {

@@ -4,36 +4,8 @@
 #include "head.h"
 #include "heads.h"
 #include "low_rank.h"
-
-constexpr int ALONE = 4;    // below so many tokens each thread does the small per-token work for itself: no barrier
-
-// Of a call the wanted tokens alone.
-class Wanted {
-public:
-    explicit Wanted(const Call& all) : call(all) {
-        for (int i = 0; i < all.wanted_count; ++i) {
-            const int64_t t = all.wanted[i];
-            numbers_.push_back(i), tokens_.push_back(all.tokens[t]), rows_.push_back(all.rows[t]);
-            positions_.push_back(all.positions[t]);
-            if (all.adapters) adapters_.push_back(all.adapters[t]);
-        }
-        call.tokens_count = all.wanted_count, call.wanted = numbers_.data(), call.tokens = tokens_.data();
-        call.rows = rows_.data(), call.positions = positions_.data();
-        if (all.adapters) call.adapters = adapters_.data();
-    }
-    Wanted(const Wanted&) = delete;
-
-    // Whether most tokens of a call only leave their keys and values behind.
-    static bool few(const Call& all) {
-        return !all.hidden && all.depth < 0 && all.tokens_count >= ALONE && 2 * all.wanted_count <= all.tokens_count;
-    }
-
-    Call call;
-
-private:
-    std::vector<int64_t> numbers_, tokens_, rows_, positions_;
-    std::vector<const LowRank*> adapters_;
-};
+#include "told.h"
+#include "wanted.h"
 
 template <class Way>
 class Forward {
@@ -43,24 +15,27 @@ public:
     // last: a pass of the wanted tokens alone, which then are all that the last layer is computed for; or null.
     Forward(const Model& model, const Call& call, Arena& memory, int threads, Forward* last = nullptr)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE && !call.lengths),
-          form_(m_.form()), updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
+          form_(m_.form()), last_norm_(s_.told ? TOLD_AFTER_NORM : FEEDFORWARD_AFTER_NORM),
+          updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
           heads_(model, call, memory, threads, mixing_), experts_(model, call, memory, threads, alone_),
-          head_(model, call, memory, threads), last_(last) {
+          told_(model, call, memory, threads), head_(model, call, memory, threads), last_(last) {
         const Reads second = updates_.any() ? Updates<Way>::form : form_;
         delta_ = memory.array<float>(N_ * s_.hidden);
-        wide_ = make_inputs(memory, N_, s_.feedforward, form_, second);
+        wide_ = make_inputs(memory, N_, std::max(s_.feedforward, s_.told), form_, second);
         for (int i = 0; i < (alone_ ? threads : 1); ++i) {
             x_.push_back(memory.array<float>(N_ * s_.hidden));
             narrow_.push_back(make_inputs(memory, N_, s_.hidden, form_, second));
             mixed_inputs_.push_back(make_inputs(memory, N_, m_.q_size(), form_, second));
             mixed_.push_back(memory.array<float>(N_ * m_.q_size()));
+            if (m_.beside()) beside_.push_back(make_inputs(memory, N_, s_.hidden, form_, form_));
         }
-        for (int i = 0; i < threads; ++i) row_.push_back(memory.array<float>(s_.hidden));
+        for (int i = 0; i < threads; ++i) row_.push_back(memory.array<float>(2 * s_.hidden));
     }
 
     void work(int thread, Pool& pool) {
         begin(thread);
         pool.barrier();
+        if (told_.any()) tell(thread, pool);
         const int depth = c_.depth < 0 ? s_.layers : c_.depth;
         for (int l = 0; l < depth; ++l) {
             const Layer* before = l ? &m_.layers[size_t(l) - 1] : nullptr;
@@ -82,6 +57,8 @@ private:
         for (int64_t t = share(N_, thread, threads_); t < share(N_, thread + 1, threads_); ++t) heads_.prepare(t);
         for (int64_t t = first_of(thread); t < end_of(thread); ++t)
             std::memcpy(state(thread, t), whole.state(0, whole.c_.wanted[t]), size_t(s_.hidden) * 4);
+        for (int64_t t = share(N_, thread, threads_); told_.any() && t < share(N_, thread + 1, threads_); ++t)
+            told_.take(whole.told_, whole.c_.wanted[t], t);
         pool.barrier();
         open(l, nullptr, V, thread, pool);
         close(l, false, thread, pool);
@@ -92,9 +69,10 @@ private:
     void open(int l, const Layer* before, Place only, int thread, Pool& pool) {
         const Layer& layer = m_.layers[size_t(l)];
         const size_t me = size_t(alone_ ? thread : 0);
-        prepare(layer, ATTENTION_NORM, before, FEEDFORWARD_AFTER_NORM, thread, pool);
+        prepare(layer, ATTENTION_NORM, before, last_norm_, thread, pool);
         updates_.compute(l, Q, 3, narrow_[me], thread, pool);
-        project(l, only == K ? s_.heads : 0, only == V ? s_.heads : s_.heads + 2 * s_.kv_heads, thread, narrow_[me]);
+        const int heads = (layer.linear[Q].out + layer.linear[K].out + layer.linear[V].out) / layer.head_dim;
+        project(l, only == K ? s_.heads : 0, only == V ? s_.heads : heads, thread, narrow_[me]);
         warm(layer.linear[O], thread);
         pool.barrier();
         heads_.keep_waiting(l, only != K, only != V, thread, pool);
@@ -105,23 +83,68 @@ private:
         const Layer& layer = m_.layers[size_t(l)];
         const size_t me = size_t(alone_ ? thread : 0);
         mixing_.run(l, thread, pool, mixed_[me]);
-        prepare_mixed(thread, pool);
-        updates_.compute(l, O, 1, mixed_inputs_[me], thread, pool);
-        add_product(l, O, thread, mixed_inputs_[me], false);
+        const Inputs mixed = sized(mixed_inputs_[me], layer.linear[O].in);
+        prepare_mixed(mixed, thread, pool);
+        updates_.compute(l, O, 1, mixed, thread, pool);
+        add_product(l, O, thread, mixed, false);
         warm(layer.linear[s_.gated ? GATE : UP], thread);
         pool.barrier();
         prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
         updates_.compute(l, s_.gated ? GATE : UP, s_.gated ? 2 : 1, narrow_[me], thread, pool);
         gate(l, thread, narrow_[me]);
-        if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
+        if (!layer.down.empty()) experts_.open(l, thread, layer.beside() ? beside_[me] : narrow_[me]);
         warm(layer.linear[DOWN], thread);
         pool.barrier();
-        const Inputs wide = wide_of(layer);
+        const Inputs wide = sized(wide_, layer.linear[UP].out);
         updates_.compute(l, DOWN, 1, wide, thread, pool);
         add_product(l, DOWN, thread, wide, s_.parallel);
         if (!layer.down.empty()) experts_.close(l, thread);
+        if (told_.any()) use_told(l, thread, pool);
         if (more) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
         pool.barrier();
+    }
+
+    // What the layers are told, of the tokens' embeddings.
+    void tell(int thread, Pool& pool) {
+        const Inputs& x = narrow_[size_t(alone_ ? thread : 0)];
+        for (int64_t t = first_of(thread); t < end_of(thread); ++t) put(state(thread, t), x, t, form_, false);
+        if (!alone_) pool.barrier();
+        told_.project(thread, x);
+        pool.barrier();
+        told_.join(thread);
+        pool.barrier();
+    }
+
+    // A layer's last part: what it is told of its tokens, gated by its state. The feed-forward is awaited first.
+    void use_told(int l, int thread, Pool& pool) {
+        const Layer& layer = m_.layer(l);
+        const Inputs& x = narrow_[size_t(alone_ ? thread : 0)];
+        const Inputs to = sized(wide_, s_.told);
+        pool.barrier();
+        for (int64_t t = first_of(thread); t < end_of(thread); ++t) {
+            absorb(layer, FEEDFORWARD_AFTER_NORM, thread, t);
+            put(state(thread, t), x, t, form_, updates_.adapted(t));
+        }
+        if (!alone_) pool.barrier();
+        updates_.compute(l, TOLD_GATE, 1, x, thread, pool);
+        alignas(64) float a[TILE * BLOCK];
+        const int blocks = s_.told / BLOCK;
+        for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
+            for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
+                for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
+                    const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
+                    tile_product(layer.linear[TOLD_GATE], int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
+                    updates_.add(l, TOLD_GATE, 0, s_.told, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
+                    for (int m = 0; m < M; ++m) {
+                        const float *gate = a + m * BLOCK, *given = told_.of(t + m, l) + i * BLOCK;
+                        F y = gated(s_.activation, load(gate), load(given));
+                        F z = gated(s_.activation, load(gate + LANES), load(given + LANES));
+                        put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
+                    }
+                }
+        pool.barrier();
+        updates_.compute(l, TOLD_DOWN, 1, to, thread, pool);
+        add_product(l, TOLD_DOWN, thread, to, false);
     }
 
     // Asks for the beginning of a thread's share of the next product, so that it arrives during the barrier.
@@ -163,12 +186,25 @@ private:
         float *x = state(thread, t), *y = delta_ + t * s_.hidden, *row = row_[size_t(thread)];
         if (!from.down.empty() && which == FEEDFORWARD_AFTER_NORM) {
             std::memcpy(row, y, size_t(s_.hidden) * 4);  // the sum is everybody's
-            experts_.add(from, t, thread, row), y = row;
+            if (from.beside()) add_beside(from, thread, t, row);
+            else experts_.add(from, t, thread, row);
+            y = row;
         }
-        if (from.weight[which] && !s_.post) norm(from, which, y, row), y = row;
-        const F by = set1(s_.residual_scale);
+        const bool told = which == TOLD_AFTER_NORM, post = s_.post && !told;
+        if (from.weight[which] && !post) norm(from, which, y, row), y = row;
+        const F by = set1(told ? 1.0f : s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
-        if (from.weight[which] && s_.post) norm(from, which, x, x);
+        if (from.weight[which] && post) norm(from, which, x, x);
+        if (which == last_norm_ && from.output_scale != 1.0f) scaled_row(x, s_.hidden, from.output_scale);
+    }
+
+    // To what the feed-forward gave, normalised, what the experts beside it gave, normalised.
+    void add_beside(const Layer& from, int thread, int64_t t, float* y) const {
+        float* other = y + s_.hidden;
+        std::memset(other, 0, size_t(s_.hidden) * 4);
+        experts_.add_own(t, thread, other);
+        norm(from, DENSE_AFTER_NORM, y, y), norm(from, BESIDE_AFTER_NORM, other, other);
+        for (int i = 0; i < s_.hidden; i += LANES) store(y + i, add(load(y + i), load(other + i)));
     }
 
     // The inputs of a layer's next products: from its norm, or as they are. from: whose products to add first, or null.
@@ -180,15 +216,19 @@ private:
             if (layer.weight[which]) norm(layer, which, state(thread, t), row);
             const float* x = layer.weight[which] ? row : state(thread, t);
             put(x, to, t, form_, updates_.adapted(t));
-            if (which == FEEDFORWARD_NORM && !layer.down.empty()) experts_.route(layer, t, x, thread);
+            if (which != FEEDFORWARD_NORM || layer.down.empty()) continue;
+            experts_.route(layer, t, layer.beside() ? state(thread, t) : x, thread);
+            if (!layer.beside()) continue;
+            norm(layer, BESIDE_NORM, state(thread, t), row);
+            put(row, beside_[size_t(alone_ ? thread : 0)], t, form_, false);
         }
         if (!alone_) pool.barrier();
     }
 
-    void prepare_mixed(int thread, Pool& pool) {
+    void prepare_mixed(const Inputs& to, int thread, Pool& pool) {
         const size_t me = size_t(alone_ ? thread : 0);
         for (int64_t t = first_of(thread); t < end_of(thread); ++t)
-            put(mixed_[me] + t * m_.q_size(), mixed_inputs_[me], t, form_, updates_.adapted(t));
+            put(mixed_[me] + t * m_.q_size(), to, t, form_, updates_.adapted(t));
         if (!alone_) pool.barrier();
     }
 
@@ -210,22 +250,28 @@ private:
         return {int((t - chunk) / TILE), int((tokens + TILE - 1) / TILE)};
     }
 
-    // Heads from … end − 1 of queries, keys and values.
+    // Heads from … end − 1 of the products of queries, keys and values, those that there are.
     void project(int l, int from, int end, int thread, const Inputs& x) {
         const Layer& layer = m_.layers[size_t(l)];
-        const int D = s_.head_dim, panels = D / LANES, all = end - from;
-        const int64_t ld = m_.q_size() + 2 * m_.kv_size();
-        alignas(64) float tile[TILE * WIDTH];
+        const int D = layer.head_dim, panels = D / LANES, all = end - from, groups = layer.kv_heads;
+        const int64_t columns[] = {0, layer.linear[Q].out, int64_t(layer.linear[Q].out) + layer.linear[K].out};
+        const int64_t ld = columns[V] + layer.linear[V].out;
+        alignas(64) float tile[TILE * MAX_HEAD], value[MAX_HEAD];
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t u = from + share(all, thread, threads_); u < from + share(all, thread + 1, threads_); ++u) {
-                const int place = u < s_.heads ? Q : u < s_.heads + s_.kv_heads ? K : V;
-                const int head = int(place == Q ? u : place == K ? u - s_.heads : u - s_.heads - s_.kv_heads);
-                const int64_t column = place == Q ? 0 : m_.q_size() + (place == V ? m_.kv_size() : 0);
+                const int place = u < s_.heads ? Q : u < s_.heads + groups ? K : V;
+                const int head = int(place == Q ? u : place == K ? u - s_.heads : u - s_.heads - groups);
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
                     tile_product(layer.linear[place], head * panels, panels, x, t, M, turn(chunk, t), tile, D);
-                    updates_.add(l, place, column, ld, t, M, head * D, D, tile, D);
-                    for (int m = 0; m < M; ++m) heads_.keep(l, place, head, t + m, tile + m * D);
+                    updates_.add(l, place, columns[place], ld, t, M, head * D, D, tile, D);
+                    for (int m = 0; m < M; ++m) {
+                        if (place == K && layer.linear[V].out == 0) {  // values are what keys are before they turn
+                            std::memcpy(value, tile + m * D, size_t(D) * 4);
+                            heads_.keep(l, V, head, t + m, value);
+                        }
+                        heads_.keep(l, place, head, t + m, tile + m * D);
+                    }
                 }
             }
     }
@@ -256,7 +302,7 @@ private:
         alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
         const int blocks = u.out / BLOCK, first = s_.gated ? u.out : 0;
         const int64_t ld = u.out + int64_t(first);
-        const Inputs to = wide_of(m_.layers[size_t(l)]);
+        const Inputs to = sized(wide_, u.out);
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
@@ -274,10 +320,9 @@ private:
                 }
     }
 
-    // As many features as this layer has between its products.
-    Inputs wide_of(const Layer& layer) const {
-        Inputs x = wide_;
-        x.K = layer.linear[UP].out;
+    // As many features as a layer has there.
+    static Inputs sized(Inputs x, int K) {
+        x.K = K;
         return x;
     }
 
@@ -290,7 +335,7 @@ private:
     void finish(int depth, int thread, Pool& pool) {
         if (depth)
             for (int64_t t = first_of(thread); t < end_of(thread); ++t)
-                absorb(m_.layers[size_t(depth) - 1], FEEDFORWARD_AFTER_NORM, thread, t);
+                absorb(m_.layer(depth - 1), last_norm_, thread, t);
         if (!alone_) pool.barrier();
         if (c_.hidden)
             for (int64_t t = share(N_, thread, threads_); t < share(N_, thread + 1, threads_); ++t) {
@@ -319,14 +364,16 @@ private:
     const int threads_;
     const bool alone_;
     const Reads form_;
+    const Vector last_norm_;  // behind a layer's last part
     Updates<Way> updates_;
     Mixing<Way> mixing_;
     Heads<Way> heads_;
     Experts experts_;
+    Told<Way> told_;
     Head head_;
     Forward* const last_;
     float* delta_;
     Inputs wide_;
-    std::vector<Inputs> narrow_, mixed_inputs_;
+    std::vector<Inputs> narrow_, mixed_inputs_, beside_;
     std::vector<float*> x_, mixed_, row_;
 };

@@ -27,11 +27,13 @@ public:
 
     // A head of one token as its product gave it. Where norms go over whole projections it waits for the others.
     void keep(int l, int place, int head, int64_t t, float* y) {
+        const int D = m_.layer(l).head_dim;
         if (place != V && s_.whole_norm) {
-            std::memcpy(waiting(place, t) + head * s_.head_dim, y, size_t(s_.head_dim) * 4);
+            std::memcpy(waiting(place, t) + head * D, y, size_t(D) * 4);
             return;
         }
-        if (place != V) norm(l, place, s_.head_dim, y);
+        if (place != V) norm(l, place, D, y);
+        else if (const float* ones = m_.layer(l).weight[VALUE_NORM]) norm_row(y, D, s_.eps, false, ones, nullptr, y);
         finish(l, place, head, t, y);
     }
 
@@ -40,11 +42,11 @@ public:
         if (!s_.whole_norm) return;
         const int64_t items = 2 * int64_t(c_.tokens_count);
         for (int64_t i = share(items, thread, threads_); i < share(items, thread + 1, threads_); ++i) {
-            const int place = i % 2 ? K : Q, heads = place == Q ? s_.heads : s_.kv_heads;
+            const int place = i % 2 ? K : Q, D = m_.layer(l).head_dim, heads = m_.layer(l).linear[place].out / D;
             if (!(place == Q ? queries : keys)) continue;
             float* row = waiting(place, i / 2);
-            norm(l, place, heads * s_.head_dim, row);
-            for (int h = 0; h < heads; ++h) finish(l, place, h, i / 2, row + h * s_.head_dim);
+            norm(l, place, heads * D, row);
+            for (int h = 0; h < heads; ++h) finish(l, place, h, i / 2, row + h * D);
         }
         pool.barrier();
     }
@@ -61,10 +63,10 @@ private:
     }
 
     void finish(int l, int place, int head, int64_t t, float* y) {
-        const int number = m_.layers[size_t(l)].turning;
+        const int number = m_.layer(l).turning, D = m_.layer(l).head_dim;
         if (place != V && number >= 0) turn(m_.turnings[size_t(number)], turns_[size_t(number)], t, y);
-        if (place == Q) copy(y, mixing_.query(t, head));
-        else copy(y, place == K ? mixing_.key(l, head, t) : mixing_.value(l, head, t));
+        if (place == Q) copy(y, D, mixing_.query(l, head, t));
+        else copy(y, D, place == K ? mixing_.key(l, head, t) : mixing_.value(l, head, t));
     }
 
     static void turn(const Turning& by, const float* turns, int64_t t, float* y) {
@@ -84,8 +86,8 @@ private:
     }
 
     template <class To>
-    void copy(const float* y, To* to) const {
-        for (int i = 0; i < s_.head_dim; i += LANES) store(to + i, load(y + i));
+    static void copy(const float* y, int D, To* to) {
+        for (int i = 0; i < D; i += LANES) store(to + i, load(y + i));
     }
 
     const Model& m_;

@@ -17,12 +17,14 @@ log = logging.getLogger("bedplate.inference")
 PLACES = (
     *(f"attention.{name}" for name in ("q", "k", "v", "o")),
     *(f"feedforward.{name}" for name in ("gate", "up", "down")),
+    *(f"layer_input.{name}" for name in ("gate", "down")),
 )
 """The linears of one block, in the kernel's order."""
 VECTORS = (
     *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
     *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
-    *("router", "router_bias", "selection_bias", "shared_gate"),
+    *("router", "router_bias", "selection_bias", "shared_gate", "value_norm", "router_scale", "expert_scale"),
+    *("beside_norm", "beside_after_norm", "dense_after_norm", "told_norm", "told_after_norm"),
 )
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
 
@@ -57,14 +59,15 @@ class Shape(ctypes.Structure):
         ("renormalise", c_int32),
         ("groups", c_int32),
         ("groups_chosen", c_int32),
+        ("told", c_int32),
         ("eps", c_float),
         ("embedding_scale", c_float),
         ("residual_scale", c_float),
         ("head_scale", c_float),
-        ("score_scale", c_float),
         ("score_cap", c_float),
         ("logit_cap", c_float),
         ("expert_scale", c_float),
+        ("told_scale", c_float),
     ]
 
 
@@ -101,6 +104,7 @@ class Call(ctypes.Structure):
         ("adapters", c_void_p),
         ("logits", c_void_p),
         ("best", c_void_p),
+        ("top", c_void_p),
         ("logsumexp", c_void_p),
         ("hidden", c_void_p),
     ]
@@ -116,11 +120,11 @@ class Library:
         level.restype = c_char_p
         self.level: str = level().decode()
         self.new = library.bedplate_new
-        self.new.argtypes, self.new.restype = (POINTER(Shape), *([c_void_p] * 3)), c_void_p
+        self.new.argtypes, self.new.restype = (POINTER(Shape), *([c_void_p] * 4)), c_void_p
         self.turning = library.bedplate_turning
         self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
         self.layer = library.bedplate_layer
-        self.layer.argtypes, self.layer.restype = (c_void_p, c_int, c_int, c_int), c_int
+        self.layer.argtypes, self.layer.restype = (c_void_p, *([c_int] * 6), c_float, c_float), c_int
         self.vector = library.bedplate_vector
         self.vector.argtypes, self.vector.restype = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p), c_int
         self.linear = library.bedplate_linear

@@ -20,7 +20,8 @@ public:
         : m_(model), c_(call), threads_(threads), low_(size_t(threads), nullptr) {
         find_runs();
         if (runs_.empty()) return;
-        const int widest = std::max(m_.q_size() + 2 * m_.kv_size(), 2 * m_.shape.feedforward);
+        const Shape& s = m_.shape;
+        const int widest = std::max({m_.q_size() + 2 * m_.kv_size(), 2 * s.feedforward, s.hidden, s.told});
         update_ = memory.array<float>(c_.tokens_count * int64_t(widest));
         for (float*& low : low_) low = memory.array<float>(int64_t(RUN) * max_rank_);
     }

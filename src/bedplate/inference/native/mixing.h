@@ -34,7 +34,9 @@ public:
         for (auto& each : taken_) each.store(0, std::memory_order_relaxed);
     }
 
-    Number* query(int64_t token, int head) const { return q_ + token * m_.q_size() + head * s_.head_dim; }
+    Number* query(int layer, int head, int64_t token) const {
+        return q_ + token * m_.q_size() + head * m_.layer(layer).head_dim;
+    }
     T* key(int layer, int head, int64_t token) const {
         return place(keys(layer), layer, c_.rows[token], head, c_.positions[token]);
     }
@@ -52,9 +54,10 @@ public:
             pool.barrier();
             join_parts(l, plan, mixed);
         } else {
-            for (int i; (i = taken_[size_t(l)].fetch_add(1, std::memory_order_relaxed)) < int(units_.size());) {
-                if (i + threads_ < int(units_.size())) prefetch_unit(l, units_[size_t(i + threads_)]);
-                attend_unit(l, units_[size_t(i)], thread, mixed);
+            const std::vector<Unit>& units = units_of(l);
+            for (int i; (i = taken_[size_t(l)].fetch_add(1, std::memory_order_relaxed)) < int(units.size());) {
+                if (i + threads_ < int(units.size())) prefetch_unit(l, units[size_t(i + threads_)]);
+                attend_unit(l, units[size_t(i)], thread, mixed);
             }
             pool.barrier();
         }
@@ -65,17 +68,21 @@ private:
     struct Segment { int64_t first, count, row; };  // consecutive tokens of one row
     struct Unit { int64_t token, count, row; int group; };
     struct Part { int64_t token; int group, block; bool first; };
-    struct Plan { int window; std::vector<Part> parts; };  // of the layers with this window
+    struct Units { int kv_heads; std::vector<Unit> all; };              // of the layers with so many
+    struct Plan { int window, kv_heads; std::vector<Part> parts; };  // of the layers with these
 
     bool whole() const { return c_.lengths != nullptr; }
-    void* keys(int layer) const { return whole() ? keys_ : c_.keys[layer]; }
-    void* values(int layer) const { return whole() ? values_ : c_.values[layer]; }
+    void* keys(int layer) const { return whole() ? keys_ : c_.keys[m_.layer(layer).source]; }
+    void* values(int layer) const { return whole() ? values_ : c_.values[m_.layer(layer).source]; }
 
     T* place(void* data, int layer, int64_t row, int group, int64_t position) const {
-        if (whole()) return static_cast<T*>(data) + (int64_t(group) * N_ + row + position) * s_.head_dim;
-        const int64_t C = c_.places[layer];
-        return static_cast<T*>(data) + ((row * s_.kv_heads + group) * C + position % C) * s_.head_dim;
+        const Layer& at = m_.layer(layer);
+        if (whole()) return static_cast<T*>(data) + (int64_t(group) * N_ + row + position) * at.head_dim;
+        const int64_t C = c_.places[at.source];
+        return static_cast<T*>(data) + ((row * at.kv_heads + group) * C + position % C) * at.head_dim;
     }
+
+    int shared_by(int l) const { return s_.heads / m_.layer(l).kv_heads; }
 
     // Positions that a token sees in a layer with this window (0: all): `first` … `end` − 1. In a text half of the window
     // lies on each side of it.
@@ -88,9 +95,6 @@ private:
     }
 
     void find_units() {
-        const int per_group = s_.heads / s_.kv_heads;
-        // Each unit turns the keys that it reads, which texts alone have few of, and a cache many.
-        const int64_t block = std::max(1, std::min(whole() ? QUERY_ROWS : 16, QUERY_ROWS / per_group));
         std::vector<Segment> segments;
         for (int64_t i = 0; i < N_; ++i) {
             if (!segments.empty() && c_.rows[i] == c_.rows[i - 1] && c_.positions[i] == c_.positions[i - 1] + 1)
@@ -98,44 +102,59 @@ private:
             else
                 segments.push_back({i, 1, c_.rows[i]});
         }
-        for (const Segment& s : segments)
-            for (int64_t t = 0; t < s.count; t += block)
-                for (int g = 0; g < s_.kv_heads; ++g)
-                    units_.push_back({s.first + t, std::min(block, s.count - t), s.row, g});
-        // The longest first: what is left for the end is then short.
-        std::stable_sort(units_.begin(), units_.end(), [&](const Unit& a, const Unit& b) {
-            return sight(0, a.token).end > sight(0, b.token).end;
-        });
+        for (const Layer& layer : m_.layers) {
+            const int groups = layer.kv_heads;
+            if (std::any_of(units_.begin(), units_.end(), [&](const Units& u) { return u.kv_heads == groups; })) continue;
+            units_.push_back({groups, {}});
+            std::vector<Unit>& all = units_.back().all;
+            // Each unit turns the keys that it reads, which texts alone have few of, and a cache many.
+            const int64_t block = std::max(1, std::min(whole() ? QUERY_ROWS : 16, QUERY_ROWS / (s_.heads / groups)));
+            for (const Segment& s : segments)
+                for (int64_t t = 0; t < s.count; t += block)
+                    for (int g = 0; g < groups; ++g) all.push_back({s.first + t, std::min(block, s.count - t), s.row, g});
+            // The longest first: what is left for the end is then short.
+            std::stable_sort(all.begin(), all.end(), [&](const Unit& a, const Unit& b) {
+                return sight(0, a.token).end > sight(0, b.token).end;
+            });
+        }
+    }
+
+    const std::vector<Unit>& units_of(int l) const {
+        const int groups = m_.layer(l).kv_heads;
+        return std::find_if(units_.begin(), units_.end(), [&](const Units& u) { return u.kv_heads == groups; })->all;
     }
 
     void find_plans(Arena& memory) {
-        size_t most = 0;
+        size_t most = 0;  // parts, times the query rows of each
         for (const Layer& layer : m_.layers) {
-            if (std::any_of(plans_.begin(), plans_.end(), [&](const Plan& p) { return p.window == layer.window; })) continue;
-            plans_.push_back({layer.window, {}});
+            if (std::any_of(plans_.begin(), plans_.end(), [&](const Plan& p) { return is_for(p, layer); })) continue;
+            plans_.push_back({layer.window, layer.kv_heads, {}});
             for (int64_t t = 0; t < N_; ++t)
-                for (int g = 0; g < s_.kv_heads; ++g) {
+                for (int g = 0; g < layer.kv_heads; ++g) {
                     const int first = int(sight(layer.window, t).first / KEYS);
                     for (int b = first; b <= int(c_.positions[t] / KEYS); ++b)
                         plans_.back().parts.push_back({t, g, b, b == first});
                 }
-            most = std::max(most, plans_.back().parts.size());
+            most = std::max(most, plans_.back().parts.size() * size_t(s_.heads / layer.kv_heads));
         }
-        const int per_group = s_.heads / s_.kv_heads;
-        part_values_ = memory.array<float>(int64_t(most) * per_group * s_.head_dim);
-        part_sums_.resize(most * size_t(per_group));
+        part_values_ = memory.array<float>(int64_t(most) * s_.head_dim);
+        part_sums_.resize(most);
+    }
+
+    static bool is_for(const Plan& plan, const Layer& layer) {
+        return plan.window == layer.window && plan.kv_heads == layer.kv_heads;
     }
 
     const Plan& plan_of(int l) const {
-        const int window = m_.layers[size_t(l)].window;
-        return *std::find_if(plans_.begin(), plans_.end(), [&](const Plan& p) { return p.window == window; });
+        return *std::find_if(plans_.begin(), plans_.end(), [&](const Plan& p) { return is_for(p, m_.layer(l)); });
     }
 
     // Keys `first` … count − 1 of a block are seen.
     void fetch_block(int l, int64_t row, int group, int block, int first, int count, int thread) {
-        const int64_t begin = int64_t(block) * KEYS, D = s_.head_dim;
+        const int64_t begin = int64_t(block) * KEYS, D = m_.layer(l).head_dim;
         const T *k = place(keys(l), l, row, group, begin), *v = place(values(l), l, row, group, begin);
-        const int64_t before = whole() ? count : c_.places[l] - begin % c_.places[l];  // the ring's end
+        const int64_t C = whole() ? 0 : c_.places[m_.layer(l).source];
+        const int64_t before = whole() ? count : C - begin % C;  // the ring's end
         if (before < count) {
             T *keys = together_[size_t(thread)], *values = keys + KEYS * D;
             auto join = [&](T* to, const T* from, void* data) {
@@ -143,23 +162,23 @@ private:
                 const T* rest = place(data, l, row, group, begin + before);
                 std::memcpy(to + before * D, rest, size_t((count - before) * D) * sizeof(T));
             };
-            join(keys, k, c_.keys[l]), join(values, v, c_.values[l]);
+            join(keys, k, this->keys(l)), join(values, v, this->values(l));
             k = keys, v = values;
         }
-        Way::load_block(k, v, first, count, s_.head_dim, *blocks_[size_t(thread)]);
+        Way::load_block(k, v, first, count, int(D), *blocks_[size_t(thread)]);
     }
 
     // The beginning of what a unit reads: its own loads run ahead of themselves from there.
     void prefetch_unit(int l, const Unit& unit) {
         const int64_t first = sight(m_.layers[size_t(l)].window, unit.token).first / KEYS * KEYS;
-        const int64_t bytes = int64_t(sizeof(T)) * 16 * NEXT * s_.head_dim;
+        const int64_t bytes = int64_t(sizeof(T)) * 16 * NEXT * m_.layer(l).head_dim;
         prefetch_bytes(place(keys(l), l, unit.row, unit.group, first), bytes);
         prefetch_bytes(place(values(l), l, unit.row, unit.group, first), bytes);
     }
 
     void attend_part(int l, const Plan& plan, size_t i, int thread) {
         const Part& part = plan.parts[i];
-        const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
+        const int D = m_.layer(l).head_dim, per_group = shared_by(l);
         const Seen seen = seen_of(sight(plan.window, part.token), part.block);
         fetch_block(l, c_.rows[part.token], part.group, part.block, seen.begin, seen.end, thread);
         const Seen all_seen[QUERIES] = {seen, seen, seen, seen};
@@ -171,7 +190,7 @@ private:
                 q[j] = q_ + part.token * m_.q_size() + (part.group * per_group + h + j) * D;
                 out[j].values = part_values_ + (int64_t(i) * per_group + h + j) * D;
             }
-            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(), out);
+            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(l), out);
         }
     }
 
@@ -182,7 +201,7 @@ private:
     }
 
     void join_parts(int l, const Plan& plan, float* mixed) {
-        const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
+        const int D = m_.layer(l).head_dim, per_group = shared_by(l);
         const std::vector<Part>& parts = plan.parts;
         Running into{};
         for (size_t i = 0; i < parts.size(); ++i)
@@ -203,13 +222,13 @@ private:
             const float top = std::max(x.top, sinks[head]), old = exp1(x.top - top);
             by = old / (x.total * old + exp1(sinks[head] - top));
         }
-        scaled_row(x.values, s_.head_dim, by);
+        scaled_row(x.values, m_.layer(l).head_dim, by);
     }
 
-    Scores scores() const { return {s_.score_scale, s_.score_cap}; }
+    Scores scores(int l) const { return {m_.layer(l).score_scale, s_.score_cap}; }
 
     void attend_unit(int l, const Unit& unit, int thread, float* mixed) {
-        const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads, rows = int(unit.count) * per_group;
+        const int D = m_.layer(l).head_dim, per_group = shared_by(l), rows = int(unit.count) * per_group;
         const int window = m_.layers[size_t(l)].window;
         Running total[QUERY_ROWS], fresh[QUERIES];
         const Number* q[QUERY_ROWS];
@@ -235,7 +254,7 @@ private:
                     seen[j] = seen_of(sees[r + j], b);
                     fresh[j].values = begun[r + j] ? running_[size_t(thread)] + j * D : total[r + j].values;
                 }
-                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(), fresh);
+                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(l), fresh);
                 for (int j = 0; j < n; ++j) {
                     if (begun[r + j]) join(total[r + j], fresh[j], D, false);
                     else total[r + j] = fresh[j], begun[r + j] = true;
@@ -258,7 +277,7 @@ private:
     std::vector<float*> running_;
     std::vector<T*> together_;  // a block that a ring's end cuts in two
     std::vector<Block*> blocks_;
-    std::vector<Unit> units_;
+    std::vector<Units> units_;
     std::vector<Plan> plans_;
     std::vector<Running> part_sums_;
     std::vector<std::atomic<int>> taken_;

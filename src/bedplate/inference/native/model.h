@@ -3,6 +3,7 @@
 #pragma once
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -11,11 +12,11 @@
 #include "pack.h"
 #include "products.h"
 
-enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, PLACES = 7 };
+enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, TOLD_GATE = 7, TOLD_DOWN = 8, PLACES = 9 };
 
 extern "C" {
 struct Shape {
-    int32_t layers, hidden, heads, kv_heads, head_dim, feedforward, vocabulary, threads;
+    int32_t layers, hidden, heads, kv_heads, head_dim, feedforward, vocabulary, threads;  // of several sizes the largest
     int32_t floats;             // 1: the blocks' weights are as wide as the embedding; 0: integers
     int32_t wide;               // 1: the embedding, keys, values and adapters are float32; 0: bfloat16
     int32_t chunk;              // tokens whose activations stay in the second-level cache while weights stream by
@@ -27,9 +28,10 @@ struct Shape {
     int32_t positions, token_types;                // rows of these tables; 0: there is none
     int32_t experts, per_token, expert_size;       // 0: no layer has experts
     int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
+    int32_t told;               // features that each layer is given of a token beside its input (told.h); 0: none
     float eps, embedding_scale, residual_scale, head_scale;
-    float score_scale, score_cap, logit_cap;  // a cap of 0: none
-    float expert_scale;
+    float score_cap, logit_cap;  // 0: none
+    float expert_scale, told_scale;
 };
 // Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
 // and sines.
@@ -58,6 +60,7 @@ struct Call {
     const LowRank* const* adapters;             // per token [layers · PLACES], or null; or null altogether
     float* logits;                              // [W, vocabulary], or null
     int64_t* best;                              // [W]
+    float* top;                                 // [W]: the logit of `best`
     float* logsumexp;                           // [W]
     float* hidden;                              // [N, hidden], or null
 };
@@ -138,7 +141,8 @@ private:
 enum Vector {
     ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
     KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, ROUTER = 9, ROUTER_BIAS = 10, SELECTION_BIAS = 11,
-    SHARED_GATE = 12, VECTORS = 13
+    SHARED_GATE = 12, VALUE_NORM = 13, ROUTER_SCALE = 14, EXPERT_SCALE = 15, BESIDE_NORM = 16, BESIDE_AFTER_NORM = 17,
+    DENSE_AFTER_NORM = 18, TOLD_NORM = 19, TOLD_AFTER_NORM = 20, VECTORS = 21
 };
 
 struct Vectors {
@@ -146,10 +150,17 @@ struct Vectors {
 };
 
 struct Layer : Vectors {
-    Linear linear[PLACES];               // those of the feed-forward, or of the shared expert, where there is one
+    // Those of the feed-forward, or of the shared expert, where there is one. None for keys and values where they are
+    // another layer's, and none for values where they are what the product of keys gives.
+    Linear linear[PLACES];
     std::vector<Linear> gate_up, down;   // each expert's: its gate's features before the others
+    // Whether the experts stand beside the feed-forward, with norms of their own.
+    bool beside() const { return weight[BESIDE_NORM] != nullptr; }
     int32_t window = 0;    // how many tokens a query sees; 0: all
     int32_t turning = -1;  // which of the model's rotary positions; −1: none
+    int32_t head_dim = 0, kv_heads = 0;
+    int32_t source = 0;    // the layer whose keys and values it reads: as a rule its own number
+    float output_scale = 1, score_scale = 1;
 };
 
 struct Model {
@@ -157,17 +168,23 @@ struct Model {
     Arena arena;
     std::vector<Layer> layers;
     std::vector<Turning> turnings;
-    Linear head;
+    Linear head, told;
     Vectors own;
     const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
     const void* positions = nullptr;  // [positions, hidden], the same; or null
     const void* types = nullptr;      // [token_types, hidden], the same; or null
+    const void* told_rows = nullptr;  // [vocabulary, layers · told], the same; or null
 
     // The form of the activations that the blocks' weights are multiplied with.
     Reads form() const { return !shape.floats ? BYTES : reads(shape.wide ? F32 : BF16); }
 
+    // Of the largest layer, which is how far tokens stand apart where each layer puts its own.
     int q_size() const { return shape.heads * shape.head_dim; }
     int kv_size() const { return shape.kv_heads * shape.head_dim; }
+    const Layer& layer(int l) const { return layers[size_t(l)]; }
+    bool beside() const {
+        return std::any_of(layers.begin(), layers.end(), [](const Layer& layer) { return layer.beside(); });
+    }
 };
 
 // Writes 32 of a row's activations in the form that products of `form` take.

@@ -24,6 +24,7 @@ from bedplate.inference.native.description import (
     Stack,
     matrices,
     ropes_of,
+    scales_of,
     shape_of,
     turning,
     vectors,
@@ -42,7 +43,7 @@ from bedplate.models.specs import TextSpec, TransformerSpec
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
-_BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
+_BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 512, 64, 4096
 _PLACES = len(PLACES)
 
 
@@ -75,23 +76,31 @@ def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str
     field = refused_field(spec)
     if field is not None:
         return f"the native path cannot do {field} = {getattr(spec, field)!r}"
-    sizes = {
-        "hidden_size": spec.hidden_size,
-        "feedforward_size": spec.feedforward_size,
-        "heads · head_dim": spec.heads * spec.head_dim,
-    }
-    if spec.experts is not None:
-        sizes["experts.feedforward_size"] = spec.experts.feedforward_size
-        sizes["experts.shared_size"] = spec.experts.shared_size
-    bad = next((name for name, size in sizes.items() if size % _BLOCK), None)
-    if bad is not None:
-        return f"{bad} is {sizes[bad]}, and the native path needs a multiple of {_BLOCK}"
-    if spec.head_dim % 16 or spec.head_dim > _MAX_HEAD:
-        return f"head_dim is {spec.head_dim}, and the native path needs a multiple of 16 up to {_MAX_HEAD}"
-    if spec.heads // spec.kv_heads > _MAX_SHARED:
-        return f"more than {_MAX_SHARED} query heads share one key-value head"
+    reason = _unfit(spec)
+    if reason is not None:
+        return reason
     library = load()
     return library if isinstance(library, str) else None
+
+
+def _unfit(spec: TransformerSpec) -> str | None:
+    """Which size of what layers have the kernel has no block for."""
+    sizes = [("hidden_size", spec.hidden_size), ("layer_input_size", spec.layer_input_size)]
+    if spec.experts is not None:
+        sizes.append(("experts.feedforward_size", spec.experts.feedforward_size))
+        sizes.append(("experts.shared_size", spec.experts.shared_size))
+    heads = [spec.head_dim_of(layer) for layer in range(spec.layers)]
+    sizes += [("feedforward_size", spec.feedforward_size_of(layer)) for layer in range(spec.layers)]
+    sizes += [("heads · head_dim", spec.heads * size) for size in heads]
+    for name, size in sizes:
+        if size % _BLOCK:
+            return f"{name} is {size}, and the native path needs a multiple of {_BLOCK}"
+    for size in heads:
+        if size % 16 or size > _MAX_HEAD:
+            return f"head_dim is {size}, and the native path needs a multiple of 16 up to {_MAX_HEAD}"
+    if spec.heads // min(spec.kv_heads_of(layer) for layer in range(spec.layers)) > _MAX_SHARED:
+        return f"more than {_MAX_SHARED} query heads share one key-value head"
+    return None
 
 
 class Packed:
@@ -128,6 +137,7 @@ class Packed:
         self.spec = spec
         self.threads = threads or torch.get_num_threads()
         self._library, self._model = found, model
+        self._sources = [spec.keys_of(layer) for layer in range(spec.layers)]
         self._tables = _tables(model)
         shape = shape_of(spec, self._dtype, self.threads, weights == own)
         at = (None if table is None else table.data_ptr() for table in self._tables)
@@ -146,11 +156,13 @@ class Packed:
     def _fill(self, model: Stack, blocks: Mapping[str, RawBlocks]) -> None:
         library, spec = self._library, self.spec
         kinds, ropes = ropes_of(spec)
-        for rope in kinds:
-            factor, pairs = turning(rope, spec.head_dim)
+        for rope, size in kinds:
+            factor, pairs = turning(rope, size)
             self._done(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
-        for layer, rope in enumerate(ropes):
-            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope))
+        for layer, (rope, block) in enumerate(zip(ropes, model.layers, strict=True)):
+            shape = spec.head_dim_of(layer), spec.kv_heads_of(layer), spec.keys_of(layer)
+            scales = scales_of(spec, layer, block)
+            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape, *scales))
         for one in vectors(model):
             at = one.weight.data_ptr(), None if one.bias is None else one.bias.data_ptr()
             self._done(library.vector(self._handle, one.layer, one.which, one.weight.numel(), *at))
@@ -234,10 +246,13 @@ class Packed:
             raise MemoryError("not enough memory for the native kernel")
 
 
-def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Vectors of tokens, of positions (from the first token's on), and of a text's parts, contiguous."""
+def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Vectors of tokens, of positions (from the first token's on), of a text's parts, and of what all layers are told
+    of a token, contiguous."""
     positions = model.position_embedding
     types = model.token_type_embedding if isinstance(model, Encoder) else None
     learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()
     parts = None if types is None else types.weight.detach().contiguous()
-    return model.embedding.weight.detach().contiguous(), learned, parts
+    told = model.layer_inputs if isinstance(model, Decoder) else None
+    rows = None if told is None else told.embedding.weight.detach().contiguous()
+    return model.embedding.weight.detach().contiguous(), learned, parts, rows

@@ -8,7 +8,6 @@
 #include "blocks.h"
 
 constexpr int TILE = 8;            // tokens of one tile
-constexpr int WIDTH = 256;         // features of one tile row, at most
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>
@@ -106,8 +105,8 @@ INLINE void byte_panel(const Linear& w, const uint8_t* at, const Inputs& x, int6
         case INT8: return int8_panels<M, 1>(at, n, x, token, ahead, out, ld);
         case INT4: return block_panels<Own<Nibbles>, M, 1>(at, n, x, token, ahead, out, ld);
         case INT5: return block_panels<Own<FiveBits>, M, 1>(at, n, x, token, ahead, out, ld);
-        case C4: return block_panels<Centred<Nibbles, 8>, M, 1>(at, n, x, token, ahead, out, ld);
-        case C5: return block_panels<Centred<FiveBits, 16>, M, 1>(at, n, x, token, ahead, out, ld);
+        case C4: return block_panels<CentredNibbles, M, 1>(at, n, x, token, ahead, out, ld);
+        case C5: return block_panels<CentredFive, M, 1>(at, n, x, token, ahead, out, ld);
         case NL4: return block_panels<LookedUp<NonLinear>, M, 1>(at, n, x, token, ahead, out, ld);
         case FP4: return block_panels<LookedUp<FourBitFloats>, M, 1>(at, n, x, token, ahead, out, ld);
         case K2: return block_panels<SpannedTwoBits, M, 1>(at, n, x, token, ahead, out, ld);
@@ -129,7 +128,7 @@ INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, i
             if constexpr (P == 1) return byte_panel<M>(w, at, x, token, ahead, out, ld);
             if constexpr (M == 4 && P == 2) {
                 if (w.format == INT4) block_panels<Own<Nibbles>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-                else block_panels<Centred<Nibbles, 8>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+                else block_panels<CentredNibbles, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
             }
     }
 }

@@ -129,6 +129,7 @@ struct ByteSums : NibbleDot {
 // Of many tokens there are additions enough under way, and one sum leaves registers for other things.
 struct OneSum {
     I s = izero();
+    INLINE_MEMBER void start(int32_t of) { s = iset1(of); }
     INLINE_MEMBER void add(I lo, I hi, I first, I second) {
         s = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s, lo, first), hi, second);
     }

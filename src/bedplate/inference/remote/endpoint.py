@@ -30,7 +30,7 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
-from bedplate.text.call_reading import ReplyPiece
+from bedplate.text.calls.reading import ReplyPiece
 
 RETRIED = frozenset((429, 503))
 STUMBLES = frozenset((408, 429, 500, 502, 503, 504))

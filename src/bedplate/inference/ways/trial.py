@@ -32,7 +32,7 @@ from bedplate.models.specs import TextSpec, TransformerSpec
 Pass = Literal["decode_1", "decode_16", "prefill"]
 ROWS: dict[Pass, int] = {"decode_1": 1, "decode_16": 16}
 CONTEXT, PROMPT = 256, 256
-"""Tokens before a decoded one, and of a prompt."""
+"""Tokens before a decoded one, and of a prompt, where the context has room for them."""
 
 Run = Callable[[], object]
 _BLOCK_WEIGHTS, _HEAD_WEIGHTS = 1 << 25, 1 << 22
@@ -81,9 +81,10 @@ class Trial:
         self._native: NativeForward | None = None
         cache = self._cache = None
         generates = "generate" in model.can
+        self._context = min(CONTEXT, self.short.context_length - 1)
         if generates:
             cache = self._cache = SlotCache(self.short, dtype, made.device)
-            cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
+            cache.reserve({max(ROWS.values()) - 1: self._context + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
             self._forward = self._native = native_forward(
@@ -102,7 +103,7 @@ class Trial:
         found: list[Part] = []
         layers = self.short.layers
         for of, rows in ROWS.items():
-            spans = [Span(row, CONTEXT, 1) for row in range(rows)]
+            spans = [Span(row, self._context, 1) for row in range(rows)]
             adapters = [base] * rows
             found.append(self._part(of, "head", FlatBatch([0] * rows, spans, adapters, range(rows))))
             found.append(self._part(of, "blocks", FlatBatch([0] * rows, spans, adapters, [], layers)))

@@ -15,9 +15,11 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
+from bedplate.models.checkpoints.body import is_headless
 from bedplate.models.checkpoints.claims import claimed_family, refuse_other_classes
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
+from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
@@ -29,16 +31,16 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
-from bedplate.models.checkpoints.sentence import read_scored, read_sentence
+from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
-from bedplate.models.checkpoints.vocabulary import banned, fitting, gguf_tokenizer, read_tokenizer, written_id
+from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
 from bedplate.models.families import Family, find_family
-from bedplate.models.families.fields import GENERATION, located
+from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
-from bedplate.models.specs import TextSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -53,7 +55,8 @@ class Base:
 
     `held`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
     directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
-    where it says nothing of it.
+    where it says nothing of it. `headless`: the files are of a decoder's body alone, an embedder's, so that what its
+    model makes of the token table is no prediction.
     """
 
     spec: TextSpec
@@ -69,6 +72,7 @@ class Base:
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
     sentence: Sentence | None = None
+    headless: bool = False
 
     @property
     def model(self) -> Model:
@@ -83,7 +87,12 @@ class Base:
     @property
     def can(self) -> frozenset[Ability]:
         """What its outputs are for."""
-        return self.held.can
+        return self.held.can - {"generate", "score"} if self.headless else self.held.can
+
+    @property
+    def causal(self) -> bool:
+        """Whether its tokens see those before them alone, whose keys and values are kept."""
+        return "generate" in self.held.can
 
     @property
     def identity(self) -> Identity:
@@ -136,8 +145,8 @@ class Base:
 
     @property
     def never_written(self) -> frozenset[int]:
-        """Tokens that the files say are no part of any text: Marian's padding, whose logit nobody trained."""
-        return banned(self.generation_defaults.get("bad_words_ids"), self.source)
+        """Tokens that the files say are no part of any text."""
+        return frozenset(one for one in never_written(self.generation_defaults) if 0 <= one < self.spec.vocab_size)
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or a CheckpointError for a base that came without one."""
@@ -205,10 +214,11 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
             kinds = StoredBlocks(path, family.weights, spec.main).kinds
             held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
         tokenizer = fitting(reading.result(), spec, str(path))
+    sentence = gguf_sentence(reader.metadata, family.key[1], str(path))
     defaults: dict[str, Any] = {}
     if "encode" in held.can:
         tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
-        defaults = _gguf_starts(reader.metadata, reader.architecture)
+        defaults = gguf_generation(reader.metadata, reader.architecture)
 
     def hashed() -> str:
         return filling.weights_id(lambda name, _: again.get(name))
@@ -226,6 +236,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
         generation_defaults=defaults,
         lineage={"name": reader.metadata.get("general.name"), "licence": reader.metadata.get("general.license")},
+        sentence=None if sentence is None else sentence.to(device),
     )
 
 
@@ -241,6 +252,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         config = config if outer is None else outer.with_head(config, reader.names)
         spec = read_scored(path, _spec(family, config, reader.names, where))
         refuse_other_classes(config, family, where)
+        headless = is_headless(spec, family, reader.names, config, path)
+        spec = spec.with_(tied_head=True) if headless and isinstance(spec, TransformerSpec) else spec
         family = family.of(spec)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
@@ -261,7 +274,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
             again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
-    defaults = _generation(config) | _read_json(path / "generation_config.json")
+    defaults = read_generation(path, config)
     tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
     tokenizer = fitting(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
@@ -292,6 +305,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         generation_defaults=defaults,
         lineage=lineage,
         sentence=None if sentence is None else sentence.to(device),
+        headless=headless,
     )
 
 
@@ -318,21 +332,6 @@ def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str |
         return Identity(weights_id, equivalent_of=equivalent_of)
     template_id = tokenizer.chat.identity if tokenizer.chat is not None else NO_TEMPLATE
     return Identity(weights_id, tokenizer.identity or NO_TOKENIZER, template_id, equivalent_of)
-
-
-def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an older config.json says of how a text is written."""
-    return {name: config[name] for name in GENERATION if config.get(name) is not None}
-
-
-def _gguf_starts(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
-    """The same out of a GGUF file."""
-    keys = {
-        "decoder_start_token_id": f"{architecture}.decoder_start_token_id",
-        "eos_token_id": "tokenizer.ggml.eos_token_id",
-        "pad_token_id": "tokenizer.ggml.padding_token_id",
-    }
-    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_directory, atomic_write, sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
+from bedplate.models.checkpoints.body import body_fields
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.safetensors import write_safetensors
@@ -43,13 +44,14 @@ def export_base(
     with atomic_directory(directory, replace) as draft:
         write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
+        config |= body_fields(config) if base.headless else {}
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
         if "generate" in base.can:
-            defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
+            defaults = _token_ids(base) | base.generation_defaults
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
     return directory
@@ -103,6 +105,8 @@ def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> 
     """Writes `base` as one GGUF file with matrices of type `kind` (see gguf.WRITABLE). replace: in the place of what is
     there."""
     family = family_in(base, "gguf")
+    if base.headless:
+        raise UsageError(f"{base.name} has no head, which GGUF files are to have; export a Hugging Face directory")
     if path.exists() and not replace:
         raise UsageError(f"{path} exists already; choose another name or remove it")
     draft = path.with_name(path.name + ".tmp")
@@ -127,11 +131,12 @@ def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> 
 
 
 def tokenizer_fields(base: Base) -> Mapping[str, Any]:
-    """The `tokenizer.*` metadata of a GGUF file: as read, when the base came from one."""
+    """The `tokenizer.*` metadata of a GGUF file: as read, when the base came from one. Without a tokenizer it says so,
+    which llama.cpp wants to be told."""
     if base.path.is_file():
         return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
     if base.tokenizer is None:
-        return {}
+        return {"tokenizer.ggml.model": "none"}
     return filled(base.tokenizer.to_fields(), base.spec.vocab_size)
 
 

@@ -16,6 +16,7 @@ from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_
 from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
 from bedplate.models.families.encoders.labels import is_raw
 from bedplate.models.families.fields import Fields, shown
+from bedplate.models.families.gguf.metadata import POOLING
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
@@ -33,6 +34,7 @@ _POOLINGS: dict[str, tuple[str, Pooling]] = {
     "pooling_mode_weightedmean_tokens": ("weightedmean", "weighted_mean"),
     "pooling_mode_lasttoken": ("lasttoken", "last"),
 }
+_GGUF_POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}
 _BY_NAME: dict[str, Pooling] = dict(_POOLINGS.values())
 _ACTIVATIONS: dict[str, DenseActivation] = {
     "torch.nn.modules.activation.Tanh": "tanh",
@@ -83,6 +85,18 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
     spec.output_size(hidden_size)
     return _filled(spec, denses)
+
+
+def gguf_sentence(metadata: Mapping[str, Any], architecture: str, where: str) -> Sentence | None:
+    """How a GGUF file's base makes vectors (Qwen3-Embedding), as llama.cpp's server does: pooled, and of unit length.
+    None where it says nothing of it; UnsupportedModelError for a file that ranks."""
+    kind = metadata.get(f"{architecture}.{POOLING}")
+    if not kind:
+        return None
+    if kind not in _GGUF_POOLINGS:
+        known = ", ".join(map(str, (0, *_GGUF_POOLINGS)))
+        raise UnsupportedModelError(f"{where}: {architecture}.{POOLING} = {kind} is not supported (only {known})")
+    return Sentence(SentenceSpec((_GGUF_POOLINGS[kind],), ("normalise",))).eval()
 
 
 def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
@@ -175,7 +189,7 @@ def _texts(directory: Path) -> dict[str, Any]:
         raise UnsupportedModelError(f"{directory / _BODY_CONFIG}: max_seq_length is {longest}: it must be at least 1")
     body.only("transformer_task", "feature-extraction")
     body.only("module_output_name", "token_embeddings")
-    body.ignore(("modality_config",))
+    body.ignore(("modality_config", "unpad_inputs"))  # of other inputs; how a batch is laid out
     body.finish()
     own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
     own.only("model_type", "SentenceTransformer")

@@ -98,10 +98,14 @@ def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | Non
 
 
 def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    factor, before = fields.real("factor"), _needed(original, fields)
+    given, before = fields.real("factor"), _needed(original, fields)
+    factor = context / before if given is None else given
     scale, scale_all, attention = (fields.real(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
+    usual = 1 + 0.1 * math.log(max(factor, 1.0))
+    if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
+        attention = None  # what follows from the factor, written once more (Olmo 3)
     return YarnScaling(
-        factor=context / before if factor is None else factor,
+        factor=factor,
         original_context=before,
         beta_fast=fields.real("beta_fast") or 32.0,
         beta_slow=fields.real("beta_slow") or 1.0,

@@ -16,7 +16,7 @@ from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
-from bedplate.text.call_reading import ReplyPiece
+from bedplate.text.calls.reading import ReplyPiece
 
 _KINDS: dict[str, Literal["text", "call", "reasoning"]] = {
     "content": "text",

@@ -11,7 +11,7 @@ from typing import Protocol
 from bedplate.core.values import Given
 from bedplate.inference.engine.requests import Request, Result, Terms, Timing, Usage
 from bedplate.inference.engine.stream import Stream
-from bedplate.text.reply_form import ReplyForm
+from bedplate.text.calls.reply_form import ReplyForm
 
 
 class Submits(Protocol):

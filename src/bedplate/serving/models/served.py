@@ -32,7 +32,7 @@ from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
-from bedplate.text.reply_form import begun_tokens, reply_form
+from bedplate.text.calls.reply_form import begun_tokens, reply_form
 from bedplate.text.tokenizer import Tokenizer
 
 COMPLETION_MAX_TOKENS = 16

@@ -43,8 +43,8 @@ from bedplate.serving.wire.tools import (
     choice_of,
     usable,
 )
-from bedplate.text.reply_form import ReplyForm
-from bedplate.text.tool_calls import MAX_TOOLS, Tool
+from bedplate.text.calls.reply_form import ReplyForm
+from bedplate.text.calls.tools import MAX_TOOLS, Tool
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024

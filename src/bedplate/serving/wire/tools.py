@@ -12,12 +12,12 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.schema_dialects import as_held
 from bedplate.serving.wire.strict_fields import RequestFields, first_mistake
-from bedplate.text.call_formats import HERMES, format_of, shows_tools
-from bedplate.text.call_grammar import call_grammar_source
-from bedplate.text.call_reading import CUT_REASONS, ReplyPiece
-from bedplate.text.reply_form import ReplyForm, effort_variables, with_reasoning
+from bedplate.text.calls.formats import HERMES, format_of, shows_tools
+from bedplate.text.calls.grammar import call_grammar_source
+from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece
+from bedplate.text.calls.reply_form import ReplyForm, effort_variables, with_reasoning
+from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, told_tools, with_tools
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import MAX_TOOLS, Tool, as_shown, with_tools
 
 Json = dict[str, Any]
 PLAIN_REPLY = ReplyForm()
@@ -176,7 +176,7 @@ def conversation_tokens(
     begun: str = "",
     effort: str | None = None,
 ) -> list[int]:
-    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins, or with
+    """Token ids of a conversation with tools, as `text.calls.tools` shows them. answer: up to where it begins, or with
     what it begins (begun). effort: how much is to be reasoned, where the template asks. RequestError for tools where
     the template shows them, but calls in no format that is known."""
     template = None if tokenizer.chat is None else tokenizer.chat.source
@@ -184,9 +184,12 @@ def conversation_tokens(
     settings: Json = {"add_generation_prompt": answer, "begun": begun}
     if effort is not None and tokenizer.chat is not None:
         settings |= effort_variables(effort, tokenizer.chat.variables)
-    if not shows_tools(template):
-        return tokenizer.encode_chat(with_tools(talk, tools), **settings)
     written = format_of(template)
+    if not shows_tools(template):
+        if written is None or written is HERMES or written.channels:
+            return tokenizer.encode_chat(with_tools(talk, tools), **settings)
+        talk = told_tools(talk, tools, written, tokenizer.own_text)
+        return tokenizer.encode_chat(as_shown(talk, written, tokenizer.chat, (), tokenizer.own_text), **settings)
     if written is None and tools:
         raise RequestError(
             "this model's chat template shows tools, but its calls are in no format that is known here, so they could "
@@ -195,7 +198,8 @@ def conversation_tokens(
             code="unsupported_parameter",
         )
     shown = [tool.plain() for tool in tools] or None
-    return tokenizer.encode_chat(as_shown(talk, written or HERMES), tools=shown, **settings)
+    told = as_shown(talk, written or HERMES, tokenizer.chat, tools, tokenizer.own_text)
+    return tokenizer.encode_chat(told, tools=shown, **settings)
 
 
 class Spoken:

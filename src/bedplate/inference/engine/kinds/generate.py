@@ -145,7 +145,9 @@ class GenerateJob(Job[Generate]):
     def wanted(self, begin: int, end: int) -> Wants:
         if self._asks_prompt:
             return Wants(range(begin, end))
-        return Wants(range(end - 1, end) if end == len(self.tokens) else ())
+        # Held to a grammar, or kept from some tokens, it may need another one.
+        likeliest = self.plain and self.request.grammar is None and not self.state.withheld
+        return Wants(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
 
     def take(self, seen: Seen) -> WritingRow | None:
         if self._asks_prompt:

@@ -58,14 +58,13 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
     fields.only("attn_logit_softcapping", None)
     fields.only("use_bidirectional_attention", False, None)
-    fields.only("attention_dropout", 0.0, 0, None)
     pattern = fields.whole("sliding_window_pattern", fields.whole("_sliding_window_pattern", 6, null=6), null=6)
     window = fields.optional("sliding_window", 4096)
     default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(sizes["layers"])]
     context = sizes["context_length"]
     full, sliding = take_ropes(fields, _WHERE, context=context, theta=1_000_000.0, local_theta=10_000.0)
     cap = fields.real("final_logit_softcapping")
-    fields.ignore((*HF_BOOKKEEPING, "cache_implementation"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
     queries = fields.real("query_pre_attn_scalar", 256)
     spec = TransformerSpec(
         **sizes,

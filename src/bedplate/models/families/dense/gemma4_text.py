@@ -109,12 +109,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     full, sliding = take_ropes(fields, _WHERE, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0)
     # Images alone are seen in both directions.
     fields.only("use_bidirectional_attention", None, "vision")
-    fields.only("attention_dropout", 0.0, 0, None)
     cap, given = fields.real("final_logit_softcapping"), fields.whole("hidden_size_per_layer_input", 256)
     if given:
         fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
     part = _take_experts(fields)
-    fields.ignore((*HF_BOOKKEEPING, "vocab_size_per_layer_input", "cache_implementation"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "vocab_size_per_layer_input", "cache_implementation"))
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),

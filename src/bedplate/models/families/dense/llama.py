@@ -12,14 +12,15 @@ from bedplate.models.families.decoders import (
     LLAMA_NORMS,
     TINY,
     decoder_rules,
+    plain_fields,
     size_fields,
+    take_plain,
     take_sizes,
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _WHERE = "config.json (llama)"
 
@@ -43,14 +44,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a LlamaForCausalLM → spec."""
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields)
-    fields.only("hidden_act", "silu")
     fields.only("rope_interleaved", False)
-    fields.only("attention_dropout", 0.0, 0)
-    fields.ignore((*HF_BOOKKEEPING, "pretraining_tp", "is_llama_config", "mlp_dropout"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "pretraining_tp", "is_llama_config", "mlp_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
+        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6),
         attention_bias=fields.flag("attention_bias", False),
         feedforward_bias=fields.flag("mlp_bias", False),
     )
@@ -60,15 +58,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
     return size_fields(spec, "llama", "LlamaForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": "silu",
+        **plain_fields(spec),
         "attention_bias": spec.attention_bias,
-        "attention_dropout": 0.0,
         "mlp_bias": spec.feedforward_bias,
-        "rope_theta": rope.theta,
-        "rope_parameters": rope_parameters(rope),
     }
 
 

@@ -26,6 +26,13 @@ _YARN: dict[str, Any] = {
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
+_DEFAULT = _YARN | {
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "beta_fast": 32.0,
+}
+"""What transformers takes where a config has no rope."""
 EXAMPLES = (
     {**TINY, "head_dim": 16, "rope_parameters": _YARN},
     {**TINY, "head_dim": 8, "num_key_value_heads": 6, "sliding_window": 9, "rope_parameters": _YARN | {"mscale": 0.5}},
@@ -34,7 +41,8 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Ministral3ForCausalLM → spec."""
-    parameters: dict[str, Any] = dict(config.get("rope_parameters") or {})
+    has_rope = config.get("rope_parameters") or config.get("rope_scaling")
+    parameters: dict[str, Any] = dict(config.get("rope_parameters") or ({} if has_rope else _DEFAULT))
     # The context, once more.
     parameters.pop("max_position_embeddings", None)
     fields = Fields({**config, "rope_parameters": parameters}, _WHERE)

@@ -2,7 +2,7 @@
 projections; ropes of a part of each head, and LongRoPE.
 
 Past the original context LongRoPE turns all keys otherwise, those in the cache too: a sequence is served up to there,
-and `context_length` says so.
+and `context_length` says so, unless the factors before and behind it are the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused
 from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
-_WHERE = "config.json (phi3)"
+_WHERE, _ORIGINAL = "config.json (phi3)", "original_max_position_embeddings"
 
 
 def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
@@ -72,7 +72,9 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Phi3ForCausalLM → spec."""
-    fields = Fields({**config, "rope_scaling": _renamed(config.get("rope_scaling"))}, _WHERE)
+    # What stands outside is what counts, and its default too.
+    inside = {name: _renamed(config.get(name)) for name in ("rope_scaling", "rope_parameters")}
+    fields = Fields({_ORIGINAL: 4096, **config, **inside}, _WHERE)
     sizes = take_sizes(fields, context=4096)
     for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
         fields.only(name, False)
@@ -80,8 +82,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         fields.only(name, 1)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
     rope = take_rope(fields, _WHERE, context=sizes["context_length"], fraction=1.0)
-    if isinstance(rope.scaling, LongRopeScaling):
-        sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
+    sizes["context_length"] = even_context(rope, sizes["context_length"])
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
@@ -93,10 +94,21 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     return spec
 
 
+def even_context(rope: Rope, context: int) -> int:
+    """Of `context`, as much as turns in one way."""
+    scaling = rope.scaling
+    if not isinstance(scaling, LongRopeScaling) or scaling.short == scaling.long:
+        return context
+    return min(context, scaling.original_context)
+
+
 def _renamed(scaling: Any) -> Any:
-    """LongRoPE under the names that Phi's first files had for it."""
-    kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, Mapping) else None
-    return {**scaling, "rope_type": "longrope"} if kind in ("su", "yarn") else scaling
+    """LongRoPE under the names that Phi's first files had for it, without the context before it was extended."""
+    if not isinstance(scaling, Mapping):
+        return scaling
+    found = {name: value for name, value in scaling.items() if name != _ORIGINAL}
+    kind = found.get("rope_type") or found.get("type")
+    return {**found, "rope_type": "longrope"} if kind in ("su", "yarn") else found
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

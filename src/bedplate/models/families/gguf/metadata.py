@@ -27,6 +27,8 @@ from bedplate.models.specs.transformer import (
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (FREQUENCIES, SHORT, LONG)
+POOLING = "pooling_type"
+"""How vectors are made of a text's states: nothing that a spec says."""
 _CLOSE = 1e-5
 """How far a table may be from what a scaling makes: it is stored in single precision."""
 
@@ -39,6 +41,7 @@ def read(config: Mapping[str, Any], architecture: str) -> Fields:
     """The architecture's own keys, without its name."""
     begin = f"{architecture}."
     own = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+    own.pop(POOLING, None)
     return Fields(own, where(architecture))
 
 
@@ -150,6 +153,7 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
     kind = fields.take("rope.scaling.type") or "none"
     factor = fields.real("rope.scaling.factor") or 1.0
     original = fields.take("rope.scaling.original_context_length")
+    fields.ignore(("rope.scaling.finetuned",))  # how it was trained
     if (SHORT in tables) != (LONG in tables):
         raise UnsupportedModelError(f"of the tensors {SHORT} and {LONG} there is only one; they belong together")
     if SHORT in tables:
@@ -158,7 +162,10 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
     if FREQUENCIES in tables:
         return scaling_of(tables[FREQUENCIES], rope.theta, turned)
     readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
+    if "tables" not in config:
+        readers["longrope"] = None  # of which a header alone says nothing
     if kind == "yarn":
+        _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
         return YarnScaling(
             factor=factor,
             original_context=int(original or fields.need("rope.scaling.original_context_length")),
@@ -167,6 +174,14 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
         )
     Fields({"rope.scaling.type": kind}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
     return readers[kind]
+
+
+def _check_repeated(fields: Fields, usual: float) -> None:
+    """Converters write YaRN's own factors once more (Olmo 3's), where a config does."""
+    for name, value in (("attn_factor", usual), ("yarn_attn_factor", usual), ("yarn_ext_factor", 1.0)):
+        given = fields.take(f"rope.scaling.{name}")
+        if given is not None and not math.isclose(given, value, rel_tol=_CLOSE):
+            raise UnsupportedModelError(f"rope.scaling.{name} = {given:g} is not supported (only {value:g})")
 
 
 def _longrope(

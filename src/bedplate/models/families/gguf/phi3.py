@@ -20,7 +20,7 @@ from bedplate.models.families.gguf.metadata import (
 from bedplate.models.families.gguf.tensors import IGNORABLE, PRE_NORMS, decoder_rules, qkv_rows
 from bedplate.models.families.gguf.writing import writer
 from bedplate.models.families.weights import WeightMap, fused
-from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _NAME = "phi3"
 _GATE_UP = ("layers.{i}.feedforward.gate.weight", "layers.{i}.feedforward.up.weight")
@@ -51,8 +51,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
     rope = take_rope(fields, config, sizes["head_dim"], longest=sizes["context_length"])
-    if isinstance(rope.scaling, LongRopeScaling):
-        sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
+    sizes["context_length"] = phi3.even_context(rope, sizes["context_length"])
     # a file without the key may still name the context that it began with
     fields.ignore(("rope.scaling.original_context_length", "rope.scaling.attn_factor"))
     windows = one_window(fields.optional("attention.sliding_window") or None)

@@ -109,9 +109,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     types = older if types is None else types
     types = [_LINEAR] * sizes["layers"] if types is None else types
     fields.only("hidden_act", "silu")
-    fields.only("attention_dropout", 0.0, 0, None)
     fields.only("normalization_function", "rmsnorm")
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "mamba_chunk_size", "init_method"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING, "mamba_chunk_size", "init_method"))
     shared = fields.whole("shared_intermediate_size", 1024)
     count, chosen = fields.whole("num_local_experts", 0, null=0), fields.whole("num_experts_per_tok", 0, null=0)
     wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared

@@ -80,11 +80,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     types = fields.items("layer_types")
     types = [LINEAR if (layer + 1) % every else FULL for layer in range(layers)] if types is None else types
     fields.only("hidden_act", "silu")
-    fields.only("attention_dropout", 0.0, 0, None)
     # Published files say so, and the class knows nothing else; states are of float32 here as there.
     fields.only("attn_output_gate", True)
     fields.only("mamba_ssm_dtype", "float32")
-    fields.ignore((*HF_BOOKKEEPING, "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers"))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "mlp_only_layers"))
+    fields.ignore(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
     pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _WHERE)
     part = take_delta_rule(fields)
     spec = TransformerSpec(

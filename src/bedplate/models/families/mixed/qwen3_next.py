@@ -147,9 +147,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         every=each,
     )
     fields.only("hidden_act", "silu")
-    fields.only("attention_dropout", 0.0, 0, None)
     fields.only("use_sliding_window", False)
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING))
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING))
     part = take_delta_rule(fields)
     spec = TransformerSpec(
         **sizes,

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from bedplate.core.json import load_json
-from bedplate.text.call_formats import HERMES, CallFormat, Framed, find_frame
+from bedplate.text.calls.formats import FRAME_CHARACTERS, HERMES, CallFormat, Framed, find_frame, partial_mark
+from bedplate.text.calls.literals import LiteralReader, begins_literals
+from bedplate.text.calls.tools import Tool
 from bedplate.text.json_schema import DEPTH
-from bedplate.text.tool_calls import Tool
 
-FRAME_CHARACTERS = 512
-"""A head, tail or key longer than this is none."""
 CUT_REASONS = ("length", "cancelled")
 """Why a text ends in the middle of what it says."""
 SLICE = 256
@@ -64,12 +63,6 @@ class PlainReader:
         return []
 
 
-def partial_mark(text: str, mark: str) -> int:
-    """How many characters at the text's end may be the beginning of a mark."""
-    most = min(len(text), len(mark) - 1)
-    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)
-
-
 class WaitingSpace:
     """White space waits for what follows it: it is dropped at the end, and (leading=False) at the beginning."""
 
@@ -108,6 +101,7 @@ class CallReader:
         self._broken = False
         self._space = WaitingSpace()
         self._depth, self._quoted, self._escaped = 0, False, False
+        self._literal: LiteralReader | None = None
         self._tool, self._key, self._value, self._keys = "", "", list[str](), 0
         self.calls = 0
         if written.bare:
@@ -115,7 +109,8 @@ class CallReader:
 
     @property
     def closed(self) -> bool:
-        done = self._state == "content" or (self._state == "next" and not self._format.close)
+        ended = not self._format.close or (self._format.open_end and self._held.strip() in ("", "]"))
+        done = self._state == "content" or (self._state == "next" and ended)
         return not self._broken and (done or (self._state == "head" and not self._opener and not self._held))
 
     def push(self, text: str) -> list[ReplyPiece]:
@@ -168,7 +163,8 @@ class CallReader:
     def _head(self, found: list[ReplyPiece]) -> bool:
         bare = self._format.bare and not self._opener
         begins = [self._format.begin, ""] if bare else [""]
-        frames = [begin + self._format.opening + head for begin in begins for head in self._format.heads]
+        starts = [begin + opening for begin in begins for opening in self._format.openings]
+        frames = [start + head for start in starts for head in self._format.heads]
         if self._call(found, frames):
             return True
         if len(self._held) < FRAME_CHARACTERS and any(self._begun(frame) for frame in frames):
@@ -187,14 +183,21 @@ class CallReader:
     def _begun(self, frame: str) -> bool:
         """Whether the held text may become a head."""
         seen = find_frame(frame, self._window)
-        return seen == "begun" or (isinstance(seen, Framed) and not self._window[seen.end :].strip())
+        return seen == "begun" or (isinstance(seen, Framed) and self._follow(frame, seen) is None)
+
+    def _follow(self, frame: str, seen: Framed) -> bool | None:
+        """Whether arguments stand behind a head; None where that cannot be told yet."""
+        rest, literals = self._window[seen.end :].lstrip(), self._format.literals_behind(frame)
+        if literals is not None:
+            return begins_literals(rest, literals)
+        return True if self._format.tags is not None else rest.startswith("{") if rest else None
 
     def _call(self, found: list[ReplyPiece], frames: Sequence[str]) -> bool:
         """Whether one of the frames stands here, with arguments behind it: then a call begins."""
         tagged = self._format.tags is not None
         for frame in frames:
             seen = find_frame(frame, self._window)
-            if isinstance(seen, Framed) and (tagged or self._window[seen.end :].lstrip().startswith("{")):
+            if isinstance(seen, Framed) and self._follow(frame, seen):
                 rest = self._held[seen.end :]
                 # of an id and a name, in either order, the id is not kept
                 named = 1 if '"id"' in frame else 0
@@ -203,11 +206,18 @@ class CallReader:
                 self.calls += 1
                 self._space.take()
                 self._held, self._keys = rest.lstrip(), 0
+                literals = self._format.literals_behind(frame)
+                self._literal = None if literals is None else LiteralReader(literals)
                 self._state = "key" if tagged else "arguments"
                 return True
         return False
 
     def _take_arguments(self, found: list[ReplyPiece]) -> bool:
+        if self._literal is not None:
+            said, self._held, status = self._literal.read(self._held)
+            self._say(found, said)
+            self._state = "next" if status == "done" else "arguments"
+            return self._break() if status == "broken" else status == "done"
         end = len(self._held)
         for place, character in enumerate(self._held):
             if self._quoted:
@@ -289,15 +299,16 @@ class CallReader:
     def _next(self, found: list[ReplyPiece]) -> bool:
         """Another call, or the end of them."""
         written = self._format
-        frames = [] if written.between is None else [written.between + head for head in written.heads]
+        frames = [between + head for between in written.betweens or () for head in written.heads]
         if self._call(found, frames):
             return True
-        close = find_frame(written.close, self._window)
-        if isinstance(close, Framed) and written.close:
+        closes = [find_frame(close, self._window) for close in written.closes]
+        close = next((one for one in closes if isinstance(one, Framed)), None)
+        if close is not None and written.close:
             self._held, self._state = self._held[close.end :], "content"
             return True
         short = len(self._held) < FRAME_CHARACTERS
-        if short and (close == "begun" or not self._held.strip() or any(self._begun(frame) for frame in frames)):
+        if short and ("begun" in closes or not self._held.strip() or any(self._begun(frame) for frame in frames)):
             # a call that has no close is whole; the next begins as the first did
             if not written.close and not frames:
                 self._state = "content"

@@ -11,7 +11,8 @@ import json
 import re
 from typing import Literal
 
-from bedplate.text.call_reading import FRAME_CHARACTERS, SLICE, ReplyPiece, WaitingSpace, partial_mark
+from bedplate.text.calls.formats import FRAME_CHARACTERS, partial_mark
+from bedplate.text.calls.reading import SLICE, ReplyPiece, WaitingSpace
 
 _MESSAGE = "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")

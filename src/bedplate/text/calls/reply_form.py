@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
-from bedplate.text.call_formats import CallFormat, format_of
-from bedplate.text.call_reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace, partial_mark
-from bedplate.text.channels import ChannelReader
+from bedplate.text.calls.channels import ChannelReader
+from bedplate.text.calls.formats import CallFormat, format_of, partial_mark
+from bedplate.text.calls.reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace
+from bedplate.text.calls.tools import Tool
 from bedplate.text.chat_template import Message
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import Tool
 
-THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""What stands around reasoning: Qwen 3, DeepSeek-R1, SmolLM3 and others; Mistral's."""
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|channel>thought", "<channel|>"))
+"""What stands around reasoning: Qwen 3, DeepSeek-R1, SmolLM3 and others; Mistral's; Gemma 4's."""
 _TAIL_TOKENS = 16
 
 

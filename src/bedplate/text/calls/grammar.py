@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bedplate.core.errors import RequestError
-from bedplate.text.call_formats import BY_NAME, HERMES, NAME, CallFormat, Tags
-from bedplate.text.call_reading import is_text
+from bedplate.text.calls.formats import BY_NAME, HERMES, NAME, CallFormat, Tags
+from bedplate.text.calls.literal_grammar import LiteralRules, Unwritable
+from bedplate.text.calls.reading import is_text
+from bedplate.text.calls.spelling import Spelling, as_json
+from bedplate.text.calls.tools import Tool
 from bedplate.text.json_schema import INVALID, check_schema, parse_schema
-from bedplate.text.tool_calls import Tool
 
 _FREE = "TEXT: /(.|\\n)*/"
 
@@ -28,11 +29,12 @@ def call_grammar_source(
     answer: Mapping[str, Any] | str | None = None,
 ) -> str:
     """What a grammar of kind `tool_calls` says: which calls may be written, whether there must be one, in which form
-    (`text.reply_form`), and the JSON schema that an answer without calls follows, if one is asked for."""
+    (`text.calls.reply_form`), and the JSON schema that an answer without calls follows, if one is asked for."""
     listed = [{"name": tool.name, "parameters": tool.schema} for tool in tools]
     form: dict[str, Any] = {"format": written.name, "thinking": thinking, "opened": opened, "answer": answer}
-    form["marks"] = dict(marks or {})
-    return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form}, sort_keys=True)
+    form["marks"] = dict(sorted((marks or {}).items()))
+    # not sorted: arguments are written in the order in which their schema has them
+    return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form})
 
 
 def call_grammar(source: str) -> str:
@@ -70,30 +72,7 @@ def _answer(schema: Any, written: CallFormat) -> str | None:
         raise RequestError(error.message, param="response_format", code=INVALID) from None
     if schema is False:
         raise RequestError("no value satisfies the JSON schema false", param="response_format", code=INVALID)
-    return _json({} if schema is True else schema, {})
-
-
-class Spelling:
-    """Texts in the grammar's notation. Special tokens are no text for it, and stand there by their numbers."""
-
-    def __init__(self, marks: Mapping[str, int]) -> None:
-        self._marks = marks
-        longest = sorted(marks, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest)) + ")") if marks else None
-
-    def __call__(self, text: str) -> str:
-        parts = [text] if self._split is None else self._split.split(text)
-        return " ".join(
-            f"<[{self._marks[part]}]>" if part in self._marks else json.dumps(part, ensure_ascii=False)
-            for part in parts
-            if part
-        )
-
-    def after_text(self, name: str, mark: str, text: str = "TEXT") -> str:
-        """A rule for any text up to a mark, and the mark."""
-        if mark in self._marks:
-            return f"{name}: {text} {self(mark)}"
-        return f"{name}[lazy]: {text} {self(mark)}"
+    return as_json({} if schema is True else schema, {})
 
 
 def _tool_rules(number: int, name: str, parameters: Any, written: CallFormat, spell: Spelling) -> list[str]:
@@ -108,17 +87,17 @@ def _tool_rules(number: int, name: str, parameters: Any, written: CallFormat, sp
     else:
         # Spaced as Python's json writes it, which is how templates show calls.
         head, tail = written.heads[0].replace(NAME, name), written.tails[0]
+    literals = written.literals_behind(written.heads[0])
+    if literals is not None:
+        rules = LiteralRules(f"l{number}", parameters, literals, spell)
+        try:
+            arguments = rules.arguments()
+        except Unwritable as odd:
+            raise _refused(name, f" ({odd}) cannot be held to in the notation of this model's calls") from None
+        return [f"tool{number}: {spell(head)} {arguments}", *rules.rules]
     if written.tags is not None:
         return [f"tool{number}: {spell(head)} args{number}", *_tagged(number, name, parameters, written.tags, spell)]
-    return [f"tool{number}: {spell(head)} args{number} {spell(tail)}", f"args{number}: {_json(parameters)}"]
-
-
-_SPACED = {"item_separator": ", ", "key_separator": ": "}
-
-
-def _json(schema: Any, spacing: Mapping[str, str] = _SPACED) -> str:
-    options = {"whitespace_flexible": False, **spacing}
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+    return [f"tool{number}: {spell(head)} args{number} {spell(tail)}", f"args{number}: {as_json(parameters)}"]
 
 
 def _tagged(number: int, name: str, parameters: Mapping[str, Any], tags: Tags, spell: Spelling) -> list[str]:
@@ -136,7 +115,7 @@ def _tagged(number: int, name: str, parameters: Mapping[str, Any], tags: Tags, s
         begin = spell(f"{tags.key[0]}{key}{tags.key[1]}{tags.value[0]}{tags.pad}")
         end = f"{tags.pad}{tags.value[1]}"
         if not is_text(schema):
-            rules.append(f"{rule}: {begin} {rule}v {spell(end)}\n{rule}v: {_json({**_schema(schema), **shared})}")
+            rules.append(f"{rule}: {begin} {rule}v {spell(end)}\n{rule}v: {as_json({**_schema(schema), **shared})}")
         elif "enum" in schema or "const" in schema:
             one_of = " | ".join(spell(text + end) for text in schema.get("enum", [schema.get("const")]))
             rules.append(f"{rule}: {begin} ({one_of})")
@@ -187,7 +166,7 @@ def _thought(asked: Mapping[str, Any], spell: Spelling) -> tuple[str, list[str]]
     space = "SPACE?" if held else ""
     if asked["opened"]:
         return f"thought {space}", rules
-    if held or opening in asked["marks"]:
+    if held or any(mark in opening for mark in asked["marks"]):
         return f"({spell(opening)} thought {space})?", rules
     return "", []
 

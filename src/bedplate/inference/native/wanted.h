@@ -1,0 +1,34 @@
+// Of a call the tokens whose logits are wanted, which are all that the last layer is computed for.
+#pragma once
+#include <vector>
+
+#include "model.h"
+
+constexpr int ALONE = 4;    // below so many tokens each thread does the small per-token work for itself: no barrier
+
+class Wanted {
+public:
+    explicit Wanted(const Call& all) : call(all) {
+        for (int i = 0; i < all.wanted_count; ++i) {
+            const int64_t t = all.wanted[i];
+            numbers_.push_back(i), tokens_.push_back(all.tokens[t]), rows_.push_back(all.rows[t]);
+            positions_.push_back(all.positions[t]);
+            if (all.adapters) adapters_.push_back(all.adapters[t]);
+        }
+        call.tokens_count = all.wanted_count, call.wanted = numbers_.data(), call.tokens = tokens_.data();
+        call.rows = rows_.data(), call.positions = positions_.data();
+        if (all.adapters) call.adapters = adapters_.data();
+    }
+    Wanted(const Wanted&) = delete;
+
+    // Whether most tokens of a call only leave their keys and values behind.
+    static bool few(const Call& all) {
+        return !all.hidden && all.depth < 0 && all.tokens_count >= ALONE && 2 * all.wanted_count <= all.tokens_count;
+    }
+
+    Call call;
+
+private:
+    std::vector<int64_t> numbers_, tokens_, rows_, positions_;
+    std::vector<const LowRank*> adapters_;
+};

@@ -1,0 +1,93 @@
+"""What a checkpoint's files say of how its texts are written: `generation_config.json`, and older ones' `config.json`
+(https://huggingface.co/docs/transformers/main_classes/text_generation)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import CheckpointError
+from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.families.fields import GENERATION
+
+log = logging.getLogger("bedplate.models")
+
+FILE = "generation_config.json"
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "guidance_scale": (1.0,),
+    "begin_suppress_tokens": ([],),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": ({}, []),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+}
+"""Fields that change which text is likeliest and that are not followed, each with its values that change nothing. (How
+texts are drawn at random is each request's own.)"""
+
+
+def read_generation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the directory `path` with this config.json. What is not followed is said, by name. CheckpointError for lists
+    that are none."""
+    found = {name: config[name] for name in GENERATION if config.get(name) is not None}
+    if (path / FILE).is_file():
+        found |= read_object(path / FILE)
+    else:
+        found |= _of_config(config)
+    try:
+        others, _ = unfollowed(found), never_written(found)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: a generation setting has a value of the wrong kind ({error})") from error
+    if others:
+        said = ", ".join(f"{name} = {value!r}" for name, value in others.items())
+        log.warning(
+            "%s: its generation settings have %s, which texts here are not written by; give a request its own "
+            "repetition_penalty or min_tokens, or expect other texts than transformers' generate",
+            path,
+            said,
+        )
+    return found
+
+
+def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json alone says in fields that are also about something else: the tokens that end a text, and that
+    BART's answers begin with the token that begins texts."""
+    ends, begin = config.get("eos_token_id"), config.get("bos_token_id")
+    listed = ends if isinstance(ends, list) else [ends]
+    found = {"eos_token_id": ends} if all(isinstance(one, int) for one in listed) else {}
+    if config.get("force_bos_token_to_be_generated") and isinstance(begin, int):
+        found |= {"forced_bos_token_id": begin}
+    return found
+
+
+def unfollowed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among these that change which text is likeliest, and are not followed."""
+    found = {name: settings[name] for name, same in _NEUTRAL.items() if settings.get(name) not in (None, *same)}
+    phrases = [ids for ids in settings.get("bad_words_ids") or () if len(ids) > 1]
+    return found | ({"bad_words_ids": phrases} if phrases else {})
+
+
+def never_written(settings: Mapping[str, Any]) -> frozenset[int]:
+    """Tokens that are no part of any text, such as Marian's padding, whose logit nobody trained."""
+    alone = (ids[0] for ids in settings.get("bad_words_ids") or () if len(ids) == 1)
+    return frozenset((*alone, *(settings.get("suppress_tokens") or ())))
+
+
+def gguf_generation(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """What a GGUF file says of it."""
+    keys = {
+        "decoder_start_token_id": f"{architecture}.decoder_start_token_id",
+        "eos_token_id": "tokenizer.ggml.eos_token_id",
+        "pad_token_id": "tokenizer.ggml.padding_token_id",
+    }
+    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}

@@ -1,0 +1,357 @@
+"""The formats in which models write calls of tools: one table, and which row a chat template uses.
+
+A row says how a call is framed; reading (`calls.reading`) and the grammar of calls (`calls.grammar`) both follow it. A
+template is known by what stands in its text, never by a model's name:
+
+- hermes: NousResearch's function calling, and Qwen 2.5 and 3; what bases without a format of their own are told to use
+- tagged, keyed: parameters one by one between tags (Qwen3-Coder and Qwen 3.5; GLM 4.5)
+- list, named: Mistral's, until and since its tokenizer has `[ARGS]`
+- granite: a list as well, behind a mark of its own (Granite 3)
+- fenced, marked: DeepSeek's V3 and R1, and V3.1
+- pythonic, lines: Python's calls, in a list (LFM2) or one on each line (OLMo 3, whose values are JSON)
+- closed: a list again, with marks at both ends (Phi-4-mini)
+- spoken: Gemma 4's notation, whose texts stand between tokens of their own
+- bare: Llama 3.1's JSON, which is the whole reply
+- channels: gpt-oss's harmony (https://cookbook.openai.com/articles/openai-harmony); see `text.calls.channels`
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+NAME = "§"
+"""Where a frame has the tool's name (or an id that nobody needs)."""
+
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Arguments that are written one by one: `key` stands around a parameter's name, `value` around its value, with
+    `pad` inside; `end` after the last."""
+
+    key: tuple[str, str]
+    value: tuple[str, str]
+    pad: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Literals:
+    """Arguments as a language's literals, behind a head that ends with `begin`: `equals` stands between a parameter's
+    name and its value, `between` from one to the next, `end` after the last. In objects it is a colon. quotes: what
+    may stand around a text, of two that begin alike the longer first; quote: the one that texts are written in.
+    words: true, false and null. bare: names in objects, and texts, may stand without quotes. ordered: members are
+    written by their names' order."""
+
+    begin: str
+    end: str
+    equals: str
+    between: str
+    quotes: tuple[str, ...]
+    quote: str
+    words: tuple[str, str, str]
+    bare: bool = False
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """How calls stand in a reply: `begin`, an `opening`, then a `head`, the arguments and a `tail` for each call, with
+    `between` from one to the next, and a `close` after the last. Of several the first is how calls are written; the
+    others are read as well. White space, and any around JSON's punctuation, may differ.
+
+    signs: what a template that uses it holds; tells: any of them suffices where no format's signs are all there.
+    betweens None: each call has a `begin` of its own, with `apart` before it. literals: how arguments are written
+    behind heads that end in their `begin`. bare: a call may also begin the reply, without `begin`. arguments: how
+    templates want those of earlier calls. single: templates show one call of a message only. id_letters: length of a
+    call's id where templates insist. open_end: the reply's end closes as well. results: the role in which a template
+    that knows no role `tool` is told what came of a call."""
+
+    name: str
+    signs: tuple[str, ...]
+    begin: str
+    heads: tuple[str, ...] = ('{"name": "§", "arguments": ',)
+    tails: tuple[str, ...] = ("}",)
+    openings: tuple[str, ...] = ("",)
+    betweens: tuple[str, ...] | None = None
+    apart: str = ""
+    closes: tuple[str, ...] = ("",)
+    tags: Tags | None = None
+    literals: Literals | None = None
+    tells: tuple[str, ...] = ()
+    bare: bool = False
+    arguments: Literal["object", "text"] = "object"
+    single: bool = False
+    id_letters: int | None = None
+    channels: bool = False
+    open_end: bool = False
+    results: str | None = None
+
+    @property
+    def opening(self) -> str:
+        return self.openings[0]
+
+    @property
+    def between(self) -> str | None:
+        return None if self.betweens is None else self.betweens[0]
+
+    @property
+    def close(self) -> str:
+        return self.closes[0]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that it writes around names and arguments."""
+        tags = () if self.tags is None else (*self.tags.key, *self.tags.value, self.tags.end)
+        quotes = () if self.literals is None else self.literals.quotes
+        ends = (*self.openings, *(self.betweens or ()), *self.closes, *(CHANNEL_MARKS if self.channels else ()))
+        return (self.begin, *self.heads, *self.tails, *tags, *quotes, *ends)
+
+    def literals_behind(self, head: str) -> Literals | None:
+        """How arguments are written behind one of the heads; None where they are not literals."""
+        return self.literals if self.literals is not None and head.endswith(self.literals.begin) else None
+
+
+_DEEP, _ENDS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_ONE, _SEP, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_BODY = '{"name": "§", "arguments": '
+_LISTED = ("}", ', "id": "§"}')
+_NAMED = '{"id": "§", "name": "§", "arguments": '
+_PYTHON_QUOTES = ('"""', "'''", '"', "'")
+_PYTHON = Literals("(", ")", "=", ", ", _PYTHON_QUOTES, '"', ("True", "False", "None"))
+_JSON_VALUES = Literals("(", ")", "=", ", ", _PYTHON_QUOTES, '"', ("true", "false", "null"))
+_GEMMA = Literals("{", "}", ":", ",", ('<|"|>', '"'), '<|"|>', ("true", "false", "null"), bare=True, ordered=True)
+_LLAMA = ('{"name": "§", "parameters": ', '{"type": "function", "name": "§", "parameters": ')
+
+HERMES = CallFormat("hermes", ("<tool_call>",), "<tool_call>", openings=("\n",), apart="\n", closes=("\n</tool_call>",))
+FORMATS = (
+    CallFormat("channels", ("<|channel|>", "<|message|>", "functions"), "<|channel|>", single=True, channels=True),
+    CallFormat(
+        "fenced",
+        (_DEEP, "```json"),
+        _DEEP,
+        (f"{_ONE}function{_SEP}{NAME}\n```json\n",),
+        (f"\n```{_ONE_END}",),
+        betweens=("\n",),
+        closes=(_ENDS,),
+        arguments="text",
+    ),
+    CallFormat(
+        "marked",
+        (_DEEP,),
+        _DEEP,
+        (f"{_ONE}{NAME}{_SEP}",),
+        (_ONE_END,),
+        betweens=("",),
+        closes=(_ENDS,),
+        arguments="text",
+    ),
+    CallFormat(
+        "named",
+        ("[TOOL_CALLS]", "[ARGS]"),
+        "[TOOL_CALLS]",
+        (f"{NAME}[ARGS]", f"{NAME}[CALL_ID]{NAME}[ARGS]"),
+        ("",),
+        id_letters=9,
+    ),
+    CallFormat(
+        "list",
+        ("[TOOL_CALLS]",),
+        "[TOOL_CALLS]",
+        (_BODY, _NAMED),
+        _LISTED,
+        openings=(" [",),
+        betweens=(", ",),
+        closes=("]",),
+        id_letters=9,
+    ),
+    CallFormat(
+        "tagged",
+        ("<tool_call>", "<function=", "<parameter="),
+        "<tool_call>",
+        (f"<function={NAME}>\n",),
+        ("",),
+        openings=("\n",),
+        apart="\n",
+        closes=("\n</tool_call>",),
+        tags=Tags(("<parameter=", ">"), ("", "</parameter>\n"), "\n", "</function>"),
+    ),
+    CallFormat(
+        "keyed",
+        ("<tool_call>", "<arg_key>", "<arg_value>"),
+        "<tool_call>",
+        (f"{NAME}\n",),
+        ("",),
+        apart="\n",
+        closes=("</tool_call>",),
+        tags=Tags(("<arg_key>", "</arg_key>"), ("\n<arg_value>", "</arg_value>\n"), "", ""),
+    ),
+    CallFormat(
+        "spoken",
+        ("<|tool_call>", '<|"|>'),
+        "<|tool_call>",
+        (f"call:{NAME}{{",),
+        ("",),
+        closes=("<tool_call|>", "\n<tool_call|>"),
+        literals=_GEMMA,
+    ),
+    CallFormat(
+        "pythonic",
+        ("<|tool_call_start|>",),
+        "<|tool_call_start|>",
+        (f"{NAME}(", _BODY, _NAMED),
+        _LISTED,
+        openings=("[", ""),
+        betweens=(", ",),
+        closes=("]<|tool_call_end|>", "\n<|tool_call_end|>"),
+        literals=_PYTHON,
+        tells=("<|tool_list_start|>", "List of tools: ["),
+    ),
+    CallFormat(
+        "lines",
+        ("<function_calls>",),
+        "<function_calls>",
+        (f"{NAME}(",),
+        ("",),
+        openings=("", "\n", "["),
+        betweens=("\n", ", "),
+        closes=("</function_calls>", "\n</function_calls>", "]</function_calls>"),
+        literals=_JSON_VALUES,
+        results="environment",
+    ),
+    CallFormat(
+        "closed",
+        ("<|tool_call|>", "<|/tool_call|>"),
+        "<|tool_call|>",
+        (_BODY, _NAMED),
+        _LISTED,
+        openings=("[", ""),
+        betweens=(", ",),
+        closes=("]<|/tool_call|>", "\n<|/tool_call|>"),
+        tells=("<|/tool|>",),
+        open_end=True,
+        results="tool_response",
+    ),
+    CallFormat(
+        "granite",
+        ("<|tool_call|>",),
+        "<|tool_call|>",
+        (_BODY,),
+        _LISTED,
+        openings=("[",),
+        betweens=(", ",),
+        closes=("]",),
+    ),
+    HERMES,
+    CallFormat(
+        "bare",
+        ('"parameters": ', "ipython"),
+        "<|python_tag|>",
+        _LLAMA,
+        ("}",),
+        betweens=("; ",),
+        bare=True,
+        single=True,
+    ),
+)
+BY_NAME = {one.name: one for one in FORMATS}
+
+_ON_MESSAGE = re.compile(
+    r"""['"](tools|functions)['"] in m\w*|\bm\w*(?:\[0\])?(?:\.get\(|[.\[])['"]?(tools|functions)\b"""
+)
+_TOOLS = re.compile(r"\btools\b")
+_TOOL_ROLE = re.compile(r"""role\b[^\w=!]{0,4}(?:==|!=|in\b)[^%}]{0,80}['"]tool['"]""")
+_PARTS = re.compile(r"(\s+|[{}\[\]:,]|§)")
+
+
+def tools_key(template: str) -> str | None:
+    """What a system message calls the text that shows the tools, for a template that is given no list of them."""
+    found = _ON_MESSAGE.search(template)
+    return None if found is None or _TOOLS.search(_ON_MESSAGE.sub("", template)) else found[1] or found[2]
+
+
+def shows_tools(template: str | None) -> bool:
+    """Whether a chat template itself shows the tools that it is given."""
+    return template is not None and (_TOOLS.search(template) is not None or tools_key(template) is not None)
+
+
+def knows_results(template: str) -> bool:
+    """Whether a chat template knows messages of the role `tool`."""
+    return _TOOL_ROLE.search(template) is not None
+
+
+@lru_cache(maxsize=64)
+def format_of(template: str | None) -> CallFormat | None:
+    """The format in which a model with this template calls tools; None for a template that shows tools but no calls in
+    any format that is known. Where a template knows of no tools, what it is told of them says how to call: as it
+    shows calls, if it does."""
+    if template is None:
+        return HERMES
+    signed = (one for one in FORMATS if all(sign in template for sign in one.signs))
+    if not shows_tools(template):
+        return next((one for one in signed if one.channels or "tool_calls" in template), HERMES)
+    told = (one for one in FORMATS if any(sign in template for sign in one.tells))
+    return next(signed, None) or next(told, None)
+
+
+# --- frames
+
+FRAME_CHARACTERS = 512
+"""A head, tail, key or number longer than this is none."""
+
+
+def partial_mark(text: str, mark: str) -> int:
+    """How many characters at the text's end may be the beginning of a mark."""
+    most = min(len(text), len(mark) - 1)
+    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)
+
+
+@dataclass(frozen=True)
+class Framed:
+    """A frame that was found: where it ends, and the names in it."""
+
+    end: int
+    names: tuple[str, ...]
+
+
+_WORD = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+@lru_cache(maxsize=256)
+def _pieces(frame: str) -> tuple[str, ...]:
+    """Literals, names, and "" for white space that may be there."""
+    found: list[str] = []
+    for part in _PARTS.split(frame):
+        if part.isspace():
+            found.append("")
+        elif part and part in "{}[]:,":
+            found += ["", part, ""]
+        elif part:
+            found.append(part)
+    return tuple(found)
+
+
+def find_frame(frame: str, text: str) -> Framed | Literal["begun"] | None:
+    """The frame at the text's start; "begun" where the text ends within it."""
+    at, names = 0, list[str]()
+    for piece in _pieces(frame):
+        if piece == "":
+            at += len(text[at:]) - len(text[at:].lstrip())
+        elif piece == NAME:
+            word = _WORD.match(text, at)
+            if word is None:
+                return "begun" if at == len(text) else None
+            at = word.end()
+            names.append(word.group())
+            if at == len(text):
+                return "begun"
+        else:
+            there = text[at : at + len(piece)]
+            if there != piece:
+                return "begun" if piece.startswith(there) and at + len(there) == len(text) else None
+            at += len(piece)
+    return Framed(at, tuple(names))

@@ -1,0 +1,241 @@
+"""Tools that a model may call, and how they are shown to it.
+
+Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.calls.formats`).
+For every other base the tools stand in the system message, calls in the assistant's text and results in a user message,
+as `with_tools` writes them, in the Hermes function-calling format:
+
+    <tool_call>
+    {"name": "…", "arguments": {…}}
+    </tool_call>
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from bedplate.core.errors import RequestError, TemplateError
+from bedplate.core.json import JsonRuleError, load_json
+from bedplate.text.calls.formats import HERMES, CallFormat, knows_results, tools_key
+from bedplate.text.calls.writing import written_calls
+from bedplate.text.chat_template import ChatTemplate, Message
+from bedplate.text.json_schema import DEPTH
+
+CALL, CALL_END = "<tool_call>", "</tool_call>"
+RESULT, RESULT_END = "<tool_response>", "</tool_response>"
+MAX_TOOLS = 128
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`parameters`: a JSON schema of an object; None for a tool without arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise RequestError(
+                f"a tool cannot be called {self.name[:80]!r}; use 1 to 64 letters, digits, dashes and underscores",
+                param="tools",
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates see it."""
+        function = {"name": self.name, "description": self.description, "parameters": self.schema}
+        return {"type": "function", "function": function}
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The schema of its arguments; an object also where `parameters` leave that out."""
+        if self.parameters is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return {"type": "object", **self.parameters}
+
+
+# --- showing
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The conversation for a template that knows of no tools: no tool calls, no role `tool`."""
+    shown: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            text = f"{RESULT}\n{message['content']}\n{RESULT_END}"
+            if shown and shown[-1].get("results"):
+                shown[-1]["content"] += f"\n{text}"
+            else:
+                shown.append({"role": "user", "content": text, "results": True})
+            continue
+        calls = [_written(call) for call in message.get("tool_calls") or ()]
+        content = "\n".join(part for part in (message.get("content") or "", *calls) if part)
+        shown.append({**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content})
+    for message in shown:
+        message.pop("results", None)
+    return _told(shown, _instructions(tools, HERMES, str)) if tools else shown
+
+
+def told_tools(
+    messages: Sequence[Message], tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]
+) -> Sequence[Message]:
+    """The conversation for a template that shows calls, and no tools. own: see `written_calls`."""
+    return _told(messages, _instructions(tools, written, own)) if tools else messages
+
+
+def _told(messages: Sequence[Message], text: str) -> list[dict[str, Any]]:
+    """The conversation with a text at the end of its system message."""
+    shown = [dict(message) for message in messages]
+    if shown and shown[0]["role"] == "system":
+        shown[0]["content"] = f"{shown[0]['content']}\n\n{text}"
+    else:
+        shown.insert(0, {"role": "system", "content": text})
+    return shown
+
+
+def as_shown(
+    messages: Sequence[Message],
+    written: CallFormat,
+    chat: ChatTemplate | None = None,
+    tools: Sequence[Tool] = (),
+    own: Callable[[str], str] = str,
+) -> list[dict[str, Any]]:
+    """The conversation for a template that shows tools itself: arguments as objects or as JSON text, whichever it
+    wants; calls one by one, each before its result, where it shows no more; in the content where it shows none. What
+    came of calls stands in the role that it knows, and beside the calls where it looks for it there. Tools stand in
+    the system message where it is given no list of them. chat: None for one that shows all of them as lists. own: see
+    `written_calls`."""
+    shown: list[dict[str, Any]] = []
+    waiting: dict[str, dict[str, Any]] = {}
+    for message in messages:
+        found = dict(message)
+        if found["role"] == "tool" and found.get("tool_call_id") in waiting:
+            shown.append(waiting.pop(found["tool_call_id"]))
+        if found.get("tool_calls"):
+            found["tool_calls"] = calls = [_call(call, written) for call in found["tool_calls"]]
+            found["content"] = found.get("content") or ""
+            if written.single and len(calls) > 1:
+                later = {call["id"]: {"role": found["role"], "content": "", "tool_calls": [call]} for call in calls[1:]}
+                waiting |= later
+                found["tool_calls"] = calls[:1]
+        shown.append(found)
+    if chat is None:
+        return shown
+    if not knows_results(chat.source):
+        shown = _beside(shown) if "tool_responses" in chat.source else [_renamed(one, written) for one in shown]
+    shown = [_with_calls(message, written, own, chat) for message in shown]
+    key = tools_key(chat.source)
+    return shown if key is None or not tools else _with_listed(shown, key, tools)
+
+
+@lru_cache(maxsize=128)
+def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) -> bool:
+    """Whether a template shows the calls of earlier turns, tried out: some do so only where there is no content, or
+    where its field is not there at all."""
+    if "tool_calls" not in chat.source:
+        return False
+    name = "call-to-be-seen"
+    function = {"name": name, "arguments": "{}" if written.arguments == "text" else {}}
+    calls = [{"id": "0" * 9, "type": "function", "function": function}]
+    asked = {"role": "user", "content": "a"}
+    turn = {"role": "assistant", "content": "b" if beside_content else "", "tool_calls": calls}
+    try:
+        return name in chat.render([asked, turn], add_generation_prompt=False)
+    except TemplateError:  # it says what is wrong where it is given the conversation itself
+        return True
+
+
+def _with_calls(
+    message: dict[str, Any], written: CallFormat, own: Callable[[str], str], chat: ChatTemplate
+) -> dict[str, Any]:
+    """The message with its calls in its content, where the template would not show them."""
+    if not message.get("tool_calls") or _shows_calls(chat, written, bool(message["content"])):
+        return message
+    calls = [(call["function"]["name"], _arguments_of(call)) for call in message["tool_calls"]]
+    apart = written.apart if message["content"] else ""
+    content = message["content"] + apart + written_calls(calls, written, own)
+    return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
+
+
+def _arguments_of(call: Mapping[str, Any]) -> Any:
+    arguments = call["function"]["arguments"]
+    return _arguments(call) if isinstance(arguments, str) else arguments
+
+
+def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
+    return {**message, "role": written.results} if message["role"] == "tool" and written.results else message
+
+
+def _beside(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What came of calls, as `tool_responses` of the message that made them."""
+    shown: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] != "tool":
+            shown.append(message)
+            continue
+        called = shown[-1] if shown else {}
+        names = {call["id"]: call["function"]["name"] for call in called.get("tool_calls", ())}
+        name = names.get(message.get("tool_call_id"))
+        if name is None:
+            shown.append(message)
+        else:
+            result = {"name": name, "response": message["content"]}
+            shown[-1] = {**called, "tool_responses": [*called.get("tool_responses", ()), result]}
+    return shown
+
+
+def _with_listed(messages: Sequence[dict[str, Any]], key: str, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as text, on the first system message."""
+    text = json.dumps([tool.plain()["function"] for tool in tools], ensure_ascii=False)
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], key: text}, *messages[1:]]
+    return [{"role": "system", "content": "You are a helpful assistant with some tools.", key: text}, *messages]
+
+
+def _call(call: Mapping[str, Any], written: CallFormat) -> dict[str, Any]:
+    arguments = _arguments(call)
+    if written.arguments == "text":
+        arguments = call["function"]["arguments"]
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+def _arguments(call: Mapping[str, Any]) -> Any:
+    text = call["function"]["arguments"]
+    try:
+        return load_json(text, depth=DEPTH, finite=True, repeated=None)
+    except ValueError as error:
+        why = f": {error}" if isinstance(error, JsonRuleError) else ""
+        raise RequestError(
+            f"the arguments of the call to {call['function']['name']!r} are not JSON that can be read{why}",
+            param="messages",
+        ) from None
+
+
+def _written(call: Mapping[str, Any]) -> str:
+    function = {"name": call["function"]["name"], "arguments": _arguments(call)}
+    return f"{CALL}\n{json.dumps(function, ensure_ascii=False)}\n{CALL_END}"
+
+
+def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]) -> str:
+    lines = "\n".join(json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools)
+    listed = (
+        f"You can call these tools. Each line is one tool, with the JSON schema of its arguments:\n<tools>\n{lines}\n"
+        "</tools>\n"
+    )
+    plain = "Answer in plain text where no tool is needed."
+    if written is not HERMES:
+        example = written_calls([("name", {"argument": "value"})], written, own)
+        return (
+            f"{listed}To call a tool, write its name and its arguments so, and nothing after them:\n{example}\n{plain}"
+        )
+    return (
+        f"{listed}To call a tool, write its name and its arguments as JSON between tags, and nothing after them:\n"
+        f'{CALL}\n{{"name": "…", "arguments": {{…}}}}\n{CALL_END}\n'
+        f"Its result then follows between {RESULT} and {RESULT_END}. {plain}"
+    )
