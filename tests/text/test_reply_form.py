@@ -177,6 +177,7 @@ def test_a_prompt_may_have_begun_the_reasoning(tokenizers: dict[str, tuple[Token
     assert (form.opened, form.calls) == (True, None)
     assert read(form.reader(), ["\nso", "  \n</thi", "nk>\n\nYes. "]) == ("Yes. ", "so", [], True)
     assert read(form.reader(), ["so"]) == ("", "so", [], True)
+    assert thinking_of("{{ '<think>' }}") == ("<think>", "</think>")  # whose end is the reply's
     closed = ReplyForm(thinking=("<think>", "</think>"))
     assert read(closed.reader(), ["\n<thi", "nk>a</think>b"]) == ("b", "a", [], True)
     assert read(closed.reader(), [" <this", "> <think>"]) == (" <this> <think>", "", [], True)

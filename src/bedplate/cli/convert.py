@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,13 @@ def convert(
         ),
     ] = None,
     shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
+    long_context: Annotated[
+        bool,
+        typer.Option(
+            help="Of a base with LongRoPE (Phi-3 and Phi-4-mini): the extended context, with the long factors at every "
+            "position; skins are then to be made anew.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -40,4 +47,5 @@ def convert(
     The result is read back, and the values are compared with the source's: equal, or rounded by so much.
     """
     to_gguf = destination.suffix == ".gguf"
-    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, overwrite, as_json)
+    form: Literal["hf", "gguf"] = "gguf" if to_gguf else "hf"
+    write_out(source, destination, form, dtype, matrix_type, shard_gb, overwrite, as_json, long_context)

@@ -50,15 +50,19 @@ def write_out(
     shard_gb: float,
     overwrite: bool,
     as_json: bool,
+    long_context: bool = False,
 ) -> None:
     """Writes it, reads it back, compares the values, and prints what it is."""
     _check(base, out, file_format, dtype, matrix_type, shard_gb, overwrite)
     from bedplate.models.checkpoints.base import load_base, locate
     from bedplate.models.checkpoints.export import export_base, export_gguf
+    from bedplate.models.checkpoints.long_context import with_long_context
 
     # A GGUF's values are exact in float32 only, so nothing is rounded unless --dtype asks for it.
     exact = "float32" if file_format == "gguf" or locate(base).is_file() else "auto"
     loaded = load_base(base, dtype=exact, device="cpu")
+    if long_context:
+        loaded = with_long_context(loaded)
     if file_format == "gguf":
         export_gguf(loaded, out, matrix_type or "f16", replace=overwrite)
         written = load_base(out.absolute(), dtype="float32", device="cpu")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, cast
 
+import anthropic
 import pytest
-from tests.text.calling import SHAPES
+from tests.serving.conftest import Server, running
+from tests.text.calling import SHAPES, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, form_of
+from tests.tiny import write_tiny_base
 
 from bedplate.serving.api.anthropic_reply import _block
 from bedplate.serving.api.turns import AssistantTurn
 from bedplate.serving.models.served import Answer
+from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.wire.tools import Spoken
 from bedplate.text.calls.formats import BY_NAME
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.writing import written_calls
+
+from .conftest import HI, NOW, TOOL
 
 FORMS = [name for name in SHAPES if name != "channels"]
 
@@ -82,3 +89,54 @@ def test_a_call_cut_off_anywhere_leaves_no_mark_in_the_content(name: str) -> Non
         assert spoken.finish_reason("length") == "length"
         names = [call["function"]["name"] for call in message.get("tool_calls", ())]
         assert names == [tool.name for tool in TOOLS][: len(names)]
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tiny base whose texts in calls stand between tokens of their own."""
+    directory = tmp_path_factory.mktemp("speaker") / "tiny"
+    vocabulary = shaped_tokenizer(directory, SHAPES["spoken"]).vocab_size
+    write_tiny_base(directory, vocab_size=vocabulary, context_length=2048, tokenizer=False)
+    with loaded_server(directory) as state, running(state) as url:
+        yield Server(url, state, {})
+
+
+def test_a_base_that_calls_with_tokens_of_its_own(speaker: Server) -> None:
+    bias = {str(speaker.tokenizer.token_to_id("<|channel>")): -100}
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "tools": [TOOL, NOW], "max_tokens": 200, "seed": 1}
+    once = {**asked, "tool_choice": "required", "parallel_tool_calls": False, "logit_bias": bias}
+    named = {**once, "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    flat: Any = {"type": "function", **TOOL["function"]}
+    with speaker.client as client:
+        whole = client.chat.completions.create(**once).choices[0]
+        chunks = list(client.chat.completions.create(**once, stream=True))
+        chosen = client.chat.completions.create(**named).choices[0]
+        reply = client.responses.create(
+            model="tiny", input="hi", tools=[flat], tool_choice="required", parallel_tool_calls=False, temperature=0
+        )
+        none = client.chat.completions.create(**{**asked, "tool_choice": "none", "max_tokens": 8}).choices[0]
+    parts = [part for chunk in chunks if chunk.choices for part in chunk.choices[0].delta.tool_calls or ()]
+    for choice in (whole, chosen):
+        assert choice.finish_reason == "tool_calls"
+        [made] = choice.message.tool_calls
+        arguments = json.loads(made.function.arguments)
+        assert (made.function.name, arguments.keys()) in (("weather", {"day", "hot"}), ("now", set()))
+        if choice is whole:
+            assert "".join(part.function.name or "" for part in parts) == made.function.name
+            assert json.loads("".join(part.function.arguments or "" for part in parts)) == arguments
+    assert chosen.message.tool_calls[0].function.name == "weather"
+    [item] = [one for one in reply.output if one.type == "function_call"]
+    assert json.loads(item.arguments).keys() == {"day", "hot"}
+    assert none.message.tool_calls is None
+
+    offered: Any = [{"name": "weather", "input_schema": TOOL["function"]["parameters"]}]
+    any_one: Any = {"type": "any", "disable_parallel_tool_use": True}
+    with anthropic.Anthropic(base_url=speaker.url, api_key="none", max_retries=0) as client:
+        fields: Any = {"model": "tiny", "tools": offered, "max_tokens": 200, "extra_body": {"temperature": 0}}
+        said = client.messages.create(messages=HI, tool_choice=any_one, **fields)
+        [block] = [one for one in said.content if one.type == "tool_use"]
+        assert (said.stop_reason, block.name, block.input.keys()) == ("tool_use", "weather", {"day", "hot"})
+        # and back: what was called and what came of it
+        result: Any = {"type": "tool_result", "tool_use_id": block.id, "content": "hot"}
+        talk: Any = [*HI, {"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+        assert client.messages.create(messages=talk, **{**fields, "max_tokens": 4}).content

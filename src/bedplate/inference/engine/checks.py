@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bedplate.core.errors import ContextLengthExceeded, NotFiniteError, RequestError, UsageError
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.checkpoints.long_context import extended_context
 
 
 def check_decoder(base: Base, verb: str) -> None:
@@ -30,9 +31,15 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0)
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
         raise ContextLengthExceeded(
             f"the prompt has {len(tokens)} tokens{behind} and {more} more are asked for, but the context of "
-            f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer",
+            f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer{_longer(base)}",
             param="max_tokens" if more else "prompt",
         )
+
+
+def _longer(base: Base) -> str:
+    """How a longer context can be had, where there is one."""
+    longest = extended_context(base)
+    return "" if longest is None else f"; what `bedplate convert --long-context` writes of this base has {longest}"
 
 
 def answer_room(base: Base, prompt: int) -> int:

@@ -66,7 +66,7 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     if rope is None:
         return True
     scaling = rope.scaling
-    if type(scaling) is LongRopeScaling and spec.context_length > scaling.original_context:
+    if type(scaling) is LongRopeScaling and not scaling.even and spec.context_length > scaling.original_context:
         return False
     if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False

@@ -118,6 +118,16 @@ class LongRopeScaling:
             if not 0 < divisor < math.inf:
                 raise UnsupportedModelError(f"a longrope factor is {divisor}: it must be a finite number above 0")
 
+    @property
+    def extended_context(self) -> int:
+        """Tokens that it reaches."""
+        return round(self.original_context * self.factor)
+
+    @property
+    def even(self) -> bool:
+        """Whether every position turns in one way, whatever comes after it."""
+        return self.short == self.long
+
 
 Scaling = Llama3Scaling | LinearScaling | YarnScaling | LongRopeScaling
 

@@ -43,7 +43,9 @@ class ReplyForm:
 @lru_cache(maxsize=64)
 def thinking_of(template: str | None) -> tuple[str, str] | None:
     """What stands around reasoning in a template's conversations."""
-    return next((pair for pair in THINKING if template is not None and pair[1] in template), None)
+    # some only begin it in the prompt, and leave its end to the reply
+    held = "" if template is None else template
+    return next((pair for pair in THINKING if pair[0] in held or pair[1] in held), None)
 
 
 def reply_form(

@@ -97,7 +97,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def even_context(rope: Rope, context: int) -> int:
     """Of `context`, as much as turns in one way."""
     scaling = rope.scaling
-    if not isinstance(scaling, LongRopeScaling) or scaling.short == scaling.long:
+    if not isinstance(scaling, LongRopeScaling) or scaling.even:
         return context
     return min(context, scaling.original_context)
 

@@ -208,7 +208,7 @@ def longest_context(spec: TransformerSpec) -> int:
     """The context after LongRoPE has extended it."""
     scaling = None if spec.rope is None else spec.rope.scaling
     if isinstance(scaling, LongRopeScaling):
-        return round(scaling.original_context * scaling.factor)
+        return scaling.extended_context
     return spec.context_length
 
 
@@ -252,7 +252,7 @@ def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
 def divisors_of(spec: TransformerSpec) -> list[float] | None:
     """What each pair's frequency is divided by, where that is the same at every position."""
     scaling = None if spec.rope is None else spec.rope.scaling
-    if isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0:
+    if isinstance(scaling, LongRopeScaling) and scaling.even and scaling.attention_factor == 1.0:
         return list(scaling.short)
     return rope_tables(spec).get(FREQUENCIES)
 

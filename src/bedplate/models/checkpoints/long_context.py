@@ -1,0 +1,47 @@
+"""LongRoPE's extended context (https://arxiv.org/abs/2402.13753), for a whole base.
+
+A sequence that grows past the original context would have all its keys turned anew, those that are kept in a cache too.
+So a base ends there, as its files give it, or else has the long factors at every position, which is also what vLLM and
+llama.cpp do where a longer context is asked for. transformers chooses by each sequence's length: past the original
+context the two are equal, and short sequences differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bedplate.core.errors import UsageError
+from bedplate.models.build import build
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
+
+
+def extended_context(base: Base) -> int | None:
+    """The context that `with_long_context` would give it; None where there is no longer one."""
+    found = _scaling(base)
+    if found is None or found.even or found.extended_context <= base.spec.context_length:
+        return None
+    return found.extended_context
+
+
+def with_long_context(base: Base) -> Base:
+    """The same weights with the long factors at every position and the extended context. UsageError where the base has
+    no context beyond its own."""
+    spec, scaling, context = base.spec, _scaling(base), extended_context(base)
+    if not isinstance(spec, TransformerSpec) or spec.rope is None or scaling is None or context is None:
+        raise UsageError(
+            f"{base.source} has no context beyond its {base.spec.context_length} tokens: its positions do not turn by "
+            "LongRoPE with factors of two kinds; leave --long-context out"
+        )
+    longer = spec.with_(context_length=context, rope=replace(spec.rope, scaling=replace(scaling, short=scaling.long)))
+    model = build(longer, base.dtype, "meta")
+    model.load_state_dict(base.model.state_dict(keep_vars=True), assign=True)
+    model.requires_grad_(False)
+    model.eval()
+    return replace(base, spec=longer, held=model)
+
+
+def _scaling(base: Base) -> LongRopeScaling | None:
+    rope = base.spec.rope if isinstance(base.spec, TransformerSpec) else None
+    scaling = None if rope is None else rope.scaling
+    return scaling if isinstance(scaling, LongRopeScaling) else None
