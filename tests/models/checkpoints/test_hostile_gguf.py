@@ -16,7 +16,7 @@ from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.text.gguf_fields import parts_from_fields
 
-SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
 Content = tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]
 
 

@@ -78,15 +78,6 @@ def written_id(value: object, rows: int, name: str, where: str) -> int:
     return value
 
 
-def banned(value: object, where: str) -> frozenset[int]:
-    """The tokens among `bad_words_ids`, which are lists of ids. CheckpointError for anything else."""
-    words: Any = value or ()
-    lists = isinstance(words, list | tuple) and all(isinstance(ids, list) for ids in words)
-    if not lists or not all(isinstance(one, int) for ids in words for one in ids):
-        raise CheckpointError(f"{where}: bad_words_ids is {shown(value)}, not a list of lists of ids")
-    return frozenset(ids[0] for ids in words if len(ids) == 1)
-
-
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
     """That of a GGUF file; None where it has none."""
     none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
