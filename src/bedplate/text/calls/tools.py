@@ -134,6 +134,23 @@ def as_shown(
     return shown if key is None or not tools else _with_listed(shown, key, tools)
 
 
+@lru_cache(maxsize=64)
+def tools_variable(chat: ChatTemplate) -> str | None:
+    """The variable whose tools a template shows, tried out; None where it shows none. SmolLM3's has a name of its
+    own."""
+    tool = Tool("tool-to-be-seen")
+    for name in ("tools", "xml_tools"):
+        if re.search(rf"\b{name}\b", chat.source):
+            given: dict[str, Any] = {name: [tool.plain()]}
+            try:
+                text = chat.render([{"role": "user", "content": "a"}], **given)
+            except TemplateError:  # it says what is wrong where it is given the conversation itself
+                return name
+            if tool.name in text:
+                return name
+    return None
+
+
 @lru_cache(maxsize=128)
 def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) -> bool:
     """Whether a template shows the calls of earlier turns, tried out: some do so only where there is no content, or
