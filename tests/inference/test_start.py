@@ -6,20 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.made import made_base
 from tests.tiny import tiny_spec
 
 from bedplate.cli.generate import WITHOUT_TORCH
+from bedplate.core import libraries
 from bedplate.models.checkpoints.export import export_gguf
 
 NEEDLESS = (
     *("transformers", "peft", "scipy", "sklearn", "pandas", "sympy", "torch._dynamo", "torch._inductor"),
     *("pydantic", "bedplate.skins", "bedplate.models.specs.presets"),
     *("gguf", "yaml"),
+    *("torch._prims", "torch._refs", "torch.ao.quantization", "torch.masked.maskedtensor"),
     *("requests", "pypi_simple", "bs4", "huggingface_hub", "starlette", "uvicorn", "jsonschema"),
 )
 OPENED = """
 import sys
+from bedplate.core.libraries import leave_parts
+
+leave_parts()
 from tests.made import made_base
 from tests.tiny import tiny_spec
 from bedplate.inference.engine.requests import Generate, Sampling
@@ -48,8 +54,8 @@ def test_a_first_token_loads_nothing_it_does_not_need(tmp_path: Path) -> None:
 
 
 BESIDE = """
-import importlib, pathlib, sys
-from bedplate.core.libraries import torch_beside
+import importlib, pathlib, sys, threading
+from bedplate.core.libraries import LATER, complete_torch, leave_parts, torch_beside
 
 loading = torch_beside()
 for name in sys.argv[1:]:
@@ -58,15 +64,56 @@ assert "torch" not in sys.modules
 if loading is not None:
     loading.join()
     assert "libtorch_cpu" in pathlib.Path("/proc/self/maps").read_text()
+leave_parts()
 import torch
 assert (torch.ones(64, 64) @ torch.ones(64, 64)).sum() == 64**3
 assert torch_beside() is None
+
+def absent():
+    return {"torch._prims", "torch.ao.quantization", "torch.masked.maskedtensor"} - set(sys.modules)
+
+tried = torch.__version__.startswith("2.13.")
+assert len(absent()) == (3 if tried else 0)
+from bedplate.models.build import build
+from bedplate.models.families import FAMILIES
+
+for (format, _), family in FAMILIES.items():
+    for example in family.examples[:1] if format == "hf" else ():
+        build(family.to_spec(dict(example)), torch.bfloat16, "meta").requires_grad_(False)
+assert len(absent()) == (3 if tried else 0)
+found = []
+asking = [threading.Thread(target=lambda: found.append(torch.masked.MaskedTensor)) for _ in range(4)]
+for one in asking:
+    one.start()
+for one in asking:
+    one.join()
+assert len(found) == 4 and len(set(found)) == 1
+import torch._decomp  # as torch's compiler does
+assert torch._meta_registrations.meta_index_Tensor and "torch._prims" in sys.modules
+assert torch.ops.aten.gelu_backward.default in torch._decomp.decomposition_table
+complete_torch()
+assert not absent() and all(type(sys.modules[name]) is type(sys) for name in LATER if name in sys.modules)
+assert torch.distributions.Normal(0.0, 1.0).mean == 0 and torch.nn.quantized.Linear and torch.export.export
 """
 
 
-def test_torchs_libraries_come_while_what_needs_no_torch_is_imported() -> None:
+def test_torchs_libraries_come_meanwhile_and_what_no_answer_needs_when_it_is_asked_for() -> None:
     done = subprocess.run([sys.executable, "-c", BESIDE, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_torch_of_a_version_that_was_not_tried_is_imported_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "version.py").write_text("__version__ = '2.99.0'\n")
+    monkeypatch.setattr(libraries, "_torch", lambda: tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    count = len(sys.meta_path)
+    libraries.leave_parts()
+    assert len(sys.meta_path) == count
+    (tmp_path / "version.py").write_text("__version__ = '2.13.1+cu130'\n")
+    libraries.leave_parts()
+    assert len(sys.meta_path) == count + 1
 
 
 def test_answers_that_are_there_are_scored_without_torch() -> None:

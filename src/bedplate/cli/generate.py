@@ -12,7 +12,7 @@ import typer
 from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
-from bedplate.core.libraries import torch_beside
+from bedplate.core.libraries import complete_torch, leave_parts, torch_beside
 
 WITHOUT_TORCH = (
     "bedplate.economics.model.named_model",
@@ -48,12 +48,17 @@ def generate(
     text = _read_stdin() if prompt == "-" else prompt
     with left_alone():
         torch_beside()
+        leave_parts()
         for name in WITHOUT_TORCH:
             importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
         from bedplate.inference.predict.opening import Asked, open_base
         from bedplate.inference.ways.threads import use_cores
+        from bedplate.models.precision import resolve_device
 
+        target = resolve_device(device)
+        if target.type != "cpu":
+            complete_torch()
         use_cores()
         sampling = Sampling(
             max_tokens=max_tokens,
@@ -64,7 +69,7 @@ def generate(
             seed=seed,
             stop=tuple(stop or ()),
         )
-        opened = open_base(base, Asked(dtype, weights, kernel), device).model()
+        opened = open_base(base, Asked(dtype, weights, kernel), target).model()
     with opened as model:
         if chat:
             messages = [{"role": "user", "content": text}]

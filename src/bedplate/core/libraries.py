@@ -1,37 +1,166 @@
-"""Shared libraries that are loaded while Python does something else.
+"""How torch is imported by a process that answers once: its libraries while Python does something else, and of its
+modules those that the answer needs.
 
-Loading torch's own takes a sixth of a second, in which the interpreter is free to import what needs no torch.
+Loading the libraries takes a sixth of a second, in which the interpreter is free to import what needs no torch. A third
+of the rest of `import torch` goes into modules that only training, compiling and exporting need.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.machinery
 import importlib.util
+import re
 import sys
 import threading
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 _TORCH = (("libtorch_global_deps.so", ctypes.RTLD_GLOBAL), ("libtorch_cpu.so", ctypes.DEFAULT_MODE))
 """In the order, and seen by others, as `import torch` loads them."""
+_REGISTRATIONS = "torch._meta_registrations"
+"""Shapes of operations in Python, for the compiler and a few operations on the device "meta"."""
+_LAST = "torch._native"
+"""Kernels in Python, all of them for CUDA: nothing is imported after it. Whatever of torch is imported from then on
+counts on the registrations, which come first."""
+LATER = (
+    *(_REGISTRATIONS, _LAST),
+    *("torch.distributions", "torch.export", "torch.masked"),
+    *("torch.ao", "torch.quantization"),
+    *(f"torch.nn.{name}" for name in ("intrinsic", "qat", "quantizable", "quantized")),
+)
+"""What `import torch` imports last, and nothing else of it asks for."""
+_TRIED = re.compile(r"^__version__ = '2\.13\.", re.MULTILINE)
+"""Torch's modules import each other in circles, which another order may break: what has not been tried is imported as
+it stands."""
 
 
 def torch_beside() -> threading.Thread | None:
     """Begins to load the libraries that `import torch` will need; None where it was imported already, or where they do
     not lie as on Linux. What goes wrong is left for that import to say."""
-    found = None if "torch" in sys.modules else importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    place = _torch()
+    if place is None or not all((place / "lib" / name).is_file() for name, _ in _TORCH):
         return None
-    place = Path(found.origin).parent / "lib"
-    if not all((place / name).is_file() for name, _ in _TORCH):
-        return None
-    loading = threading.Thread(target=_load, args=(place,), name="bedplate-libraries")
+    loading = threading.Thread(target=_load, args=(place / "lib",), name="bedplate-libraries")
     loading.start()
     return loading
 
 
+def _torch() -> Path | None:
+    """Where torch lies; None where it was imported already, or is not there."""
+    found = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    return None if found is None or found.origin is None else Path(found.origin).parent
+
+
 def _load(place: Path) -> None:
+    """The second needs what the first has loaded."""
     try:
         for name, mode in _TORCH:
             ctypes.CDLL(str(place / name), mode)
     except OSError:
         return
+
+
+def leave_parts() -> None:
+    """From now on `import torch` leaves the modules of `LATER` for whoever first asks for something of them. Nothing is
+    left where torch was imported already, or is of a version that this was not tried with.
+
+    It is for processes that compute on a CPU, or else call `complete_torch`.
+    """
+    place = _torch()
+    try:
+        tried = place is not None and _TRIED.search((place / "version.py").read_text("utf-8")) is not None
+    except OSError:
+        tried = False
+    if tried:
+        sys.meta_path.insert(0, _FINDER)
+
+
+def complete_torch() -> None:
+    """Nothing is left any more: what `leave_parts` has left is imported now."""
+    if _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
+    for module in [sys.modules[name] for name in LATER if name in sys.modules]:
+        vars(module)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        following = fullname.startswith("torch.") and _LAST in sys.modules and _is_left(_REGISTRATIONS)
+        if not following and fullname not in LATER:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Following(spec.loader) if following else _Leaving(spec.loader)
+        return spec
+
+
+_FINDER = _Finder()
+
+
+class _State:
+    def __init__(self) -> None:
+        self.lock, self.begun = threading.RLock(), False
+
+
+class _Left(ModuleType):
+    """A module that is executed when something of it is first asked for, by whichever thread: the others wait."""
+
+    def __getattribute__(self, name: str) -> Any:
+        find = super().__getattribute__
+        if name not in ("__class__", "__file__", "__name__", "__spec__"):
+            spec = find("__spec__")
+            state = spec.loader_state
+            with state.lock:
+                if not state.begun:
+                    state.begun = True  # what it asks of itself meanwhile is there as far as it has come
+                    try:
+                        spec.loader.exec_module(self)
+                    except BaseException:
+                        state.begun = False
+                        raise
+                    cast("Any", self).__class__ = ModuleType
+        return find(name)
+
+
+def _is_left(name: str) -> bool:
+    module = sys.modules.get(name)
+    return type(module) is _Left and not cast("Any", module).__spec__.loader_state.begun
+
+
+class _Around(Loader):
+    """Does with a module what its own loader does, at another time."""
+
+    def __init__(self, own: Loader) -> None:
+        self._own = own
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._own.create_module(spec)
+
+
+class _Leaving(_Around):
+    """Leaves a module unexecuted. (The standard library's LazyLoader is disturbed by `inspect`, which asks every module
+    for its file, and in Python 3.11 by a second thread.)"""
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None  # the import system sets it
+        spec.loader = module.__loader__ = self._own
+        spec.loader_state = _State()
+        module.__class__ = _Left
+
+
+class _Following(_Around):
+    """Lets the registrations be imported first, and this module by them."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        del sys.modules[module.__name__]
+        vars(sys.modules[_REGISTRATIONS])
+        if module.__name__ not in sys.modules:
+            sys.modules[module.__name__] = module
+            self._own.exec_module(module)

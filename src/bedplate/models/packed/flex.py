@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.recurrences import Documents
+
+if TYPE_CHECKING:  # it brings much of torch's compiler along
+    from torch.nn.attention.flex_attention import BlockMask
 
 SIZE = 128
 """Tokens of a block: what flex attention's kernels are made for."""
@@ -39,6 +41,8 @@ class FlexAttention:
         self._places: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        from torch.nn.attention.flex_attention import AuxRequest
+
         q, k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q_BTHD, k_BTGD, v_BTGV))
         # Torch's compiler makes no CPU kernel of masks and scores that depend on numbers that change.
         kernel, device = _compiled(not q.is_cpu), q.device
@@ -106,6 +110,8 @@ class FlexAttention:
         return self._masks[window, device]
 
     def _made(self, window: int | None, device: torch.device) -> BlockMask:
+        from torch.nn.attention.flex_attention import BlockMask
+
         numbers_N, positions_N, behind_N = self._place(device)
         causal, back = self._causal, None if window is None else (window - 1 if self._causal else window // 2)
 
@@ -149,4 +155,6 @@ class FlexAttention:
 
 @cache
 def _compiled(shapes_change: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=None if shapes_change else False)
