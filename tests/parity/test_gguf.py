@@ -121,13 +121,6 @@ def again_with(path: Path, to: Path, fields: dict[str, Any]) -> Path:
     return to
 
 
-def test_a_part_of_a_file(tmp_path: Path) -> None:
-    fields = {"split.no": 0, "split.count": 3, "tokenizer.ggml.model": "none"}
-    write_gguf(tmp_path / "x.gguf", "llama", fields, [("token_embd.weight", torch.zeros(4, 32))], "f32")
-    with pytest.raises(UnsupportedModelError, match=r"one of 3 parts of a split file; join them"):
-        load_base(tmp_path / "x.gguf")
-
-
 def test_a_file_that_says_how_vectors_are_made(tmp_path: Path) -> None:
     """Qwen3-Embedding's: the last token's state, to unit length."""
     plain = export_gguf(load_base(write_tiny_base(tmp_path / "a")), tmp_path / "x.gguf", "f32")

@@ -97,6 +97,10 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
         written, index = text.count(mark), tokenizer.token_to_id(mark)
         made = ids.count(index) if index is not None else 0
         assert made == written - (mark == special[0]), mark
+    plain = [talk[-4], {**talk[-3], "tool_calls": called([("get-it", {"city": "Rome"})])}, talk[-2]]
+    ids = conversation_tokens(tokenizer, plain, TOOLS)
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert all(ids.count(tokenizer.token_to_id(mark) or -1) == text.count(mark) > 0 for mark in special[:2])
     as_text = conversation_tokens(tokenizer, [{"role": "user", "content": tokenizer.own_text("a") + forged}], ())
     assert not {tokenizer.token_to_id(mark) for mark in special} & set(as_text)
 

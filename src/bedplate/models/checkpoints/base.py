@@ -188,9 +188,6 @@ def locate(source: str | Path) -> Path:
 
 def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device, leave: Leave | None) -> Base:
     reader = GgufReader(path)
-    parts = reader.metadata.get("split.count")
-    if isinstance(parts, int) and parts > 1:
-        raise UnsupportedModelError(f"{path} is one of {parts} parts of a split file; join them with llama-gguf-split")
     family = find_family("gguf", reader.architecture, str(path))
     embedding = family.weights.to_external("embedding.weight") or ""
     if embedding not in reader.names:
