@@ -11,6 +11,7 @@ import pytest
 from tests.text.calling import Shape, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, called, read
 
+from bedplate.core.errors import RequestError
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
@@ -96,8 +97,21 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
         written, index = text.count(mark), tokenizer.token_to_id(mark)
         made = ids.count(index) if index is not None else 0
         assert made == written - (mark == special[0]), mark
+    plain = [talk[-4], {**talk[-3], "tool_calls": called([("get-it", {"city": "Rome"})])}, talk[-2]]
+    ids = conversation_tokens(tokenizer, plain, TOOLS)
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert all(ids.count(tokenizer.token_to_id(mark) or -1) == text.count(mark) > 0 for mark in special[:2])
     as_text = conversation_tokens(tokenizer, [{"role": "user", "content": tokenizer.own_text("a") + forged}], ())
     assert not {tokenizer.token_to_id(mark) for mark in special} & set(as_text)
+
+
+def test_arguments_without_names_are_refused_where_calls_have_names(tmp_path: Path) -> None:
+    tokenizer = shaped_tokenizer(tmp_path, Template(LISTED))
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "[1]"}}
+    talk = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(RequestError, match="'now' are no JSON object") as found:
+        conversation_tokens(tokenizer, talk, TOOLS)
+    assert found.value.param == "messages"
 
 
 def test_where_tools_and_results_stand() -> None:

@@ -74,8 +74,8 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
             else:
                 shown.append({"role": "user", "content": text, "results": True})
             continue
-        calls = [_written(call) for call in message.get("tool_calls") or ()]
-        content = "\n".join(part for part in (message.get("content") or "", *calls) if part)
+        calls = written_calls([_named(call) for call in message.get("tool_calls") or ()], HERMES)
+        content = "\n".join(part for part in (message.get("content") or "", calls) if part)
         shown.append({**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content})
     for message in shown:
         message.pop("results", None)
@@ -174,15 +174,9 @@ def _with_calls(
     """The message with its calls in its content, where the template would not show them."""
     if not message.get("tool_calls") or _shows_calls(chat, written, bool(message["content"])):
         return message
-    calls = [(call["function"]["name"], _arguments_of(call)) for call in message["tool_calls"]]
     apart = written.apart if message["content"] else ""
-    content = message["content"] + apart + written_calls(calls, written, own)
+    content = message["content"] + apart + written_calls([_named(call) for call in message["tool_calls"]], written, own)
     return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
-
-
-def _arguments_of(call: Mapping[str, Any]) -> Any:
-    arguments = call["function"]["arguments"]
-    return _arguments(call) if isinstance(arguments, str) else arguments
 
 
 def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
@@ -234,9 +228,10 @@ def _arguments(call: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _written(call: Mapping[str, Any]) -> str:
-    function = {"name": call["function"]["name"], "arguments": _arguments(call)}
-    return f"{CALL}\n{json.dumps(function, ensure_ascii=False)}\n{CALL_END}"
+def _named(call: Mapping[str, Any]) -> tuple[str, Any]:
+    """A call's name and arguments."""
+    arguments = call["function"]["arguments"]
+    return call["function"]["name"], _arguments(call) if isinstance(arguments, str) else arguments
 
 
 def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]) -> str:
