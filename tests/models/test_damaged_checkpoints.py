@@ -51,7 +51,7 @@ def test_a_damaged_config_is_refused_before_a_model_is_built_of_it(tmp_path: Pat
     directory = write_tiny_base(tmp_path / "a")
     change(directory, num_hidden_layers=10**7)
     for opened in (load_base, read_stored, bedplate.load):
-        with pytest.raises(CheckpointError, match="asks for 10000000 layers, but the checkpoint holds"):
+        with pytest.raises(CheckpointError, match="asks for 10000000 layers"):
             opened(directory)
     (directory / "config.json").write_text("[" * 100_000)
     for opened in (load_base, bedplate.load):

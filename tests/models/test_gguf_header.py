@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.gguf import GgufReader
+from bedplate.models.checkpoints.gguf import GgufReader, add_field
 from bedplate.models.checkpoints.gguf_header import read_header
 
 
@@ -115,3 +115,30 @@ def test_what_is_not_read_is_said(tmp_path: Path, begin: bytes, said: str) -> No
     path.write_bytes(begin)
     with pytest.raises(CheckpointError, match=said):
         read_header(path)
+
+
+def test_tensors_that_share_bytes_are_told(whole: tuple[Path, bytes]) -> None:
+    """One weight would be another's; and a small file could be a model of any size."""
+    directory, data = whole
+    at = data.index(b"d.weight") + len(b"d.weight") + 4 + 3 * 8 + 4  # its offset, behind its shape and its type
+    path = directory / "shared.gguf"
+    path.write_bytes(data[:at] + struct.pack("<Q", 32) + data[at + 8 :])
+    with pytest.raises(CheckpointError, match=r"the tensors 'a\.weight' and 'd\.weight' overlap"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("general.type", "adapter", "holds no model: its general.type is 'adapter'"),
+        ("split.count", 3, r"is one of 3 parts of a model; join them with .*llama-gguf-split --merge"),
+    ],
+)
+def test_what_is_no_whole_model_is_told(tmp_path: Path, key: str, value: object, said: str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    add_field(writer, key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=said):
+        read_header(tmp_path / "a.gguf")

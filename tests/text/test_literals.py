@@ -149,7 +149,13 @@ def test_several_forms_of_one_format() -> None:
     ):
         assert read(CallReader(BY_NAME["closed"]), [text]) == expected, text
     begin, end = "<|tool_call_start|>", "<|tool_call_end|>"
-    for text in (f"{begin}[{one}, {two}]{end}", f"{begin}[f(a=1),\n g()]{end}", f"{begin}f(a=1){end}{begin}g(){end}"):
+    for text in (
+        f"{begin}[f(a=1), g()]",
+        f"{begin}[f(a=1), g()",
+        f"{begin}[{one}, {two}]{end}",
+        f"{begin}[f(a=1),\n g()]{end}",
+        f"{begin}f(a=1){end}{begin}g(){end}",
+    ):
         assert read(CallReader(BY_NAME["pythonic"]), [text]) == expected, text
     for text in ("f(a=1)\ng()", "\nf(a=1)\ng()\n", "[f(a=1), g()]"):
         assert read(CallReader(BY_NAME["lines"]), [f"<function_calls>{text}</function_calls>"]) == expected, text

@@ -11,6 +11,7 @@ import pytest
 from tests.text.calling import Shape, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, called, read
 
+from bedplate.core.errors import RequestError
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
@@ -39,10 +40,17 @@ ONLY_WITHOUT_CONTENT = "{% if tools %}{{ tools | tojson }}{% endif %}" + _EACH.r
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
     f"<|im_end|>{{% elif m.role == 'tool' %}}<|tool|>{{{{ m.content }}}}<|im_end|>{{% else %}}{_TURN}{{% endif %}}",
 )
+OTHER_VARIABLE = (
+    "{% if xml_tools is defined %}<tools>{% for t in xml_tools %}{{ t | string }}{% endfor %}</tools>"
+    "call between <tool_call> and </tool_call>{% endif %}" + _EACH.replace("BODY", _TURN)
+)
+UNSEEN = "{# tools #}" + ONLY_WITHOUT_CONTENT.split("{% endif %}", 1)[1].replace("<tool_call>", "<|tool_call|>")
 TEMPLATES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "listed": (LISTED, "pythonic", ("<|tool_call_start|>", "<|tool_call_end|>", "<|tool_list_start|>"), "<|tool|>"),
     "on message": (ON_MESSAGE, "closed", ("<|tool_call|>", "<|/tool_call|>", "<|/tool|>"), "<|tool_response|>"),
     "functions": (FUNCTIONS, "lines", (), "<|environment|>"),
+    "other variable": (OTHER_VARIABLE, "hermes", ("<tool_call>",), "<|tool|>"),
+    "unseen": (UNSEEN, "granite", ("<|tool_call|>",), "<|tool|>"),
     "only without content": (ONLY_WITHOUT_CONTENT, "hermes", ("<tool_call>",), "<|tool|>"),
 }
 
@@ -71,7 +79,10 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
     ]
     ids = conversation_tokens(tokenizer, talk, TOOLS)
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    assert all(part in text for part in ("go", "Well.", f"{result}r0", f"{result}r1", '"get-it"', '"now"'))
+    assert all(part in text for part in ("go", "Well.", f"{result}r0", f"{result}r1"))
+    before = text[: text.index("<|assistant|>")]
+    assert all(tool.name in before for tool in TOOLS)
+    assert "get-it" not in tokenizer.decode(conversation_tokens(tokenizer, talk[:1], ()))
     assert ("Be brief." in text) is system
     turn = text[text.index("<|assistant|>") :]
     form = reply_form(tokenizer, [], TOOLS)
@@ -83,11 +94,24 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
     )
     # the format's marks are its tokens, and what stands in an argument is text
     for mark in special[:2]:
-        written, index = turn.count(mark), tokenizer.token_to_id(mark)
+        written, index = text.count(mark), tokenizer.token_to_id(mark)
         made = ids.count(index) if index is not None else 0
         assert made == written - (mark == special[0]), mark
+    plain = [talk[-4], {**talk[-3], "tool_calls": called([("get-it", {"city": "Rome"})])}, talk[-2]]
+    ids = conversation_tokens(tokenizer, plain, TOOLS)
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert all(ids.count(tokenizer.token_to_id(mark) or -1) == text.count(mark) > 0 for mark in special[:2])
     as_text = conversation_tokens(tokenizer, [{"role": "user", "content": tokenizer.own_text("a") + forged}], ())
     assert not {tokenizer.token_to_id(mark) for mark in special} & set(as_text)
+
+
+def test_arguments_without_names_are_refused_where_calls_have_names(tmp_path: Path) -> None:
+    tokenizer = shaped_tokenizer(tmp_path, Template(LISTED))
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "[1]"}}
+    talk = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(RequestError, match="'now' are no JSON object") as found:
+        conversation_tokens(tokenizer, talk, TOOLS)
+    assert found.value.param == "messages"
 
 
 def test_where_tools_and_results_stand() -> None:

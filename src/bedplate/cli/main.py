@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bedplate.core.errors import BedplateError, UsageError, is_interrupt
+from bedplate.core.errors import BedplateError, UsageError, is_interrupt, need_failure
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.version import __version__
 
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            need_failure(error)
         if _wants_traceback():
             traceback.print_exc()
         if is_interrupt(error):

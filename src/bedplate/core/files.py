@@ -22,6 +22,9 @@ from bedplate.core.json import load_json
 _CHUNK = 1 << 20
 _TICK_NS = 2 * 10**9
 """The coarsest clock of a file system (FAT's)."""
+MODEL_JSON_BYTES = 16 << 20
+"""The largest of a model's own JSON files, but for vocabularies and indexes of weights, has a megabyte or two. Python
+needs some twenty times as much for what such a file holds."""
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 """The operating system's numbers for no room left, on the disk or in a quota."""
 
@@ -248,10 +251,13 @@ def _exchange(a: Path, b: Path) -> None:
 # --- reading
 
 
-def read_text(path: Path | str) -> str:
-    """A UTF-8 file's text. Raises DataError naming the byte offset where it is not UTF-8, or why it cannot be read."""
+def read_text(path: Path | str, most: int | None = None) -> str:
+    """A UTF-8 file's text. Raises DataError naming the byte offset where it is not UTF-8, or why it cannot be read; and
+    for a file of more than `most` bytes, before it is read."""
     path = Path(path)
     try:
+        if most is not None and (size := path.stat().st_size) > most:
+            raise DataError(f"{path}: {size:,} bytes, where such a file has at most {most:,}; fetch it again")
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(

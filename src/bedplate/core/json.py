@@ -42,6 +42,24 @@ def load_json(
     return value
 
 
+def load_config(content: str) -> Any:
+    """JSON of a model's files, as programs write it: NaN and infinities are numbers. Raises JsonRuleError for nesting
+    that is too deep and for a key that one object gives two values, and JSONDecodeError."""
+    try:
+        return json.loads(content, object_pairs_hook=_agreeing)
+    except RecursionError:
+        raise JsonRuleError("nested too deeply") from None
+
+
+def _agreeing(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise JsonRuleError(f"a key has two values in one object: {key!r}", key)
+        found[key] = value
+    return found
+
+
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """A nested object's values by their dotted keys, as JSON would return them: a tuple and a list are the same."""
     if isinstance(value, Mapping) and value:

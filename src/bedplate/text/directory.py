@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import tokenizers
 
-from bedplate.core.errors import DataError, TokenizerError
-from bedplate.core.files import atomic_write, read_text
+from bedplate.core.errors import DataError, TokenizerError, need_failure
+from bedplate.core.files import MODEL_JSON_BYTES, atomic_write, read_text
+from bedplate.core.json import load_config
 from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
 
 FILE = "tokenizer.json"
@@ -19,6 +21,8 @@ TARGET_FILE = "target_tokenizer.json"
 """Of the texts that an encoder–decoder writes, where it reads another vocabulary. (No published layout has a name for
 it; Marian's own files call the pieces `target_vocab.json`.)"""
 
+_VOCABULARY_BYTES = 256 << 20
+"""Of tokenizer.json; those of 262,144 tokens have 33 MB."""
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 
 
@@ -33,11 +37,18 @@ def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
         hint = f" ({', '.join(other)} is there; convert it with transformers' save_pretrained)" if other else ""
         raise TokenizerError(f"{directory} has no {file}{hint}")
     try:
-        backend = tokenizers.Tokenizer.from_str(_read(path))
+        backend = tokenizers.Tokenizer.from_str(_read(path, _VOCABULARY_BYTES))
     except TokenizerError:
         raise
-    except Exception as error:  # the library raises bare Exception for everything
+    except BaseException as error:  # the library raises bare Exception for everything, and panics
+        need_failure(error)
         raise TokenizerError(f"{path} is not a readable tokenizer: {error}; fetch the file again") from error
+    dropout = getattr(backend.model, "dropout", None)
+    if dropout:
+        raise TokenizerError(
+            f"{path}: its model leaves merges out at random (dropout {dropout:g}), which is for training; set dropout "
+            "to null"
+        )
     backend.no_truncation()
     backend.no_padding()
     config = _read_object(directory / "tokenizer_config.json")
@@ -51,7 +62,7 @@ def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
         eos_ids=(),
         template=_template(directory, config),
         source=str(path),
-        config={key: config[key] for key in _KEPT if key in config},
+        config=_kept(config, path),
     )
     check_roles(parts)
     ends = _eos_ids(_read_object(directory / "generation_config.json"), directory)
@@ -80,9 +91,9 @@ def save_parts(parts: TokenizerParts, directory: Path, types: bool = False) -> N
     atomic_write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most: int = MODEL_JSON_BYTES) -> str:
     try:
-        return read_text(path)
+        return read_text(path, most)
     except DataError as error:
         raise TokenizerError(str(error)) from error
     except OSError as error:
@@ -94,9 +105,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(_read(path))
+        value = load_config(_read(path))
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    except ValueError as error:  # such as JsonRuleError, or a number of thousands of digits
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object")
     return value
@@ -124,26 +137,53 @@ def _roles(config: Mapping[str, Any], special: Mapping[str, Any], path: Path) ->
 def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles: Mapping[str, str]) -> None:
     """Tokens that the config names are matched whole, as transformers does, if tokenizer.json does not say so."""
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    declared = config.get("added_tokens_decoder") or {}
-    for key in sorted(declared, key=int):
-        entry = declared[key]
+    for key, entry in _declared(config):
         if entry["content"] in added:
             continue
         flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
         token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special", False)), **flags)
         backend.add_tokens([token])
-        if backend.token_to_id(entry["content"]) != int(key):
+        if backend.token_to_id(entry["content"]) != key:
             raise TokenizerError(
                 f"tokenizer_config.json gives {entry['content']!r} the id {key}, but it would be "
                 f"{backend.token_to_id(entry['content'])} in tokenizer.json's; the files do not belong together"
             )
         added.add(entry["content"])
-    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    if not isinstance(listed, list | Mapping):
+        raise TokenizerError(f"tokenizer_config.json: its list of special tokens is a {type(listed).__name__}")
     extra = [_content(token) for token in (listed.values() if isinstance(listed, Mapping) else listed)]
+    if None in extra:
+        raise TokenizerError("tokenizer_config.json: its list of special tokens holds something that is no token")
     named = [token for token in (*roles.values(), *extra) if token is not None]
     missing = [token for token in dict.fromkeys(named) if token not in added]
     known = [token for token in missing if backend.token_to_id(token) is not None]
     backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in known])
+
+
+def _declared(config: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The config's tokens by their ids, in order."""
+    given = config.get("added_tokens_decoder") or {}
+    if not isinstance(given, Mapping):
+        raise TokenizerError(f"tokenizer_config.json: added_tokens_decoder is a {type(given).__name__}, not an object")
+    for key, entry in given.items():
+        if not key.isdecimal() or not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(
+                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(entry)} under {reprlib.repr(key)}, "
+                "where an id and a token with its content are wanted"
+            )
+    return [(int(key), given[key]) for key in sorted(given, key=int)]
+
+
+def _kept(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What of tokenizer_config.json is kept as it is. TokenizerError for values that mean nothing."""
+    found = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    longest, names = found.get("model_max_length", 1), found.get("model_input_names", [])
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise TokenizerError(f"{path.parent}: model_max_length is {reprlib.repr(longest)}, not a number of tokens")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TokenizerError(f"{path.parent}: model_input_names is {reprlib.repr(names)}, not a list of names")
+    return found
 
 
 def _template(directory: Path, config: Mapping[str, Any]) -> str | None:

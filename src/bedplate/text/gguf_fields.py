@@ -7,6 +7,8 @@ llama.cpp is the reference for these files: what it does with a pre-tokenizer's 
 from __future__ import annotations
 
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,12 +66,16 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
     _add_ends(backend, tokens, ids, fields, bos, source)
     template = fields.get("tokenizer.chat_template")
-    ends = [ids.get("eos_token"), *(fields.get(f"tokenizer.ggml.{key}") for key in _FURTHER_ENDS)]
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(f"{source}: tokenizer.chat_template is a {type(template).__name__}, not text")
+    further = ((key, fields.get(f"tokenizer.ggml.{key}")) for key in _FURTHER_ENDS)
+    ends = [_token_id(value, key, len(tokens), source) for key, value in further if value is not None]
+    ends = [ids["eos_token"], *ends] if "eos_token" in ids else ends
     return TokenizerParts(
         backend=backend,
         roles={role: tokens[index] for role, index in ids.items()},
-        eos_ids=tuple(dict.fromkeys(int(index) for index in ends if index is not None)),
-        template=None if template is None else str(template),
+        eos_ids=tuple(dict.fromkeys(ends)),
+        template=template,
         source=source,
         size=len(tokens),
     )
@@ -89,7 +95,12 @@ def _field(fields: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
 
 def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int]]:
     tokens = [str(token) for token in _field(fields, "tokens", list, source)]
-    types = [int(kind) for kind in _field(fields, "token_type", list, source)]
+    types: list[Any] = list(_field(fields, "token_type", list, source))
+    odd = next((kind for kind in types if not isinstance(kind, int) or not 0 <= kind <= BYTE), None)
+    if odd is not None:
+        raise TokenizerError(
+            f"{source}: tokenizer.ggml.token_type holds {reprlib.repr(odd)}, which is no type of tokens"
+        )
     if len(types) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(types)} token types; the file is inconsistent")
     # A model may have more rows than tokens, which the format does not allow: writers fill them up.
@@ -97,7 +108,7 @@ def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int
         tokens.pop()
         types.pop()
     if len(set(tokens)) != len(tokens):
-        twice = next(token for position, token in enumerate(tokens) if token in set(tokens[:position]))
+        twice = next(token for token, count in Counter(tokens).items() if count > 1)
         raise TokenizerError(f"{source}: the token {twice!r} is in the vocabulary twice; the file is inconsistent")
     return tokens, types
 
@@ -188,8 +199,8 @@ def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[i
         _scores(fields, tokens, source),
         types.index(UNKNOWN),
         unigram.table_of(fields.get("tokenizer.ggml.precompiled_charsmap")),
-        bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
-        bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+        _flag(fields, "add_space_prefix", True, source),
+        _flag(fields, "remove_extra_whitespaces", False, source),
     )
 
 
@@ -197,7 +208,7 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequ
     scores = _scores(fields, tokens, source)
     _check_bytes(tokens, source)
     joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
-    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    prefix = _flag(fields, "add_space_prefix", True, source)
     return sentencepiece.build(tokens, scores, joined, _unknown(tokens, types), prefix)
 
 
@@ -239,10 +250,23 @@ def _role_ids(fields: Mapping[str, Any], size: int, source: str) -> dict[str, in
         value = fields.get(f"tokenizer.ggml.{key}")
         if value is None:
             continue
-        if not 0 <= int(value) < size:
-            raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {value}, outside the vocabulary of {size} tokens")
-        ids[role] = int(value)
+        ids[role] = _token_id(value, key, size, source)
     return ids
+
+
+def _token_id(value: Any, key: str, size: int, source: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {reprlib.repr(value)}, not the id of a token")
+    if not 0 <= value < size:
+        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {value}, outside the vocabulary of {size} tokens")
+    return value
+
+
+def _flag(fields: Mapping[str, Any], key: str, default: bool, source: str) -> bool:
+    value = fields.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool):
+        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {reprlib.repr(value)}, not true or false")
+    return value
 
 
 def _add_ends(
@@ -253,8 +277,8 @@ def _add_ends(
     adds_bos: bool,
     source: str,
 ) -> None:
-    bos = bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos))
-    eos = bool(fields.get("tokenizer.ggml.add_eos_token", False))
+    bos = _flag(fields, "add_bos_token", adds_bos, source)
+    eos = _flag(fields, "add_eos_token", False, source)
     pieces: list[str] = []
     named: list[tuple[str, int]] = []
     for wanted, role in ((bos, "bos_token"), (eos, "eos_token")):

@@ -155,6 +155,7 @@ EXPERTS = {
             groups=4,
             groups_chosen=2,
         ),
+        prediction_modules=1,  # GLM-4.5's files hold one, which no pass runs
     ),
     "chosen": spec_of(
         experts=Experts(8, 2, 96, router_bias=True, bias=True, scoring="softmax_chosen"),

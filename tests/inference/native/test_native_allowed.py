@@ -45,7 +45,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "latent": (LATENT,),
     "cross_size": (48,),
     "value_tables": (1,),
-    "prediction_modules": (1,),
     "attention_gate": (True,),
     "state": (ShortConvolution(),),
     "state_layers": ((True, False),),
@@ -106,6 +105,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "value_norm": (True,),
     "output_scales": (True,),
     "layer_input_size": (32,),
+    "prediction_modules": (1,),
     "scales": (Scales(), Scales(4.0, 0.1, 50.0, 30.0, 0.5, 0.2)),
 }
 """Values that it does run, beside the defaults."""

@@ -17,7 +17,7 @@ from tests.inference.native.native_models import (
     wanted_logits,
     whole_sequence,
 )
-from tests.inference.native.native_specs import EXPERTS
+from tests.inference.native.native_specs import EXPERTS, spec_of
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.decoder import NativeDecoder
@@ -49,6 +49,28 @@ def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightForma
     cache = Cache(EXPERTS[name])
     few = native.forward(tokens, [2] * COUNT, range(COUNT), cache.keys, cache.values, some)
     assert torch.equal(logits(few), whole[some])
+
+
+@pytest.mark.parametrize(("experts", "adapted"), [(None, False), (None, True), (Experts(4, 2, 352), False)])
+def test_features_between_products_are_taken_in_runs(experts: Experts | None, adapted: bool) -> None:
+    """Eleven blocks of them, eight at once of a token alone and of a few; of many tokens one after the other."""
+    model = made(spec_of(layers=1, feedforward_size=352, experts=experts))
+    native, tokens = NativeDecoder(model, "float32", threads=1), some_tokens(20, model.spec)
+    adapters, reference = None, model
+    if adapted:
+        generator = torch.Generator().manual_seed(5)
+        a, b = torch.randn(2, 96, generator=generator) * 0.1, torch.randn(2, 352, generator=generator).t() * 0.1
+        adapters = [native.adapter({"layers.0.feedforward.up": (a, b, 1.0)})] * 20
+        reference = in_float32(model, "float32")
+        reference.get_submodule("layers.0.feedforward.up").weight.data += b @ a
+    whole = logits(Cache(model.spec, dtype=torch.float32).run(native, [(0, 0, tokens)], adapters=adapters))
+    assert relative(whole, wanted_logits(reference, tokens)) < 1e-5
+    cache, parts = Cache(model.spec, dtype=torch.float32), []
+    for first, size in ((0, 1), (1, 2), (3, 8), (11, 1), (12, 8)):
+        part = tokens[first : first + size]
+        more = None if adapters is None else adapters[:size]
+        parts.append(logits(cache.run(native, [(0, first, part)], adapters=more)))
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_what_experts_cannot_have() -> None:

@@ -124,7 +124,8 @@ def test_small_letters(tmp_path: Path) -> None:
     tokenizer["normalizer"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     saved(tmp_path, tmp_path / "st", Pooling(48, "mean"))
-    (tmp_path / "st" / "sentence_bert_config.json").write_text('{"max_seq_length": 24, "do_lower_case": true}')
+    texts = {"max_seq_length": 24, "do_lower_case": True, "unpad_inputs": False}
+    (tmp_path / "st" / "sentence_bert_config.json").write_text(json.dumps(texts))
     with LocalModel(load_base(tmp_path / "st")) as model:
         small = model.embed([text.lower() for text in TEXTS], truncate=True)
         np.testing.assert_allclose(model.embed(TEXTS, truncate=True), small, atol=1e-6)

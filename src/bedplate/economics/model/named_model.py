@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
-from bedplate.core.files import read_text
+from bedplate.core.files import MODEL_JSON_BYTES, read_text
+from bedplate.core.json import load_config
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
+from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.specs import Spec
 
@@ -49,9 +50,11 @@ def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
         config = config if outer is None else outer.text_config(config, str(file))
         family = config.get("general.architecture" if format_ == "gguf" else "model_type")
         return find_family(format_, family, str(file)).to_spec(config)
+    except UnsupportedModelError as error:
+        raise located(error, str(file)) from error
     except KeyError as error:
         raise CheckpointError(f"{file} has no {error}; it is not a whole model") from error
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError, RecursionError) as error:
         raise UnsupportedModelError(f"{file}: a field has a value of the wrong kind ({error})") from error
 
 
@@ -68,8 +71,8 @@ def _file(directory: Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(read_text(file))
-    except (ValueError, RecursionError, DataError) as error:
+        config = load_config(read_text(file, MODEL_JSON_BYTES))
+    except (ValueError, DataError) as error:
         raise CheckpointError(f"{file} is not a JSON file: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold a JSON object, a model's config")

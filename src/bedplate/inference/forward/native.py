@@ -100,8 +100,8 @@ class NativeWriting(NativeForward):
         )
         greedy = None
         if len(out.argmax_W):
-            best = out.top_W - out.logsumexp_W
-            greedy = Greedy(out.argmax_W.tolist(), best.tolist(), out.logsumexp_W.tolist())
+            top, total = out.top_W.tolist(), out.logsumexp_W.tolist()
+            greedy = Greedy(out.argmax_W.tolist(), [a - b for a, b in zip(top, total, strict=True)], total)
         return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
 

@@ -2,8 +2,6 @@
 #pragma once
 #include "formats.h"
 
-constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is asked for
-
 // Activations of several tokens: int8 `q` [T, K], per block of 32 `scale` and `scaled_sum` (scale · Σq), `offset` (−128 Σq)
 // and `halves` (−32 Σq of its first 16, and of its last); `half` [T, K] in bfloat16; `full` [T, K] in float32. Which of them
 // are filled, the weights' format says.

@@ -46,6 +46,11 @@ class NativeDecoder(Packed):
         """Memory of logits, each with the array over it that a tensor holds while it is used."""
         return []
 
+    @cached_property
+    def _windows(self) -> list[int | None]:
+        """How many tokens each layer sees; None: all."""
+        return [self.spec.window(layer) for layer in range(self.spec.layers)]
+
     def forward(
         self,
         tokens: Sequence[int],
@@ -134,8 +139,9 @@ class NativeDecoder(Packed):
         if not index.shape[1]:
             return
         limits = (self.spec.vocab_size, keys[0].shape[0], self._positions(places, int(np.bincount(index[1]).max())))
-        for name, values, limit in zip(("token", "row", "position"), index, limits, strict=True):
-            if values.min() < 0 or values.max() >= limit:
+        least, most = index.min(axis=1).tolist(), index.max(axis=1).tolist()
+        for name, low, high, limit in zip(("token", "row", "position"), least, most, limits, strict=True):
+            if low < 0 or high >= limit:
                 raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
         if keys[0].dtype != self._dtype:
             raise UsageError(f"the cache holds {keys[0].dtype}, and this base's is {self._dtype}")
@@ -147,8 +153,7 @@ class NativeDecoder(Packed):
     def _positions(self, places: np.ndarray, tokens: int) -> int:
         """How many positions there may be, where one row has so many new tokens."""
         found = _ANY if self.learned is None else self.learned
-        for layer, C in enumerate(places.tolist()):
-            window = self.spec.window(layer)
+        for window, C in zip(self._windows, places.tolist(), strict=True):
             if window is None or window + tokens - 1 > C:
                 found = min(found, C)
         return found

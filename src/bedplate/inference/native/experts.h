@@ -60,8 +60,9 @@ public:
                 if (!one)
                     for (int m = 0; m < M; ++m) copy_row(x, own.order[size_t(i + m)] / k_, own.few, m);
                 const int64_t at = one ? own.order[size_t(i)] / k_ : 0;
-                for (int b = from; b < end; ++b)
-                    between(w, b, one ? x : own.few, at, M, own.turn(e, i), i);
+                const Turn turn = own.turn(e, i);
+                const int most = turn.tiles > 1 ? 1 : AT_ONCE;  // one tile reads long runs of the gate and the rest
+                for (int b = from; b < end; b += most) between(w, b, std::min(most, end - b), one ? x : own.few, at, M, turn, i);
             }
         });
     }
@@ -152,19 +153,21 @@ private:
         }
     }
 
-    // 32 of the features between an expert's products, of M rows from `row` on.
-    void between(const Linear& w, int block, const Inputs& x, int64_t at, int M, const Turn& turn, int64_t row) {
-        alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
-        tile_product(w, 2 * block, 2, x, at, M, turn, a, BLOCK);
-        if (s_.gated) tile_product(w, 2 * block + s_.expert_size / LANES, 2, x, at, M, turn, b, BLOCK);
-        for (int m = 0; m < M; ++m) {
-            F out[2];
-            for (int h = 0; h < 2; ++h) {
-                const int i = m * BLOCK + h * LANES;
-                out[h] = s_.gated ? gated(s_.activation, load(a + i), load(b + i)) : activated(s_.activation, load(a + i));
+    // So many blocks of the features between an expert's products, of M rows from `row` on.
+    void between(const Linear& w, int block, int blocks, const Inputs& x, int64_t at, int M, const Turn& turn, int64_t row) {
+        alignas(64) float a[TILE * AT_ONCE * BLOCK], b[TILE * AT_ONCE * BLOCK];
+        const int size = blocks * BLOCK, panels = size / LANES;
+        tile_product(w, 2 * block, panels, x, at, M, turn, a, size);
+        if (s_.gated) tile_product(w, 2 * block + s_.expert_size / LANES, panels, x, at, M, turn, b, size);
+        for (int m = 0; m < M; ++m)
+            for (int j = 0; j < size; j += BLOCK) {
+                F out[2];
+                for (int h = 0; h < 2; ++h) {
+                    const int i = m * size + j + h * LANES;
+                    out[h] = s_.gated ? gated(s_.activation, load(a + i), load(b + i)) : activated(s_.activation, load(a + i));
+                }
+                put_block(out[0], out[1], between_, row + m, block + j / BLOCK, form_);
             }
-            put_block(out[0], out[1], between_, row + m, block, form_);
-        }
     }
 
     const Model& m_;

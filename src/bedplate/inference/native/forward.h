@@ -7,6 +7,8 @@
 #include "told.h"
 #include "wanted.h"
 
+constexpr int64_t FIRST = 4096;  // bytes of the next weights that are asked for before a barrier
+
 template <class Way>
 class Forward {
 public:
@@ -150,7 +152,7 @@ private:
     // Asks for the beginning of a thread's share of the next product, so that it arrives during the barrier.
     void warm(const Linear& w, int thread) const {
         const int at = int(share(w.panels, thread, threads_));
-        if (at < w.panels) prefetch_bytes(w.panel(at), std::min<int64_t>(AHEAD, w.panel_bytes));
+        if (at < w.panels) prefetch_bytes(w.panel(at), std::min<int64_t>(FIRST, w.panel_bytes));
     }
 
     // --- small steps per token. Alone, each thread has the residual stream for itself, and does all of it.
@@ -296,27 +298,32 @@ private:
                 }
     }
 
-    // The features between, by blocks of 32, which are also the blocks that they are quantised in.
+    // The features between, by blocks of 32, which are also the blocks that they are quantised in. One tile of tokens takes
+    // many of them at once, so that it reads long runs of the one matrix and of the other; of several tiles each finds the
+    // weights of a block in the cache.
     void gate(int l, int thread, const Inputs& x) {
         const Linear &g = m_.layers[size_t(l)].linear[GATE], &u = m_.layers[size_t(l)].linear[UP];
-        alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
-        const int blocks = u.out / BLOCK, first = s_.gated ? u.out : 0;
-        const int64_t ld = u.out + int64_t(first);
+        alignas(64) float a[TILE * AT_ONCE * BLOCK], b[TILE * AT_ONCE * BLOCK];
+        const int blocks = u.out / BLOCK, first = s_.gated ? u.out : 0, most = N_ > TILE ? 1 : AT_ONCE;
+        const int64_t ld = u.out + int64_t(first), end = share(blocks, thread + 1, threads_);
         const Inputs to = sized(wide_, u.out);
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
-            for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
+            for (int64_t i = share(blocks, thread, threads_); i < end; i += most)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
+                    const int size = int(std::min<int64_t>(most, end - i)) * BLOCK, panels = size / LANES;
                     if (s_.gated) {
-                        tile_product(g, int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
-                        updates_.add(l, GATE, 0, ld, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
+                        tile_product(g, int(2 * i), panels, x, t, M, turn(chunk, t), a, size);
+                        updates_.add(l, GATE, 0, ld, t, M, int(i) * BLOCK, size, a, size);
                     }
-                    tile_product(u, int(2 * i), 2, x, t, M, turn(chunk, t), b, BLOCK);
-                    updates_.add(l, UP, first, ld, t, M, int(i) * BLOCK, BLOCK, b, BLOCK);
-                    for (int m = 0; m < M; ++m) {
-                        F y = between(a + m * BLOCK, b + m * BLOCK), z = between(a + m * BLOCK + LANES, b + m * BLOCK + LANES);
-                        put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
-                    }
+                    tile_product(u, int(2 * i), panels, x, t, M, turn(chunk, t), b, size);
+                    updates_.add(l, UP, first, ld, t, M, int(i) * BLOCK, size, b, size);
+                    for (int m = 0; m < M; ++m)
+                        for (int j = 0; j < size; j += BLOCK) {
+                            const int at = m * size + j;
+                            F y = between(a + at, b + at), z = between(a + at + LANES, b + at + LANES);
+                            put_both(y, z, to, t + m, int(i) + j / BLOCK, form_, updates_.adapted(t + m));
+                        }
                 }
     }
 

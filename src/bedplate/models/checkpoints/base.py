@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.body import is_headless
+from bedplate.models.checkpoints.claims import claimed_family, refuse_other_classes
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
@@ -31,10 +31,12 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
+from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
-from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer
+from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
 from bedplate.models.families import Family, find_family
+from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Ability, Model
@@ -46,7 +48,6 @@ BASE_FILE = "base.json"
 Leave = Callable[[Model, Mapping[str, str]], Collection[str]]
 """Of a model without values, and of the types of its matrices that a GGUF file holds in blocks ("Q4_1"): the names of
 those that whoever loads it reads from the file themselves."""
-_OWN_CODE = "the Python code that its auto_map names would have to be run, which Bedplate never does"
 
 
 @dataclass(kw_only=True)
@@ -119,13 +120,14 @@ class Base:
             return ()
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
-        if not isinstance(start, int):
+        if start is None:
             raise CheckpointError(
                 f"{self.source} does not say what its decoder starts with; add decoder_start_token_id to its "
                 "generation_config.json"
             )
-        first = defaults.get("forced_bos_token_id")
-        return (start,) if first is None else (start, int(first))
+        named = {"decoder_start_token_id": start, "forced_bos_token_id": defaults.get("forced_bos_token_id")}
+        given = ((name, value) for name, value in named.items() if value is not None)
+        return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in given)
 
     def prompt_room(self, answer: int = 0) -> int:
         """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
@@ -191,7 +193,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     embedding = family.weights.to_external("embedding.weight") or ""
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
-    tables = {name: reader.get(name).tolist() for name in reader.names if name.startswith("rope_")}
+    tables = reader.tables()
     extra: dict[str, Any] = {
         "tensor_names": reader.names,
         "embedding_rows": reader.shape(embedding)[0],
@@ -243,14 +245,14 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     config, where = _read_json(path / "config.json", required=True), str(path / "config.json")
     outer = find_multimodal(config)
     config = config if outer is None else outer.text_config(config, where)
-    family = _hf_family(config, where)
+    family = claimed_family(config, where)
     packing = config.pop("quantization_config", None)
     with open_weights(path, family.weights) as files:
         part = None if outer is None else TextPart(files, outer, where)
         reader = unpacked(part or files, packing, where)
         config = config if outer is None else outer.with_head(config, reader.names)
         spec = read_scored(path, _spec(family, config, reader.names, where))
-        _refuse_own_code(config, family, spec, where)
+        refuse_other_classes(config, family, where)
         headless = is_headless(spec, family, reader.names, config, path)
         spec = spec.with_(tied_head=True) if headless and isinstance(spec, TransformerSpec) else spec
         family = family.of(spec)
@@ -264,7 +266,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         states = [file_state(path / name) for name in files.files]
         copies = _copies(spec, family, reader.names, reader.get, str(path))
         filling = Filling(spec, family, reader.names, str(path), copies)
-        model = filling.model(lambda name, _: reader.get(name), wanted, device)
+        done = files.release if reader is files and isinstance(files, SafetensorsReader) else None
+        model = filling.model(lambda name, _: reader.get(name), wanted, device, done)
     sentence = read_sentence(path, spec.hidden_size)
     dense = dense_id(sentence)
 
@@ -308,36 +311,13 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     )
 
 
-def _hf_family(config: Mapping[str, Any], where: str) -> Family:
-    try:
-        return find_family("hf", config.get("model_type"), where)
-    except UnsupportedModelError as error:
-        if config.get("auto_map"):
-            raise UnsupportedModelError(f"{error}; {_OWN_CODE}") from error
-        raise
-
-
-def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, where: str) -> None:
-    """A config may name code of the checkpoint's own (`auto_map`), as published models do that a family reads all the
-    same; where the class is of another name, nobody knows what it computes."""
-    named = config.get("auto_map") or {}
-    if not isinstance(named, Mapping):
-        raise CheckpointError(f"{where}: auto_map must be an object, not {named!r}")
-    classes = [str(name).rpartition(".")[2] for key, name in dict(named).items() if key.startswith("AutoModel")]
-    if not classes:
-        return
-    ours = family.to_config(spec)["architectures"][0]
-    stem = re.split("For|Model|LMHead", ours)[0]
-    foreign = next((name for name in classes if not name.startswith(stem)), None)
-    if foreign is not None:
-        raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
-
-
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
         spec = family.by_names(family.to_spec(config), names)
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+    except UnsupportedModelError as error:
+        raise located(error, where) from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
     refuse_deeper(spec, len(names), where)
     return spec

@@ -17,6 +17,9 @@ _SHOWN = 8
 """Names that an error lists; of more it says how many."""
 
 
+_ASKED, _WAYS = 100_000, 16
+"""Names that rules have for a spec, at most: so many, and so many for each tensor. Of experts of which there are none a
+damaged config asks for any number."""
 Get = Callable[[str, torch.dtype], Tensor]
 """A tensor by name. Where it has to be made of what is stored, it may be made in this dtype."""
 
@@ -47,8 +50,15 @@ def read(
     # Rows that are only moved can be made in the dtype they will have; arithmetic is done in the stored one.
     moved = not stored and (step.rule.inverse is same or step.rule.rows)
     made_in = wanted[step.ours[0]].dtype if moved else torch.float32
-    found: list[tuple[str, Tensor]] = []
-    for name, tensor in zip(step.ours, step.rule.inverse([get(one, made_in) for one in theirs], spec), strict=True):
+    tensors, found = [get(one, made_in) for one in theirs], list[tuple[str, Tensor]]()
+    try:
+        made = step.rule.inverse(tensors, spec)
+    except (CheckpointError, RuntimeError, IndexError, TypeError, ValueError) as error:
+        shapes = sorted({str(list(tensor.shape)) for tensor in tensors})[:_SHOWN]
+        raise CheckpointError(
+            f"{where}: {_listed(theirs)} of shape {' and '.join(shapes)} cannot be {_listed(step.ours)}: {error}"
+        ) from error
+    for name, tensor in zip(step.ours, made, strict=True):
         if tensor.shape != wanted[name].shape:
             _check_labels(name, tensor, spec, where)
             raise CheckpointError(
@@ -89,7 +99,17 @@ def _plan(
     """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
     weights = family.weights
     held = {weights.bare(name): name for name in names}
-    every = [step for step in weights.steps(spec) if wanted.keys() >= set(step.ours)]
+    every: list[Step] = []
+    most, asked = _ASKED + _WAYS * len(names), 0
+    for step in weights.steps(spec):
+        asked += len(step.theirs)
+        if asked > most:
+            raise CheckpointError(
+                f"{where}: the config asks for more than {most:,} tensors, but the checkpoint holds {len(names):,}; "
+                "they do not belong together"
+            )
+        if wanted.keys() >= set(step.ours):
+            every.append(step)
     steps = [_spelled(ways, held) for ways in _by_parameters(every).values()]
     nameless = sorted(wanted.keys() - {name for step in steps for name in step.ours})
     if nameless:

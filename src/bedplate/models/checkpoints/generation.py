@@ -10,7 +10,7 @@ from typing import Any
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.json_file import read_object
-from bedplate.models.families.fields import GENERATION
+from bedplate.models.families.fields import GENERATION, shown
 
 log = logging.getLogger("bedplate.models")
 
@@ -45,7 +45,7 @@ def read_generation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     else:
         found |= _of_config(config)
     try:
-        others, _ = unfollowed(found), never_written(found)
+        _, others = never_written(found), unfollowed(found)
     except TypeError as error:
         raise CheckpointError(f"{path}: a generation setting has a value of the wrong kind ({error})") from error
     if others:
@@ -79,8 +79,11 @@ def unfollowed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def never_written(settings: Mapping[str, Any]) -> frozenset[int]:
     """Tokens that are no part of any text, such as Marian's padding, whose logit nobody trained."""
-    alone = (ids[0] for ids in settings.get("bad_words_ids") or () if len(ids) == 1)
-    return frozenset((*alone, *(settings.get("suppress_tokens") or ())))
+    lists, tokens = settings.get("bad_words_ids") or [], settings.get("suppress_tokens") or []
+    for ids in (tokens, *lists):
+        if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
+            raise TypeError(f"bad_words_ids are lists of ids, and suppress_tokens is one, not {shown(ids)}")
+    return frozenset((*(ids[0] for ids in lists if len(ids) == 1), *tokens))
 
 
 def gguf_generation(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
@@ -90,4 +93,4 @@ def gguf_generation(metadata: Mapping[str, Any], architecture: str | None) -> di
         "eos_token_id": "tokenizer.ggml.eos_token_id",
         "pad_token_id": "tokenizer.ggml.padding_token_id",
     }
-    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}
+    return {name: metadata[key] for name, key in keys.items() if metadata.get(key) is not None}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # whoever only reads has no need of it
 
 # What gguf.quants.quantize can write; the K types are read only.
 WRITABLE = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+_PAIRS = 1 << 16
+"""More pairs of features than a head has."""
 _CHUNK = 1 << 18
 """Values dequantised at once: what is needed beside the result. Larger pieces are slower, too, and the C library keeps
 what was freed of them."""
@@ -78,6 +80,20 @@ class GgufReader:
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
+        return found
+
+    def tables(self) -> dict[str, list[float]]:
+        """The small tensors that say how positions turn, as numbers."""
+        found: dict[str, list[float]] = {}
+        for name in self.names:
+            if name.startswith("rope_"):
+                shape = self.shape(name)
+                if len(shape) != 1 or shape[0] > _PAIRS:
+                    raise CheckpointError(
+                        f"{self.path}: tensor {name!r} has the shape {list(shape)}, where a number for each pair of a "
+                        "head's features is wanted"
+                    )
+                found[name] = self.get(name).tolist()
         return found
 
     def blocks(self, name: str) -> RawBlocks | None:

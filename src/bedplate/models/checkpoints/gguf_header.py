@@ -7,9 +7,11 @@ file costs no more than its size.
 from __future__ import annotations
 
 import mmap
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,19 @@ class _Parser:
                 raise self.damaged(f"the field {key!r} appears twice")
             metadata[key] = self.value(self.number("<I"), 0)
         entries = [self.entry() for _ in range(tensors)]
+        self.check_model(metadata)
         return Header(metadata, self.placed(entries, metadata.get("general.alignment", 32)))
+
+    def check_model(self, metadata: Mapping[str, Any]) -> None:
+        """CheckpointError for a file that holds a part of a model, or something else."""
+        kind, parts = metadata.get("general.type", "model"), metadata.get("split.count", 1)
+        if kind != "model":
+            raise CheckpointError(f"{self.path} holds no model: its general.type is {reprlib.repr(kind)}")
+        if parts not in (0, 1):
+            raise CheckpointError(
+                f"{self.path} is one of {reprlib.repr(parts)} parts of a model; join them with llama.cpp's "
+                "`llama-gguf-split --merge`"
+            )
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """A tensor's name, shape, type and offset."""
@@ -147,6 +161,9 @@ class _Parser:
             found[name] = Placed(name, NAMES[kind], shape, begin + offset, prod(shape) // values * size)
             if begin + offset + found[name].size > self.end:
                 raise CheckpointError(f"{self.path} ends before its tensor {name!r} does; download it again")
+        for one, other in pairwise(sorted(found.values(), key=lambda placed: placed.begin)):
+            if one.begin + one.size > other.begin:
+                raise self.damaged(f"the tensors {one.name!r} and {other.name!r} overlap")
         return found
 
     def damaged(self, why: str) -> CheckpointError:

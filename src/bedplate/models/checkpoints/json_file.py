@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError, DataError
-from bedplate.core.files import read_text
+from bedplate.core.files import MODEL_JSON_BYTES, read_text
+from bedplate.core.json import load_config
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a file holds. CheckpointError for one that is missing or holds something else."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; download the checkpoint again")
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError, DataError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return value
+
+
+def read_json(path: Path, most: int = MODEL_JSON_BYTES) -> Any:
+    """What a file of at most so many bytes holds. CheckpointError for one that is missing or no JSON."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; download the checkpoint again")
+    try:
+        return load_config(read_text(path, most))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def is_file_name(name: str) -> bool:
+    """Whether what a file says is the name of another beside it, and no path."""
+    return Path(name).name == name and name != ".." and 0 < len(name) < 256 and "\0" not in name

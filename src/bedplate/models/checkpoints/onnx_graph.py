@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError
+from bedplate.models.checkpoints.json_file import is_file_name
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH = 7
@@ -172,7 +173,7 @@ def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> Placed:
 def _outside(placed: Placed, said: dict[str, str]) -> Placed:
     """A tensor whose values lie in a file beside this one."""
     location, path = said.get("location", ""), placed.file
-    if not location or Path(location).name != location:
+    if not is_file_name(location):
         raise CheckpointError(f"{path}: {placed.name!r} lies in {location!r}; a file of the same directory is wanted")
     beside = path.with_name(location)
     if not beside.is_file():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
-from bedplate.models.families.fields import Fields
+from bedplate.models.families.fields import Fields, shown
 
 
 class TensorSource(Protocol):
@@ -43,6 +43,11 @@ class Packed(ABC):
         held = set(source.names)
         first, *rest = self.PARTS
         self._stems = {name.removesuffix(first) for name in source.names if name.endswith(first)}
+        if not self._stems:
+            raise CheckpointError(
+                f"{where}: quantization_config tells of packed matrices, but no tensor's name ends with {first!r}; "
+                "remove it where the weights are plain"
+            )
         inside = {stem + part for stem in self._stems for part in self.PARTS}
         missing = sorted(stem + part for stem in self._stems for part in rest if stem + part not in held)
         missing = [name for name in missing if not self.optional(name)]
@@ -62,7 +67,7 @@ class Packed(ABC):
         parts = {part: self.source.get(stem + part) for part in self.PARTS if stem + part in held}
         try:
             return self.unpack(parts)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             shapes = ", ".join(f"{stem}{part} {list(value.shape)}" for part, value in parts.items())
             raise CheckpointError(f"{self.where}: {shapes} do not make one matrix ({error})") from error
 
@@ -79,14 +84,38 @@ class Packed(ABC):
         """The matrix [O, I] in float32."""
 
 
+def _group_size(fields: Fields, usual: int) -> int:
+    """Inputs of a group; -1: all of them."""
+    found = fields.whole("group_size", usual)
+    if found != -1 and found < 1:
+        raise ValueError(f"group_size is {found}: it must be at least 1, or -1 for one group of all inputs")
+    return found
+
+
+def _whole(index_I: Tensor) -> Tensor:
+    if index_I.is_floating_point():
+        raise ValueError("g_idx must hold whole numbers")
+    return index_I.long()
+
+
+def _check_groups(values_IO: Tensor, zeros_GO: Tensor, scales_GO: Tensor, group: int) -> None:
+    """IndexError where there is not one zero and one scale for each group of each output: others would be left over, or
+    spread over several."""
+    wanted = -(-len(values_IO) // group), values_IO.shape[1]
+    if zeros_GO.shape != wanted or scales_GO.shape != wanted or not scales_GO.is_floating_point():
+        raise IndexError(f"groups of {group} inputs ask for zeros and real scales of shape {list(wanted)}")
+
+
 def _unpacked(words: Tensor, bits: int) -> Tensor:
     """Unsigned values, the low bits first: int32 [..., N] → int32 [..., N, P]."""
+    if words.dtype != torch.int32 or words.ndim != 2:
+        raise ValueError(f"packed values are matrices of int32, not of {words.dtype} in {words.ndim} dimensions")
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     return (words[..., None] >> shifts) & ((1 << bits) - 1)
 
 
 _GPTQ_BOOKKEEPING = (
-    *("desc_act", "sym", "damp_percent", "static_groups", "true_sequential", "act_group_aware", "dataset", "tokenizer"),
+    *("sym", "damp_percent", "static_groups", "true_sequential", "act_group_aware", "dataset", "tokenizer"),
     *("model_name_or_path", "model_file_base_name", "is_marlin_format", "pack_dtype", "lm_head", "backend", "meta"),
     *("use_exllama", "disable_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "model_seqlen"),
     *("use_cuda_fp16", "module_name_preceding_first_block", "block_name_to_quantize", "modules_in_block_to_quantize"),
@@ -106,13 +135,14 @@ class Gptq(Packed):
     def configure(self, fields: Fields) -> None:
         fields.only("quant_method", "gptq")
         self.bits = fields.choice("bits", 4, 8, 2)
-        self.group = int(fields.take("group_size", -1))
+        self.group = _group_size(fields, -1)
+        self.reordered = fields.flag("desc_act", False) and self.group > 0
         self.offset = 1 if fields.choice("checkpoint_format", "gptq", "gptq_v2") == "gptq" else 0
         # How the values were found, and which program is to compute with them.
         fields.ignore(_GPTQ_BOOKKEEPING)
 
     def optional(self, name: str) -> bool:
-        return name.endswith(".g_idx")
+        return name.endswith(".g_idx") and not self.reordered
 
     def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
         words, zeros, scales = (parts[name] for name in (".qweight", ".qzeros", ".scales"))
@@ -120,9 +150,10 @@ class Gptq(Packed):
         zeros_GO = (_unpacked(zeros, self.bits).flatten(1) + self.offset) & ((1 << self.bits) - 1)
         inputs = len(values_IO)
         group = self.group if self.group > 0 else inputs
-        index_I = parts[".g_idx"].long() if ".g_idx" in parts else torch.arange(inputs) // group
-        if bool((index_I < 0).any()):
-            raise IndexError("g_idx names a group below 0")
+        _check_groups(values_IO, zeros_GO, scales, group)
+        index_I = _whole(parts[".g_idx"]) if ".g_idx" in parts else torch.arange(inputs) // group
+        if index_I.shape != (inputs,) or not bool(((index_I >= 0) & (index_I < len(scales))).all()):
+            raise IndexError(f"g_idx must name one of {len(scales)} groups for each of {inputs} inputs")
         return ((values_IO - zeros_GO[index_I]).float() * scales.float()[index_I]).T.contiguous()
 
 
@@ -140,7 +171,7 @@ class Awq(Packed):
         fields.only("bits", 4)
         fields.only("version", "gemm", "GEMM")
         fields.only("zero_point", True)
-        self.group = int(fields.take("group_size", 128))
+        self.group = _group_size(fields, 128)
         fields.ignore(("backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "modules_to_not_convert"))
         fields.ignore(("exllama_config", "w_bit", "q_group_size"))
 
@@ -148,6 +179,7 @@ class Awq(Packed):
         place = torch.tensor(self.ORDER).argsort()
         values_IO, zeros_GO = (_unpacked(parts[name], 4)[..., place].flatten(1) for name in (".qweight", ".qzeros"))
         group = self.group if self.group > 0 else len(values_IO)
+        _check_groups(values_IO, zeros_GO, parts[".scales"], group)
         index_I = torch.arange(len(values_IO)) // group
         return ((values_IO - zeros_GO[index_I]).float() * parts[".scales"].float()[index_I]).T.contiguous()
 
@@ -163,14 +195,21 @@ class Float8(Packed):
     def configure(self, fields: Fields) -> None:
         fields.only("quant_method", "fp8")
         fields.only("fmt", "e4m3")
-        rows, columns = fields.take("weight_block_size") or (128, 128)
-        self.block = int(rows), int(columns)
+        block = fields.items("weight_block_size") or [128, 128]
+        if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
+            raise ValueError(
+                f"weight_block_size is {shown(block)}, where a number of rows and one of columns are wanted"
+            )
+        self.block: tuple[int, int] = (block[0], block[1])
         # Activations are rounded by programs that multiply in float8; nothing here does.
         fields.ignore(("activation_scheme", "modules_to_not_convert", "dequantize", "scale_fmt"))
 
     def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
         weight = parts[".weight"].float()
         rows, columns = weight.shape
+        wanted = -(-rows // self.block[0]), -(-columns // self.block[1])
+        if parts[".weight_scale_inv"].shape != wanted:
+            raise IndexError(f"blocks of {self.block[0]} by {self.block[1]} ask for factors of shape {list(wanted)}")
         scales = parts[".weight_scale_inv"].float().repeat_interleave(self.block[0], 0)[:rows]
         return weight.mul_(scales.repeat_interleave(self.block[1], 1)[:, :columns])
 

@@ -17,8 +17,13 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.memory import forget_pages
+from bedplate.models.checkpoints.json_file import is_file_name, read_json
+from bedplate.models.families.fields import shown
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_INDEX_BYTES = 128 << 20
+"""Of an index: a hundred bytes a tensor."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -31,6 +36,11 @@ class SafetensorsReader:
         self._where: dict[str, str] = {}
         if (directory / INDEX).is_file():
             self._where = self._read_index(directory / INDEX)
+            if (directory / SINGLE).is_file() and SINGLE not in self.files:
+                raise CheckpointError(
+                    f"{directory} holds {SINGLE} and, beside it, {INDEX}, which names other files; programs differ in "
+                    "which they read: remove the one that is not meant"
+                )
         elif (directory / SINGLE).is_file():
             self._where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
@@ -53,6 +63,13 @@ class SafetensorsReader:
             return self._open(self._where[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
+
+    def release(self, name: str) -> None:
+        """A tensor's values are not needed any more: of a mapped file every page that was touched stays in the
+        process's memory otherwise, until the file is closed."""
+        one, again = self.get(name), self.get(name)
+        if one.data_ptr() == again.data_ptr():  # and not two copies of what the file holds
+            forget_pages(one.data_ptr(), one.nbytes)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -81,10 +98,10 @@ class SafetensorsReader:
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
-            where: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+            where: dict[str, Any] = dict(read_json(path, _INDEX_BYTES)["weight_map"])
             if not where or not all(isinstance(shard, str) for shard in where.values()):
                 raise ValueError("its weight_map does not map tensor names to files")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not a safetensors index ({error})") from error
         held = {shard: set(self._open(shard).keys()) for shard in sorted(set(where.values()))}
         lost = [name for name, shard in where.items() if name not in held[shard]]
@@ -102,8 +119,8 @@ class SafetensorsReader:
     def _open(self, name: str) -> Any:
         if name not in self._files:
             path = self.directory / name
-            if Path(name).name != name:
-                raise CheckpointError(f"{self.directory / INDEX} names a shard outside the directory: {name!r}")
+            if not is_file_name(name):
+                raise CheckpointError(f"{self.directory / INDEX} names a shard outside the directory: {shown(name)}")
             if not path.is_file():
                 raise CheckpointError(f"{path} is missing; download the checkpoint again")
             try:

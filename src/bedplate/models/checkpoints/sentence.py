@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
-from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_object
 from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
 from bedplate.models.families.encoders.labels import is_raw
-from bedplate.models.families.fields import Fields
+from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf.metadata import POOLING
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.specs import TextSpec
@@ -43,6 +43,8 @@ _ACTIVATIONS: dict[str, DenseActivation] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
 }
+_MOST = 100
+"""Modules; published encoders have two to five."""
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -113,39 +115,49 @@ def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(class, place) of each module, in order."""
     try:
-        listed = sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda one: one["idx"])
+        listed = sorted(read_json(path), key=lambda one: one["idx"])
         found = [(str(one["type"]), str(one["path"])) for one in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a list of modules ({error!r})") from error
     if not found:
         raise CheckpointError(f"{path} lists no modules")
+    if len(found) > _MOST:
+        raise CheckpointError(f"{path} lists {len(found):,} modules; up to {_MOST} are read")
     for kind, place in found:
         if not kind.startswith("sentence_transformers."):
             raise UnsupportedModelError(
                 f"{path}: {kind} is code of the checkpoint's own, which is not run; only modules of the library are "
                 "supported"
             )
-        if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise CheckpointError(f"{path} names a module outside the directory: {place!r}")
+        parts = Path(place).parts
+        if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
+            raise CheckpointError(f"{path} names a module outside the directory: {shown(place)}")
     return [(kind.rpartition(".")[2], place) for kind, place in found]
 
 
 def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
     """Both spellings: a list of names (version 5.5), and a switch for each (before)."""
-    fields = Fields(read_object(path), str(path))
+    config = read_object(path)
+    fields = Fields(config, str(path))
     size = fields.take("embedding_dimension", fields.take("word_embedding_dimension"))
     if size is not None and size != hidden_size:
         raise CheckpointError(f"{path} pools {size} features, but the model has {hidden_size}")
     named = fields.take("pooling_mode")
-    on = [name for name in _POOLINGS if fields.take(name)]
-    pools_prompt = bool(fields.take("include_prompt", True))
+    said = _POOLINGS.keys() & config.keys()
+    on = [name for name in _POOLINGS if fields.flag(name, False)]
+    pools_prompt = fields.flag("include_prompt", True)
     fields.finish()
+    if named is None and said and not on:
+        raise UnsupportedModelError(f"{path}: none of its poolings is on; set one of {', '.join(_POOLINGS)} to true")
     if named is None:
         return tuple(_POOLINGS[name][1] for name in on) or ("mean",), pools_prompt
-    names = [named] if isinstance(named, str) else list(named)
+    names = (
+        [named] if isinstance(named, str) else Fields({"pooling_mode": named}, str(path)).items("pooling_mode") or []
+    )
     for name in names:
-        if name not in _BY_NAME:
-            raise UnsupportedModelError(f"{path}: the pooling {name!r} is not supported (only {', '.join(_BY_NAME)})")
+        if not isinstance(name, str) or name not in _BY_NAME:
+            known = ", ".join(_BY_NAME)
+            raise UnsupportedModelError(f"{path}: the pooling {shown(name)} is not supported (only {known})")
     return tuple(_BY_NAME[name] for name in names), pools_prompt
 
 
@@ -153,13 +165,12 @@ def _dense(path: Path) -> Dense:
     fields = Fields(read_object(path), str(path))
     _plain(fields)
     fields.only("use_residual", False)
-    name = fields.take("activation_function", next(iter(_ACTIVATIONS)))
+    name = fields.text("activation_function", next(iter(_ACTIVATIONS)))
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{path}: the activation {name!r} is not supported (only {', '.join(_ACTIVATIONS)})"
+            f"{path}: the activation {shown(name)} is not supported (only {', '.join(_ACTIVATIONS)})"
         )
-    inputs, outputs = int(fields.need("in_features")), int(fields.need("out_features"))
-    bias = bool(fields.take("bias", True))
+    inputs, outputs, bias = fields.size("in_features"), fields.size("out_features"), fields.flag("bias", True)
     fields.finish()
     return Dense(inputs, outputs, bias, _ACTIVATIONS[name])
 
@@ -173,7 +184,9 @@ def _plain(fields: Fields) -> None:
 def _texts(directory: Path) -> dict[str, Any]:
     """What is said of texts and of comparing them."""
     body = Fields(_optional(directory / _BODY_CONFIG), str(directory / _BODY_CONFIG))
-    longest, lower = body.take("max_seq_length"), bool(body.take("do_lower_case", False))
+    longest, lower = body.whole("max_seq_length"), body.flag("do_lower_case", False)
+    if longest is not None and longest < 1:
+        raise UnsupportedModelError(f"{directory / _BODY_CONFIG}: max_seq_length is {longest}: it must be at least 1")
     body.only("transformer_task", "feature-extraction")
     body.only("module_output_name", "token_embeddings")
     body.ignore(("modality_config", "unpad_inputs"))  # of other inputs; how a batch is laid out
@@ -181,42 +194,47 @@ def _texts(directory: Path) -> dict[str, Any]:
     own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
     own.only("model_type", "SentenceTransformer")
     own.ignore(("__version__",))
-    prompts: Mapping[str, str] = own.take("prompts") or {}
-    default, similarity = own.take("default_prompt_name"), own.take("similarity_fn_name") or "cosine"
+    prompts: Mapping[str, Any] = own.part("prompts")
+    default, similarity = own.take("default_prompt_name"), own.text("similarity_fn_name", "cosine")
     own.only("truncate_dim", None)
     own.finish()
+    texts = Fields(prompts, f"{directory / _CONFIG} prompts")
     Fields({"similarity_fn_name": similarity}, str(directory / _CONFIG)).only("similarity_fn_name", *_SIMILARITIES)
     return {
-        "max_tokens": None if longest is None else int(longest),
+        "max_tokens": longest,
         "lower": lower,
-        "prompts": tuple((str(name), str(text)) for name, text in prompts.items()),
+        "prompts": tuple((name, texts.text(name, "")) for name in prompts),
         "default_prompt": default,
         "similarity": similarity,
     }
 
 
-def _filled(spec: SentenceSpec, denses: list[Path]) -> Sentence:
-    found = Sentence(spec)
+def _filled(spec: SentenceSpec, places: list[Path]) -> Sentence:
+    """The maps' weights, which are compared with their configs before anything of those sizes is made."""
     state: dict[str, Tensor] = {}
-    wanted = dict(found.named_parameters())
-    for number, place in enumerate(denses):
-        names = {f"linear.{part}": f"dense.{number}.{part}" for part in ("weight", "bias")}
+    for number, (dense, place) in enumerate(zip(spec.denses, places, strict=True)):
+        wanted = {"linear.weight": (dense.outputs, dense.inputs)} | (
+            {"linear.bias": (dense.outputs,)} if dense.bias else {}
+        )
         with SafetensorsReader(place) as reader:
             for name in reader.names:
-                if names.get(name) not in wanted:
+                if name not in wanted:
                     raise CheckpointError(f"{place} holds {name!r}, for which its config has no place")
-                state[names[name]] = reader.get(name).float()
-    for name, parameter in wanted.items():
-        if name not in state:
-            raise CheckpointError(f"{denses[int(name.split('.')[1])]} lacks linear.{name.rpartition('.')[2]}")
-        if state[name].shape != parameter.shape:
-            place = denses[int(name.split(".")[1])]
-            raise CheckpointError(
-                f"{place}: linear.{name.rpartition('.')[2]} is {list(state[name].shape)}, but its config asks for "
-                f"{list(parameter.shape)}"
-            )
-    found.load_state_dict(state)
-    return found.requires_grad_(False).eval()
+            for name, shape in wanted.items():
+                if name not in reader.names:
+                    raise CheckpointError(f"{place} lacks {name}")
+                found = reader.get(name)
+                if found.shape != shape:
+                    raise CheckpointError(
+                        f"{place}: {name} is {list(found.shape)}, but its config asks for {list(shape)}"
+                    )
+                values = found.float()
+                if not found.is_floating_point() or not bool(values.isfinite().all()):
+                    raise CheckpointError(f"{place}: {name} holds values that are no finite real numbers")
+                state[f"dense.{number}.{name.removeprefix('linear.')}"] = values
+    made = Sentence(spec)
+    made.load_state_dict(state)
+    return made.requires_grad_(False).eval()
 
 
 def _optional(path: Path) -> dict[str, Any]:

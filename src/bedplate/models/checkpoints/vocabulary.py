@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError
+from bedplate.models.families.fields import shown
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.text.directory import FILE, TARGET_FILE
 from bedplate.text.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def fitting(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> Tokenize
         log.warning("%s: the model has no row for the token %s, which in a text is read as characters", where, said)
         tokenizer = tokenizer.without(others)
     for each, rows in ((tokenizer.reading, spec.source_vocab_size), (tokenizer, spec.vocab_size)):
-        ids = each.vocab_size
+        ids = max((each.vocab_size, *(one + 1 for one in each.encode("", add_special_tokens=True))))
         if ids > rows:
             raise CheckpointError(
                 f"{where}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
@@ -65,6 +66,16 @@ def fitting(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> Tokenize
                 "it is another model's tokenizer"
             )
     return tokenizer
+
+
+def written_id(value: object, rows: int, name: str, where: str) -> int:
+    """The id of a token that the files name of what is written. CheckpointError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
+        raise CheckpointError(
+            f"{where}: {name} is {shown(value)}, which is no id of a vocabulary of {rows}; correct it in "
+            "generation_config.json"
+        )
+    return value
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:

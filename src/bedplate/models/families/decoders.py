@@ -61,18 +61,19 @@ def take_sizes(
     fields: Fields, *, head_dim: int | None = None, context: int = 2048, tied: bool = False
 ) -> dict[str, Any]:
     """The fields of a spec that are sizes, and its tied head. head_dim, context, tied: where none is said."""
-    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    usual = head_dim or hidden // heads
     return {
         "kind": "decoder",
-        "vocab_size": int(fields.need("vocab_size")),
+        "vocab_size": fields.size("vocab_size"),
         "hidden_size": hidden,
-        "layers": int(fields.need("num_hidden_layers")),
+        "layers": fields.layers("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": int(fields.take("num_key_value_heads") or heads),
-        "head_dim": int(fields.take("head_dim") or head_dim or hidden // heads),
-        "feedforward_size": int(fields.need("intermediate_size")),
-        "context_length": int(fields.take("max_position_embeddings", context)),
-        "tied_head": bool(fields.take("tie_word_embeddings", tied)),
+        "kv_heads": fields.whole("num_key_value_heads", heads, null=heads),
+        "head_dim": fields.whole("head_dim", usual, null=usual),
+        "feedforward_size": fields.size("intermediate_size"),
+        "context_length": fields.whole("max_position_embeddings", context),
+        "tied_head": fields.flag("tie_word_embeddings", tied),
     }
 
 
@@ -95,7 +96,7 @@ def size_fields(spec: TransformerSpec, model_type: str, architecture: str) -> di
 
 def take_activation(fields: Fields, name: str, default: str, where: str) -> Activation:
     """An activation by its name in transformers."""
-    given = fields.take(name) or default
+    given = fields.text(name, default)
     found = ACTIVATIONS.get(given)
     if found is None:
         known = ", ".join(repr(one) for one in ACTIVATIONS)
@@ -112,7 +113,7 @@ def take_plain(fields: Fields, where: str, context: int, *, eps: float, theta: f
     """The fields of a spec that llama's descendants name alike: the norms' epsilon, the one rope and the activation.
     eps, theta: where none is said."""
     return {
-        "norm_eps": float(fields.take("rms_norm_eps", eps)),
+        "norm_eps": fields.real("rms_norm_eps", eps),
         "rope": take_rope(fields, where, context=context, theta=theta),
         "activation": take_activation(fields, "hidden_act", "silu", where),
     }
@@ -134,7 +135,8 @@ def take_windows(
     fields: Fields, layers: int, window: int | None, default: Sequence[str], where: str
 ) -> tuple[int | None, ...]:
     """The window of each layer, from `layer_types`, or without them from `default`, repeated over the layers."""
-    types = fields.take("layer_types") or [default[layer % len(default)] for layer in range(layers)]
+    types = fields.items("layer_types")
+    types = [default[layer % len(default)] for layer in range(layers)] if types is None else types
     if len(types) != layers:
         raise UnsupportedModelError(f"{where}: {len(types)} layer_types for {layers} layers")
     for kind in types:
@@ -161,9 +163,9 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
     return tuple(values[:size])
 
 
-def one_window(window: object) -> tuple[int | None, ...]:
+def one_window(window: int | None) -> tuple[int | None, ...]:
     """The windows of a model whose layers all have this one, or none."""
-    return () if window is None else (int(str(window)),)
+    return () if window is None else (window,)
 
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")

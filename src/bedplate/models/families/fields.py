@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import math
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, overload
 
 from bedplate.core.errors import UnsupportedModelError
 
+MOST_LAYERS = 1024
+"""Blocks of one model at most; published ones have one or two hundred. Lists of that length are made before a config
+can be compared with the checkpoint's tensors."""
+_SPELLED = re.compile(
+    r"\s*([+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)|true|false|none|null)\s*", re.I
+)
+"""Texts that spell what JSON has without quotes."""
+_CONFIG = "config.json"
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 100, 100, 100
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message, however large it is."""
+    return _SHOWN.repr(value)
+
+
+def located(error: UnsupportedModelError, where: str) -> UnsupportedModelError:
+    """The same error with the path of the config that it is of."""
+    said = str(error)
+    if said.startswith(where):
+        return error
+    return UnsupportedModelError(where + said.removeprefix(_CONFIG) if said.startswith(_CONFIG) else f"{where}: {said}")
+
 
 class Fields:
-    """A config being consumed. `finish()` raises for whatever nobody asked about."""
+    """A config being consumed. `finish()` raises for whatever nobody asked about.
+
+    A number or a truth value in quotes is refused wherever it is taken: a program that reads it as a text takes "false"
+    for true. UnsupportedModelError, naming the field, for every value of the wrong kind.
+    """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self._left = dict(config)
@@ -17,20 +48,106 @@ class Fields:
 
     def take(self, name: str, default: Any = None) -> Any:
         """The field's value, or `default` where it is absent."""
-        return self._left.pop(name, default)
+        value = self._left.pop(name, default)
+        if isinstance(value, str) and _SPELLED.fullmatch(value):
+            raise self._wrong(name, value, "it must be written without quotes")
+        return value
 
     def need(self, name: str) -> Any:
         """The field's value; absent is an error."""
         if self._left.get(name) is None:
             raise UnsupportedModelError(f"{self._where}: the field {name!r} is missing; the model cannot be built")
-        return self._left.pop(name)
+        return self.take(name)
+
+    @overload
+    def whole(self, name: str, default: int, *, null: int | None = None) -> int: ...
+    @overload
+    def whole(self, name: str, default: None = None, *, null: None = None) -> int | None: ...
+    def whole(self, name: str, default: int | None = None, *, null: int | None = None) -> int | None:
+        """A whole number. null: what stands for an explicit null, which is otherwise refused where there is a
+        default."""
+        value = self.take(name, default)
+        if value is None and (default is None or null is not None):
+            return null
+        return self._whole(name, value)
+
+    def size(self, name: str) -> int:
+        """A whole number of at least 1 that must be there."""
+        found = self._whole(name, self.need(name))
+        if found < 1:
+            raise UnsupportedModelError(f"{self._where}: {name} is {shown(found)}: it must be at least 1")
+        return found
+
+    def layers(self, name: str, default: int | None = None) -> int:
+        """A number of blocks; it must be there where there is no default."""
+        found = self.size(name) if default is None else self.whole(name, default, null=default)
+        if found > MOST_LAYERS:
+            raise UnsupportedModelError(
+                f"{self._where}: {name} asks for {shown(found)} layers; models of up to {MOST_LAYERS} are read"
+            )
+        return found
+
+    @overload
+    def real(self, name: str, default: float) -> float: ...
+    @overload
+    def real(self, name: str, default: None = None) -> float | None: ...
+    def real(self, name: str, default: float | None = None) -> float | None:
+        """A number. An explicit null is refused where there is a default."""
+        value = self.take(name, default)
+        return None if value is None and default is None else self._real(name, value)
+
+    def need_real(self, name: str) -> float:
+        """A number that must be there."""
+        return self._real(name, self.need(name))
+
+    def reals(self, name: str) -> tuple[float, ...]:
+        """A list of numbers that must be there."""
+        value = self.need(name)
+        if not isinstance(value, list | tuple):
+            raise self._wrong(name, value, "a list of numbers is wanted")
+        return tuple(self._real(name, one) for one in value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false; null is false, as it is wherever transformers asks."""
+        value = self.take(name, default)
+        if value is None:
+            return False
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise self._wrong(name, value, "true or false is wanted")
+        return bool(value)
+
+    def optional(self, name: str, default: int | None = None) -> int | None:
+        """A whole number that an explicit null turns off."""
+        value = self.take(name, default)
+        return None if value is None else self._whole(name, value)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """An object; null is an empty one."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object is wanted")
+        return dict(value or {})
+
+    def items(self, name: str) -> list[Any] | None:
+        """A list; None where it is absent or null."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, list | tuple):
+            raise self._wrong(name, value, "a list is wanted")
+        return None if value is None else list(value)
+
+    def text(self, name: str, default: str) -> str:
+        """A text; null and an empty one are the default."""
+        value = self.take(name) or default
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a text is wanted")
+        return value
 
     def choice(self, name: str, *allowed: Any) -> Any:
         """The field's value, which must be one of these; the first where it is absent."""
         value = self._left.pop(name, allowed[0])
         if value not in allowed:
-            shown = " or ".join(repr(choice) for choice in allowed)
-            raise UnsupportedModelError(f"{self._where}: {name} = {value!r} is not supported (only {shown})")
+            choices = " or ".join(repr(choice) for choice in allowed)
+            raise UnsupportedModelError(f"{self._where}: {name} = {shown(value)} is not supported (only {choices})")
         return value
 
     def only(self, name: str, *allowed: Any) -> None:
@@ -50,8 +167,27 @@ class Fields:
         if unknown:
             raise UnsupportedModelError(
                 f"{self._where}: unsupported field{'s' if len(unknown) > 1 else ''} "
-                f"{', '.join(repr(name) for name in unknown)}; ignoring them could change the model's outputs"
+                f"{', '.join(map(shown, unknown))}; ignoring them could change the model's outputs"
             )
+
+    def _whole(self, name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(name, value, "a whole number is wanted")
+        return value
+
+    def _real(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(name, value, "a number is wanted")
+        if not math.isfinite(value):
+            raise UnsupportedModelError(f"{self._where}: {name} is {value}: it must be a finite number")
+        return float(value)
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self._where}: {name} = {shown(value)} is a value of the wrong kind; {wanted}: correct the file"
+        )
 
 
 # How a text is written, which older files say here and newer ones in generation_config.json.
@@ -90,6 +226,7 @@ HF_BOOKKEEPING = (
     "gradient_checkpointing",
     "is_encoder_decoder",
     "auto_map",
+    "trust_remote_code",
     "transformers.js_config",
     # What wrote the file; a length that texts were cut to; a token's number, which is the tokenizer's.
     *("unsloth_fixed", "unsloth_version", "max_sequence_length", "unk_token_id"),

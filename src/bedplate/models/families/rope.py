@@ -21,8 +21,7 @@ def take_rope(
 ) -> Rope:
     """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said. A family
     whose heads turn whole has no fraction (None), and one is refused."""
-    parameters: dict[str, Any] = dict(fields.take("rope_scaling") or {})
-    parameters.update(fields.take("rope_parameters") or {})
+    parameters = _both(fields.part("rope_scaling"), fields.part("rope_parameters"), where)
     given: dict[str, Any] = {
         "rope_theta": fields.take("rope_theta"),
         "partial_rotary_factor": fields.take("partial_rotary_factor"),
@@ -35,12 +34,23 @@ def take_rope(
 def take_ropes(fields: Fields, where: str, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
     """Of layers that see everything and of those with a window, where each have their own: by layer type, or (before)
     `rope_theta` with `rope_scaling`, and `rope_local_base_freq`."""
-    given: dict[str, Any] = dict(fields.take("rope_parameters") or {})
-    found = {"rope_theta": fields.take("rope_theta", theta)} | dict(fields.take("rope_scaling") or {})
+    given: dict[str, Any] = fields.part("rope_parameters")
+    found, scaling = {"rope_theta": fields.take("rope_theta", theta)}, fields.part("rope_scaling")
     local: dict[str, Any] = {"rope_theta": fields.take("rope_local_base_freq", local_theta)}
-    found, local = found | (given.pop(FULL, None) or {}), local | (given.pop(SLIDING, None) or {})
-    Fields(given, f"{where} rope_parameters").finish()
+    each = Fields(given, f"{where} rope_parameters")
+    found, local = found | _both(scaling, each.part(FULL), where), local | each.part(SLIDING)
+    each.finish()
     return read_rope(found, f"{where} {FULL}", context=context), read_rope(local, f"{where} {SLIDING}", context=context)
+
+
+def _both(older: Mapping[str, Any], newer: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What `rope_scaling` and `rope_parameters` say together. Where they differ, programs differ in which counts."""
+    other = next((name for name in older if name in newer and older[name] != newer[name]), None)
+    if other is not None:
+        raise UnsupportedModelError(
+            f"{where}: rope_scaling and rope_parameters say different things of {other!r}; leave the one that is meant"
+        )
+    return {**older, **newer}
 
 
 def read_rope(
@@ -48,17 +58,17 @@ def read_rope(
 ) -> Rope:
     """One dict of `rope_parameters`."""
     fields = Fields(parameters, f"{where} rope_parameters")
-    given, partial = fields.take("rope_theta"), fields.take("partial_rotary_factor")
-    base = theta if given is None else float(given)
-    share = float((fraction or 1.0) if partial is None else partial)
-    older = fields.take("type")
-    kind = fields.take("rope_type") or older or "default"
-    original = fields.take("original_max_position_embeddings")
+    given, partial = fields.real("rope_theta"), fields.real("partial_rotary_factor")
+    base = theta if given is None else given
+    share = (fraction or 1.0) if partial is None else partial
+    older = fields.text("type", "default")
+    kind = fields.text("rope_type", older)
+    original = fields.whole("original_max_position_embeddings")
     reader = _KINDS.get(kind)
     if reader is None:
         known = ", ".join(repr(one) for one in _KINDS)
         raise UnsupportedModelError(f"{where}: rope type {kind!r} is not supported (only {known})")
-    scaling = reader(fields, context, None if original is None else int(original))
+    scaling = reader(fields, context, original)
     fields.finish()
     if fraction is None and share != 1 and kind != "proportional":
         raise UnsupportedModelError(f"{where}: partial_rotary_factor = {share} is not supported (only 1.0)")
@@ -70,7 +80,7 @@ def _default(fields: Fields, context: int, original: int | None) -> Scaling | No
 
 
 def _linear(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    return LinearScaling(float(fields.need("factor")))
+    return LinearScaling(fields.need_real("factor"))
 
 
 def _proportional(fields: Fields, context: int, original: int | None) -> Scaling | None:
@@ -80,48 +90,48 @@ def _proportional(fields: Fields, context: int, original: int | None) -> Scaling
 
 def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | None:
     return Llama3Scaling(
-        factor=float(fields.need("factor")),
-        low_freq_factor=float(fields.need("low_freq_factor")),
-        high_freq_factor=float(fields.need("high_freq_factor")),
+        factor=fields.need_real("factor"),
+        low_freq_factor=fields.need_real("low_freq_factor"),
+        high_freq_factor=fields.need_real("high_freq_factor"),
         original_context=_needed(original, fields),
     )
 
 
 def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    given, before = fields.take("factor"), _needed(original, fields)
-    factor = float(given) if given is not None else context / before
-    scale, scale_all, attention = (fields.take(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
+    given, before = fields.real("factor"), _needed(original, fields)
+    factor = context / before if given is None else given
+    scale, scale_all, attention = (fields.real(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
     usual = 1 + 0.1 * math.log(max(factor, 1.0))
     if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
         attention = None  # what follows from the factor, written once more (Olmo 3)
     return YarnScaling(
         factor=factor,
         original_context=before,
-        beta_fast=float(fields.take("beta_fast") or 32.0),
-        beta_slow=float(fields.take("beta_slow") or 1.0),
-        scale=None if scale is None else float(scale),
-        scale_all=None if scale_all is None else float(scale_all),
-        attention_factor=None if attention is None else float(attention),
-        truncate=bool(fields.take("truncate", True)),
-        query_growth=float(fields.take("llama_4_scaling_beta") or 0.0),
+        beta_fast=fields.real("beta_fast") or 32.0,
+        beta_slow=fields.real("beta_slow") or 1.0,
+        scale=scale,
+        scale_all=scale_all,
+        attention_factor=attention,
+        truncate=fields.flag("truncate", True),
+        query_growth=fields.real("llama_4_scaling_beta") or 0.0,
     )
 
 
 def _longrope(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    factor, attention, before = fields.take("factor"), fields.take("attention_factor"), original or context
-    if attention is None and factor is not None and float(factor) * before != context:
-        attention = math.sqrt(1 + math.log(float(factor)) / math.log(before)) if float(factor) > 1 else 1.0
+    factor, attention, before = fields.real("factor"), fields.real("attention_factor"), original or context
+    if attention is None and factor is not None and factor * before != context:
+        attention = math.sqrt(1 + math.log(factor) / math.log(before)) if factor > 1 else 1.0
     return LongRopeScaling(
-        short=tuple(float(one) for one in fields.need("short_factor")),
-        long=tuple(float(one) for one in fields.need("long_factor")),
+        short=fields.reals("short_factor"),
+        long=fields.reals("long_factor"),
         original_context=before,
         factor=context / before,
-        attention_factor=None if attention is None else float(attention),
+        attention_factor=attention,
     )
 
 
 def _needed(original: int | None, fields: Fields) -> int:
-    return int(fields.need("original_max_position_embeddings")) if original is None else original
+    return fields.size("original_max_position_embeddings") if original is None else original
 
 
 _KINDS = {

@@ -239,12 +239,20 @@ def interleaved(ours: str, theirs: str, heads: Heads) -> Rule:
 
 def join(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Several tensors below each other, as one."""
+    need_alike(tensors, 1)
     whole = tensors[0].new_empty((sum(len(one) for one in tensors), *tensors[0].shape[1:]))
     begin = 0
     for one in tensors:
         whole[begin : begin + len(one)] = one
         begin += len(one)
     return [whole]
+
+
+def need_alike(tensors: Tensors, begin: int = 0) -> None:
+    """CheckpointError where tensors that are to be one differ in a size, from dimension `begin` on: an assignment would
+    spread the smaller one over the larger one's place."""
+    if len({one.shape[begin:] for one in tensors}) > 1:
+        raise CheckpointError("they are of different sizes")
 
 
 def stack(tensors: Tensors, spec: TransformerSpec) -> Tensors:

@@ -17,6 +17,10 @@ BEYOND = 1e15
 """No number of a model is as large: with sizes beyond it torch's own arithmetic of sizes overflows."""
 
 
+MOST_EXPERTS = 100_000
+"""Of one layer; published models have a few hundred."""
+
+
 def at_least(part: object, smallest: int, *names: str) -> None:
     """Raises UnsupportedModelError naming the first of the fields that is under `smallest`."""
     for name in names:
@@ -31,6 +35,14 @@ def positive(part: object, *names: str) -> None:
         value = getattr(part, name)
         if value is not None and not 0 < value < math.inf:
             raise UnsupportedModelError(f"{name} is {value}: it must be a finite number above 0")
+
+
+def finite(part: object, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first of the fields that is not a finite number; None is left."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and (isinstance(value, complex) or not math.isfinite(value)):
+            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class YarnScaling:
 
     def __post_init__(self) -> None:
         positive(self, "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
+        finite(self, "scale", "scale_all", "query_growth")
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,9 @@ class Experts:
     def __post_init__(self) -> None:
         at_least(self, 1, "count", "per_token", "feedforward_size", "every", "groups", "groups_chosen")
         at_least(self, 0, "shared_size", "first_dense")
+        finite(self, "scale")
+        if self.count > MOST_EXPERTS:
+            raise UnsupportedModelError(f"{self.count} experts: a layer has at most {MOST_EXPERTS:,}")
         if self.per_token > self.count:
             raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
         if self.shared_gate and not self.shared_size:
@@ -300,6 +316,10 @@ class Scales:
     logit_cap: float | None = None
     head: float = 1.0
     residual: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite(self, "embedding", "attention", "head", "residual")
+        positive(self, "attention_cap", "logit_cap")
 
 
 @dataclass(frozen=True)

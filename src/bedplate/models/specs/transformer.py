@@ -204,8 +204,10 @@ class TransformerSpec:
 
     def _check_attention(self) -> None:
         for window in self.windows:
-            if window is not None and window < 1:
-                raise UnsupportedModelError(f"a window of {window} tokens: it must be at least 1, or None for all")
+            if window is not None and not 1 <= window < BEYOND:
+                raise UnsupportedModelError(
+                    f"a window of {window} tokens: it must be at least 1 and under {BEYOND:g}, or None for all"
+                )
         if self.position_rows is not None:
             at_least(self, 0, "position_rows")
         if self.cross_size is not None:

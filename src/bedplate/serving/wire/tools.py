@@ -12,11 +12,11 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.schema_dialects import as_held
 from bedplate.serving.wire.strict_fields import RequestFields, first_mistake
-from bedplate.text.calls.formats import HERMES, format_of, shows_tools
+from bedplate.text.calls.formats import HERMES, format_of, tools_key
 from bedplate.text.calls.grammar import call_grammar_source
 from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece
 from bedplate.text.calls.reply_form import ReplyForm, effort_variables, with_reasoning
-from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, told_tools, with_tools
+from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, told_tools, tools_variable, with_tools
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -185,11 +185,6 @@ def conversation_tokens(
     if effort is not None and tokenizer.chat is not None:
         settings |= effort_variables(effort, tokenizer.chat.variables)
     written = format_of(template)
-    if not shows_tools(template):
-        if written is None or written is HERMES or written.channels:
-            return tokenizer.encode_chat(with_tools(talk, tools), **settings)
-        talk = told_tools(talk, tools, written, tokenizer.own_text)
-        return tokenizer.encode_chat(as_shown(talk, written, tokenizer.chat, (), tokenizer.own_text), **settings)
     if written is None and tools:
         raise RequestError(
             "this model's chat template shows tools, but its calls are in no format that is known here, so they could "
@@ -197,9 +192,16 @@ def conversation_tokens(
             param="tools",
             code="unsupported_parameter",
         )
-    shown = [tool.plain() for tool in tools] or None
-    told = as_shown(talk, written or HERMES, tokenizer.chat, tools, tokenizer.own_text)
-    return tokenizer.encode_chat(told, tools=shown, **settings)
+    variable = None if tokenizer.chat is None else tools_variable(tokenizer.chat)
+    listed = variable is not None or (template is not None and tools_key(template) is not None)
+    written = written or HERMES
+    if not listed and (written is HERMES or written.channels):
+        return tokenizer.encode_chat(with_tools(talk, tools), **settings)
+    told = talk if listed else told_tools(talk, tools, written, tokenizer.own_text)
+    shown = as_shown(told, written, tokenizer.chat, tools if listed else (), tokenizer.own_text)
+    if variable is not None and tools:
+        settings[variable] = [tool.plain() for tool in tools]
+    return tokenizer.encode_chat(shown, **settings)
 
 
 class Spoken:

@@ -198,6 +198,7 @@ FORMATS = (
         ("",),
         closes=("<tool_call|>", "\n<tool_call|>"),
         literals=_GEMMA,
+        open_end=True,
     ),
     CallFormat(
         "pythonic",
@@ -209,6 +210,7 @@ FORMATS = (
         betweens=(", ",),
         closes=("]<|tool_call_end|>", "\n<|tool_call_end|>"),
         literals=_PYTHON,
+        open_end=True,
         tells=("<|tool_list_start|>", "List of tools: ["),
     ),
     CallFormat(
@@ -221,6 +223,7 @@ FORMATS = (
         betweens=("\n", ", "),
         closes=("</function_calls>", "\n</function_calls>", "]</function_calls>"),
         literals=_JSON_VALUES,
+        open_end=True,
         results="environment",
     ),
     CallFormat(

@@ -74,8 +74,8 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
             else:
                 shown.append({"role": "user", "content": text, "results": True})
             continue
-        calls = [_written(call) for call in message.get("tool_calls") or ()]
-        content = "\n".join(part for part in (message.get("content") or "", *calls) if part)
+        calls = written_calls([_named(call) for call in message.get("tool_calls") or ()], HERMES)
+        content = "\n".join(part for part in (message.get("content") or "", calls) if part)
         shown.append({**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content})
     for message in shown:
         message.pop("results", None)
@@ -134,6 +134,23 @@ def as_shown(
     return shown if key is None or not tools else _with_listed(shown, key, tools)
 
 
+@lru_cache(maxsize=64)
+def tools_variable(chat: ChatTemplate) -> str | None:
+    """The variable whose tools a template shows, tried out; None where it shows none. SmolLM3's has a name of its
+    own."""
+    tool = Tool("tool-to-be-seen")
+    for name in ("tools", "xml_tools"):
+        if re.search(rf"\b{name}\b", chat.source):
+            given: dict[str, Any] = {name: [tool.plain()]}
+            try:
+                text = chat.render([{"role": "user", "content": "a"}], **given)
+            except TemplateError:  # it says what is wrong where it is given the conversation itself
+                return name
+            if tool.name in text:
+                return name
+    return None
+
+
 @lru_cache(maxsize=128)
 def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) -> bool:
     """Whether a template shows the calls of earlier turns, tried out: some do so only where there is no content, or
@@ -157,15 +174,9 @@ def _with_calls(
     """The message with its calls in its content, where the template would not show them."""
     if not message.get("tool_calls") or _shows_calls(chat, written, bool(message["content"])):
         return message
-    calls = [(call["function"]["name"], _arguments_of(call)) for call in message["tool_calls"]]
     apart = written.apart if message["content"] else ""
-    content = message["content"] + apart + written_calls(calls, written, own)
+    content = message["content"] + apart + written_calls([_named(call) for call in message["tool_calls"]], written, own)
     return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
-
-
-def _arguments_of(call: Mapping[str, Any]) -> Any:
-    arguments = call["function"]["arguments"]
-    return _arguments(call) if isinstance(arguments, str) else arguments
 
 
 def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
@@ -217,9 +228,10 @@ def _arguments(call: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _written(call: Mapping[str, Any]) -> str:
-    function = {"name": call["function"]["name"], "arguments": _arguments(call)}
-    return f"{CALL}\n{json.dumps(function, ensure_ascii=False)}\n{CALL_END}"
+def _named(call: Mapping[str, Any]) -> tuple[str, Any]:
+    """A call's name and arguments."""
+    arguments = call["function"]["arguments"]
+    return call["function"]["name"], _arguments(call) if isinstance(arguments, str) else arguments
 
 
 def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]) -> str:

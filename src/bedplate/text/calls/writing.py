@@ -6,20 +6,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bedplate.core.errors import RequestError
 from bedplate.text.calls.formats import NAME, CallFormat, Literals
 
 
-def written_calls(
-    calls: Sequence[tuple[str, Mapping[str, Any]]], written: CallFormat, own: Callable[[str], str] = str
-) -> str:
+def written_calls(calls: Sequence[tuple[str, Any]], written: CallFormat, own: Callable[[str], str] = str) -> str:
     """Calls (name and arguments) as a reply makes them. own: how the format's own text is spelled, around the names and
-    values that a caller may have chosen."""
+    values that a caller may have chosen. RequestError for arguments without names where the format needs them."""
     parts: list[str] = []
     for number, (name, arguments) in enumerate(calls):
         before = written.between
         if number == 0 or before is None:
             before = f"{written.apart if number else ''}{written.begin}{written.opening}"
         first, _, last = written.heads[0].partition(NAME)
+        if not isinstance(arguments, Mapping) and (written.literals is not None or written.tags is not None):
+            message = (
+                f"the arguments of the call to {name!r} are no JSON object, and this model's calls name each of them"
+            )
+            raise RequestError(message, param="messages")
         parts += [own(before + first), name, own(last), _arguments(arguments, written, own)]
         if number == len(calls) - 1 or written.between is None:
             parts.append(own(written.close))

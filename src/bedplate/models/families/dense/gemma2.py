@@ -53,16 +53,16 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     # Old files repeat the activation, as what it was not.
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation", "hidden_act"))
     caps = fields.take("attn_logit_softcapping", 50.0), fields.take("final_logit_softcapping", 30.0)
-    queries = float(fields.take("query_pre_attn_scalar", 256))
+    queries = fields.real("query_pre_attn_scalar", 256)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
         norm_offset=1.0,
         rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        windows=take_windows(fields, sizes["layers"], fields.take("sliding_window", 4096), [SLIDING, FULL], _WHERE),
+        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 4096), [SLIDING, FULL], _WHERE),
         activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5,
             attention=None if queries == sizes["head_dim"] else queries**-0.5,

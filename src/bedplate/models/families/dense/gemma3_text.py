@@ -58,29 +58,29 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
     fields.only("attn_logit_softcapping", None)
     fields.only("use_bidirectional_attention", False, None)
-    pattern = int(fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern")) or 6)
-    window = fields.take("sliding_window", 4096)
-    default = [SLIDING] * (pattern - 1) + [FULL]
+    pattern = fields.whole("sliding_window_pattern", fields.whole("_sliding_window_pattern", 6, null=6), null=6)
+    window = fields.optional("sliding_window", 4096)
+    default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(sizes["layers"])]
     context = sizes["context_length"]
     full, sliding = take_ropes(fields, _WHERE, context=context, theta=1_000_000.0, local_theta=10_000.0)
-    cap = fields.take("final_logit_softcapping")
+    cap = fields.real("final_logit_softcapping")
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
-    queries = float(fields.take("query_pre_attn_scalar", 256))
+    queries = fields.real("query_pre_attn_scalar", 256)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
         norm_offset=1.0,
         qk_norm="head",
         rope=full,
         local_rope=None if sliding == full else sliding,
-        windows=take_windows(fields, sizes["layers"], None if window is None else int(window), default, _WHERE),
+        windows=take_windows(fields, sizes["layers"], window, default, _WHERE),
         activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5,
             attention=None if queries == sizes["head_dim"] else queries**-0.5,
-            logit_cap=None if cap is None else float(cap),
+            logit_cap=cap,
         ),
     )
     fields.finish()

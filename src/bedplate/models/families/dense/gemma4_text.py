@@ -109,14 +109,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     full, sliding = take_ropes(fields, _WHERE, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0)
     # Images alone are seen in both directions.
     fields.only("use_bidirectional_attention", None, "vision")
-    cap, given = fields.take("final_logit_softcapping"), int(fields.take("hidden_size_per_layer_input", 256))
+    cap, given = fields.real("final_logit_softcapping"), fields.whole("hidden_size_per_layer_input", 256)
     if given:
         fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
     part = _take_experts(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "vocab_size_per_layer_input", "cache_implementation"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
         qk_norm="head",
         value_norm=True,
@@ -124,10 +124,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         local_rope=None if sliding == full or not windows else sliding,
         windows=windows,
         activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        scales=Scales(
-            embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if cap is None else float(cap)
-        ),
+        attention_bias=fields.flag("attention_bias", False),
+        scales=Scales(embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=cap),
         experts=part,
         shared_keys=_take_shared(fields, sizes["feedforward_size"]),
         layer_input_size=given,
@@ -144,7 +142,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
     """Of the layers, the last of which sees everything."""
     default = [FULL if (layer + 1) % 6 == 0 or layer == layers - 1 else SLIDING for layer in range(layers)]
-    found = take_windows(fields, layers, int(fields.take("sliding_window")), default, _WHERE)
+    found = take_windows(fields, layers, fields.size("sliding_window"), default, _WHERE)
     if found and found[(layers - 1) % len(found)] is not None:
         raise UnsupportedModelError(f"{_WHERE}: the last of layer_types must be {FULL!r}; transformers makes it so")
     return found
@@ -153,22 +151,22 @@ def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
 def _take_experts(fields: Fields) -> Experts | None:
     """The experts beside the feed-forward, which sees every token."""
     names = ("num_experts", "top_k_experts", "moe_intermediate_size")
-    if not fields.take("enable_moe_block", False):
+    if not fields.flag("enable_moe_block", False):
         fields.ignore(names)
         return None
-    count, chosen, size = (int(fields.need(name)) for name in names)
+    count, chosen, size = map(fields.size, names)
     return Experts(count, chosen, size, beside=True, router_scales=True)
 
 
 def _take_shared(fields: Fields, size: int) -> SharedKeys | None:
     """Layers that share keys and values."""
-    layers, wide = int(fields.take("num_kv_shared_layers", 0)), bool(fields.take("use_double_wide_mlp", False))
+    layers, wide = fields.whole("num_kv_shared_layers", 0), fields.flag("use_double_wide_mlp", False)
     return SharedKeys(layers, 2 * size if wide else None) if layers else None
 
 
 def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:
     """The shape of attention in layers that see everything: by number of layer, or (before) for all of them."""
-    same, heads = bool(fields.take("attention_k_eq_v", False)), fields.take("num_global_key_value_heads")
+    same, heads = fields.flag("attention_k_eq_v", False), fields.take("num_global_key_value_heads")
     found: dict[str, Any] = {"head_dim": fields.take("global_head_dim", 512)}
     if same and heads is not None:
         found["num_key_value_heads"] = heads

@@ -58,9 +58,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GPT2LMHeadModel → spec."""
     fields = Fields(config, _WHERE)
     hidden, heads, context = (
-        int(fields.need("n_embd")),
-        int(fields.need("n_head")),
-        int(fields.take("n_positions", 1024)),
+        fields.size("n_embd"),
+        fields.size("n_head"),
+        fields.whole("n_positions", 1024),
     )
     fields.only("n_ctx", context, None)
     fields.only("scale_attn_weights", True)
@@ -70,22 +70,22 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS, *_INERT, "reorder_and_upcast_attn", "task_specific_params"))
     spec = TransformerSpec(
         kind="decoder",
-        vocab_size=int(fields.need("vocab_size")),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        layers=int(fields.need("n_layer")),
+        layers=fields.layers("n_layer"),
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        feedforward_size=int(fields.take("n_inner") or 4 * hidden),
+        feedforward_size=fields.whole("n_inner", 4 * hidden, null=4 * hidden),
         context_length=context,
         position_rows=context,
         norm="layer",
-        norm_eps=float(fields.take("layer_norm_epsilon", 1e-5)),
+        norm_eps=fields.real("layer_norm_epsilon", 1e-5),
         activation=take_activation(fields, "activation_function", "gelu_new", _WHERE),
         gated=False,
         attention_bias=True,
         feedforward_bias=True,
-        tied_head=bool(fields.take("tie_word_embeddings", True)),
+        tied_head=fields.flag("tie_word_embeddings", True),
     )
     fields.finish()
     return spec

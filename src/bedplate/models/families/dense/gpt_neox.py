@@ -65,29 +65,29 @@ EXAMPLES = (
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GPTNeoXForCausalLM → spec."""
     fields = Fields({**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}, _WHERE)
-    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
-    context, fraction = int(fields.take("max_position_embeddings", 2048)), float(fields.take("rotary_pct", 0.25))
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    context, fraction = fields.whole("max_position_embeddings", 2048), fields.real("rotary_pct", 0.25)
     fields.only("is_decoder", False, True)
     fields.ignore((*HF_BOOKKEEPING, "rotary_emb_base", "attention_dropout", "hidden_dropout", "classifier_dropout"))
     spec = TransformerSpec(
         kind="decoder",
-        vocab_size=int(fields.need("vocab_size")),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        layers=int(fields.need("num_hidden_layers")),
+        layers=fields.layers("num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        feedforward_size=int(fields.need("intermediate_size")),
+        feedforward_size=fields.size("intermediate_size"),
         context_length=context,
         norm="layer",
-        norm_eps=float(fields.take("layer_norm_eps", 1e-5)),
+        norm_eps=fields.real("layer_norm_eps", 1e-5),
         rope=take_rope(fields, _WHERE, context=context, fraction=fraction),
         activation=take_activation(fields, "hidden_act", "gelu", _WHERE),
         gated=False,
-        attention_bias=bool(fields.take("attention_bias", True)),
+        attention_bias=fields.flag("attention_bias", True),
         feedforward_bias=True,
-        parallel=bool(fields.take("use_parallel_residual", True)),
-        tied_head=bool(fields.take("tie_word_embeddings", False)),
+        parallel=fields.flag("use_parallel_residual", True),
+        tied_head=fields.flag("tie_word_embeddings", False),
     )
     fields.finish()
     return spec

@@ -48,8 +48,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
+        feedforward_bias=fields.flag("mlp_bias", False),
         scales=take_multipliers(fields),
     )
     fields.finish()
@@ -59,10 +59,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def take_multipliers(fields: Fields) -> Scales:
     """Granite's factors; logits are divided by theirs."""
     return Scales(
-        embedding=float(fields.take("embedding_multiplier", 1.0)),
-        attention=float(fields.take("attention_multiplier", 1.0)),
-        head=1.0 / float(fields.take("logits_scaling", 1.0)),
-        residual=float(fields.take("residual_multiplier", 1.0)),
+        embedding=fields.real("embedding_multiplier", 1.0),
+        attention=fields.real("attention_multiplier", 1.0),
+        head=1.0 / fields.real("logits_scaling", 1.0),
+        residual=fields.real("residual_multiplier", 1.0),
     )
 
 

@@ -49,8 +49,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
+        feedforward_bias=fields.flag("mlp_bias", False),
     )
     fields.finish()
     return spec

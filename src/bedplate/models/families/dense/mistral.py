@@ -46,7 +46,7 @@ def read_mistral(fields: Fields, where: str, window: int | None, eps: float = 1e
     spec = TransformerSpec(
         **sizes,
         **take_plain(fields, where, sizes["context_length"], eps=eps),
-        windows=one_window(fields.take("sliding_window", window)),
+        windows=one_window(fields.optional("sliding_window", window)),
     )
     fields.finish()
     return spec

@@ -44,7 +44,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-5),
         norm_placement="branch",
         qk_norm="projection",
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
     )
     fields.finish()
     return spec

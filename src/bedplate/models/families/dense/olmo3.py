@@ -55,14 +55,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         norm_placement="branch",
         qk_norm="projection",
         rope=full,
         local_rope=None if sliding == full else sliding,
-        windows=take_windows(fields, sizes["layers"], fields.take("sliding_window", 4096), default, _WHERE),
+        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 4096), default, _WHERE),
         activation=take_activation(fields, "hidden_act", "silu", _WHERE),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
     )
     fields.finish()
     return spec

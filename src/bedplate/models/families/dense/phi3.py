@@ -85,9 +85,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes["context_length"] = even_context(rope, sizes["context_length"])
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=rope,
-        windows=one_window(fields.take("sliding_window")),
+        windows=one_window(fields.optional("sliding_window")),
         activation=take_activation(fields, "hidden_act", "silu", _WHERE),
     )
     fields.finish()
@@ -102,9 +102,11 @@ def even_context(rope: Rope, context: int) -> int:
     return min(context, scaling.original_context)
 
 
-def _renamed(scaling: Any) -> dict[str, Any]:
+def _renamed(scaling: Any) -> Any:
     """LongRoPE under the names that Phi's first files had for it, without the context before it was extended."""
-    found = {name: value for name, value in (scaling or {}).items() if name != _ORIGINAL}
+    if not isinstance(scaling, Mapping):
+        return scaling
+    found = {name: value for name, value in scaling.items() if name != _ORIGINAL}
     kind = found.get("rope_type") or found.get("type")
     return {**found, "rope_type": "longrope"} if kind in ("su", "yarn") else found
 

@@ -44,9 +44,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def read_qwen(fields: Fields, where: str, head_dim: int | None = None, **features: Any) -> TransformerSpec:
     """The fields that Qwen's dense families have in common; features: of the spec."""
     sizes = take_sizes(fields, context=32_768, head_dim=head_dim)
-    layers, window = sizes["layers"], fields.take("sliding_window", 4096)
-    first = int(fields.take("max_window_layers", 28))
-    window = window if fields.take("use_sliding_window", False) else None
+    layers, window = sizes["layers"], fields.optional("sliding_window", 4096)
+    first = fields.whole("max_window_layers", 28)
+    window = window if fields.flag("use_sliding_window", False) else None
     default = [FULL if window is None or layer < first else SLIDING for layer in range(layers)]
     fields.only("use_mrope", False)  # that of images
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))

@@ -36,7 +36,7 @@ EXAMPLES = (
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3ForCausalLM → spec."""
     fields = Fields(config, _WHERE)
-    return read_qwen(fields, _WHERE, 128, qk_norm="head", attention_bias=bool(fields.take("attention_bias", False)))
+    return read_qwen(fields, _WHERE, 128, qk_norm="head", attention_bias=fields.flag("attention_bias", False))
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

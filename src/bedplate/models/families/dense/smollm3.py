@@ -51,12 +51,12 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a SmolLM3ForCausalLM → spec."""
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields, context=32_768, tied=True)
-    layers, every = sizes["layers"], int(fields.take("no_rope_layer_interval") or 4)
+    layers, every = sizes["layers"], fields.whole("no_rope_layer_interval", 4, null=4)
     # Its name says the contrary: 1 where a layer has a rope.
-    turns = [bool(one) for one in fields.take("no_rope_layers") or [(n + 1) % every for n in range(layers)]]
+    turns = [bool(one) for one in fields.items("no_rope_layers") or [(n + 1) % every for n in range(layers)]]
     Fields({"no_rope_layers": len(turns)}, _WHERE).only("no_rope_layers", layers)
-    window = fields.take("sliding_window")
-    window = window if fields.take("use_sliding_window", False) else None
+    window = fields.optional("sliding_window")
+    window = window if fields.flag("use_sliding_window", False) else None
     default = [SLIDING if window is not None and not one else FULL for one in turns]
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
     spec = TransformerSpec(
@@ -64,8 +64,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
         rope_layers=shortest(turns, True),
         windows=take_windows(fields, layers, window, default, _WHERE),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
+        feedforward_bias=fields.flag("mlp_bias", False),
     )
     fields.finish()
     return spec

@@ -42,14 +42,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes = take_sizes(fields, context=4096, tied=True)
     fields.only("norm_type", "layer_norm")
     fields.only("mlp_type", "default")
-    bias = bool(fields.take("use_bias", True))
+    bias = fields.flag("use_bias", True)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
     spec = TransformerSpec(
         **sizes,
         norm="layer",
-        norm_eps=float(fields.take("norm_epsilon", 1e-5)),
+        norm_eps=fields.real("norm_epsilon", 1e-5),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        windows=one_window(fields.take("sliding_window")),
+        windows=one_window(fields.optional("sliding_window")),
         activation=take_activation(fields, "hidden_act", "gelu_pytorch_tanh", _WHERE),
         gated=False,
         attention_bias=bias,

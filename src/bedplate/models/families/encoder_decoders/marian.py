@@ -41,10 +41,10 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     fields.only("static_position_embeddings", True)
     fields.only("normalize_embedding", False)
     words: int | None = None
-    if fields.take("share_encoder_decoder_embeddings", True):
+    if fields.flag("share_encoder_decoder_embeddings", True):
         fields.only("decoder_vocab_size", config.get("vocab_size"))
     else:
-        words = int(fields.take("decoder_vocab_size") or fields.need("vocab_size"))
+        words = fields.whole("decoder_vocab_size") or fields.size("vocab_size")
     return take_sides(fields, where, None, words, sinusoids=True, embedding_norm=False)
 
 

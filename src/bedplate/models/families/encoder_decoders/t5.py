@@ -86,29 +86,29 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """`config.json` → spec."""
     fields = Fields(config, _WHERE)
     gated, activation = _feedforward(fields)
-    hidden, heads = int(fields.need("d_model")), int(fields.need("num_heads"))
+    hidden, heads = fields.size("d_model"), fields.size("num_heads")
     # Version 5 of transformers writes the one, earlier ones the other; files of T5 itself neither.
-    tied = bool(fields.take("tie_word_embeddings", True))
-    scaled = bool(fields.take("scale_decoder_outputs", tied))
+    tied = fields.flag("tie_word_embeddings", True)
+    scaled = fields.flag("scale_decoder_outputs", tied)
     fields.only("is_decoder", False)
     fields.ignore((*HF_BOOKKEEPING, *_HINTS))
-    layers = int(fields.need("num_layers"))
-    deep = int(fields.take("num_decoder_layers") or layers)
-    buckets = int(fields.take("relative_attention_num_buckets", 32))
+    layers = fields.layers("num_layers")
+    deep = fields.layers("num_decoder_layers", layers)
+    buckets = fields.whole("relative_attention_num_buckets", 32)
     common: dict[str, Any] = {
-        "vocab_size": int(fields.need("vocab_size")),
+        "vocab_size": fields.size("vocab_size"),
         "hidden_size": hidden,
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": int(fields.need("d_kv")),
-        "feedforward_size": int(fields.need("d_ff")),
-        "context_length": int(fields.take("n_positions", 512)),
-        "norm_eps": float(fields.take("layer_norm_epsilon", 1e-6)),
+        "head_dim": fields.size("d_kv"),
+        "feedforward_size": fields.size("d_ff"),
+        "context_length": fields.whole("n_positions", 512),
+        "norm_eps": fields.real("layer_norm_epsilon", 1e-6),
         "activation": activation,
         "gated": gated,
         "tied_head": tied,
         "position_rows": 0,
-        "relative_bias": RelativeBias(buckets, int(fields.take("relative_attention_max_distance", 128))),
+        "relative_bias": RelativeBias(buckets, fields.whole("relative_attention_max_distance", 128)),
         "embedding_norm": False,
         "final_norm": True,
         "scales": Scales(attention=1.0, head=hidden**-0.5 if scaled else 1.0),
@@ -120,7 +120,7 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
 
 def _feedforward(fields: Fields) -> tuple[bool, Activation]:
     """Whether it is gated, and by what. "gated-gelu" has always meant the approximation by tanh."""
-    kind = str(fields.take("feed_forward_proj", "relu"))
+    kind = fields.text("feed_forward_proj", "relu")
     gated = kind.startswith("gated-")
     name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
     Fields({"feed_forward_proj": name}, _WHERE).only("feed_forward_proj", *_ACTIVATIONS)

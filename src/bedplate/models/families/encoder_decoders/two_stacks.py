@@ -106,26 +106,26 @@ def take_sides(
     if target_words is None:
         fields.only("tie_word_embeddings", True)
     # What is tied is the head to the decoder's table.
-    tied = bool(fields.take("tie_word_embeddings", True))
+    tied = fields.flag("tie_word_embeddings", True)
     fields.only("is_decoder", False)
-    activation = fields.take("activation_function", "gelu")
+    activation = fields.text("activation_function", "gelu")
     Fields({"activation_function": activation}, where).only("activation_function", *_ACTIVATIONS)
     fields.ignore((*HF_BOOKKEEPING, *_HINTS))
-    words, hidden = int(fields.need("vocab_size")), int(fields.need("d_model"))
-    context = int(fields.need("max_position_embeddings"))
-    scaled = bool(fields.take("scale_embedding", False))
+    words, hidden = fields.size("vocab_size"), fields.size("d_model")
+    context = fields.size("max_position_embeddings")
+    scaled = fields.flag("scale_embedding", False)
     positions = {"position_rows": 0} if offset is None else {"position_rows": context + offset}
 
     def side(name: str, words: int, **own: Any) -> TransformerSpec:
-        heads = int(fields.need(f"{name}_attention_heads"))
+        heads = fields.size(f"{name}_attention_heads")
         return TransformerSpec(
             vocab_size=words,
             hidden_size=hidden,
-            layers=int(fields.need(f"{name}_layers")),
+            layers=fields.layers(f"{name}_layers"),
             heads=heads,
             kv_heads=heads,
             head_dim=hidden // heads,
-            feedforward_size=int(fields.need(f"{name}_ffn_dim")),
+            feedforward_size=fields.size(f"{name}_ffn_dim"),
             context_length=context,
             norm="layer",
             norm_placement="post",

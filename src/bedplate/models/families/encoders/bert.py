@@ -102,39 +102,39 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def body(fields: Fields, where: str, offset: int = 0) -> TransformerSpec:
     """The spec of all but a head. offset: rows of the table of positions before that of a text's first token."""
-    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     fields.only("position_embedding_type", "absolute")
     fields.only("is_decoder", False)
     fields.only("add_cross_attention", False)
-    activation = fields.take("hidden_act", "gelu")
+    activation = fields.text("hidden_act", "gelu")
     Fields({"hidden_act": activation}, where).only("hidden_act", *ACTIVATIONS)
     # Dropout acts in pretraining only; Bedplate's encoders have none.
     fields.ignore((*HF_BOOKKEEPING, "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"))
     # The head of pretraining; BERT's size of a pooler that it never had; how XLM-RoBERTa's files were written.
     fields.ignore(("tie_word_embeddings", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"))
     fields.ignore(("pooler_size_per_head", "pooler_type", "directionality", "output_past", "num_labels"))
-    rows = int(fields.need("max_position_embeddings"))
+    rows = fields.size("max_position_embeddings")
     spec = TransformerSpec(
         kind="encoder",
-        vocab_size=int(fields.need("vocab_size")),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
-        layers=int(fields.need("num_hidden_layers")),
+        layers=fields.layers("num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        feedforward_size=int(fields.need("intermediate_size")),
+        feedforward_size=fields.size("intermediate_size"),
         context_length=rows - offset,
         position_rows=rows if offset else None,
         position_offset=offset,
         norm="layer",
-        norm_eps=float(fields.take("layer_norm_eps", 1e-12)),
+        norm_eps=fields.real("layer_norm_eps", 1e-12),
         norm_placement="post",
         activation=ACTIVATIONS[activation],
         gated=False,
         attention_bias=True,
         feedforward_bias=True,
         tied_head=True,
-        token_types=int(fields.take("type_vocab_size", 2)),
+        token_types=fields.whole("type_vocab_size", 2),
     )
     fields.finish()
     return spec

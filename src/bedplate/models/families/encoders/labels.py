@@ -14,6 +14,7 @@ from bedplate.models.specs.transformer import MaskedHead, Problem, TransformerSp
 _ACTIVATION, _OLDER = "sentence_transformers", "sbert_ce_default_activation_function"
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
+_MOST = 1_000_000
 _PROBLEMS: dict[str, Problem] = {
     "single_label_classification": "one",
     "multi_label_classification": "any",
@@ -44,17 +45,20 @@ def take_labels(fields: Fields, where: str) -> dict[str, Any]:
     """Fields of a Classifier: the labels in the order of the head's rows, and what their scores are. A config without
     any means transformers' two."""
     names: Mapping[Any, Any] | None = fields.take("id2label")
-    count = fields.take("num_labels")
+    names = None if names is None else Fields({"id2label": names}, where).part("id2label")
+    count = fields.whole("num_labels")
+    if count is not None and not 0 <= count <= _MOST:
+        raise UnsupportedModelError(f"{where}: num_labels is {count}; heads of at most {_MOST:,} labels are read")
     problem = fields.take("problem_type")
     fields.ignore(("label2id",))
     if names is None:
-        labels = tuple(f"LABEL_{number}" for number in range(2 if count is None else int(count)))
+        labels = tuple(f"LABEL_{number}" for number in range(2 if count is None else count))
     else:
         by_number = {int(number): str(label) for number, label in names.items()}
         if sorted(by_number) != list(range(len(by_number))):
             raise UnsupportedModelError(f"{where}: id2label must number its labels from 0 on, without a gap")
         labels = tuple(by_number[number] for number in range(len(by_number)))
-    if count is not None and int(count) != len(labels):
+    if count is not None and count != len(labels):
         raise UnsupportedModelError(f"{where}: num_labels is {count}, but id2label names {len(labels)}")
     if problem is not None and problem not in _PROBLEMS:
         raise UnsupportedModelError(f"{where}: problem_type = {problem!r} is not one of {', '.join(_PROBLEMS)}")
@@ -64,7 +68,7 @@ def take_labels(fields: Fields, where: str) -> dict[str, Any]:
 
 def _is_raw(fields: Fields, where: str) -> bool:
     """Whether a cross-encoder gives its output as it is. Its sigmoid is the default."""
-    given: Mapping[str, Any] = fields.take(_ACTIVATION) or {}
+    given = fields.part(_ACTIVATION)
     older = fields.take(_OLDER)
     name = given.get("activation_fn") or older
     return name is not None and is_raw(name, where)

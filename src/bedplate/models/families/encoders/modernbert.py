@@ -95,9 +95,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     if head == "classifier":
         classifier = _classifier(fields)
     masked = _masked_head(fields) if head == "masked" else None
-    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
-    layers = int(fields.need("num_hidden_layers"))
-    window = int(fields.take("local_attention", 128))
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    layers = fields.layers("num_hidden_layers")
+    window = fields.whole("local_attention", 128)
     ropes = _ropes(fields)
     # Training's dropout and first values, how its kernels are to run, and the heads of pretraining and classifiers.
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"))
@@ -111,25 +111,25 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("position_embedding_type", "absolute", "rope")
     spec = TransformerSpec(
         kind="encoder",
-        vocab_size=int(fields.need("vocab_size")),
+        vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
         layers=layers,
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,
-        feedforward_size=int(fields.need("intermediate_size")),
-        context_length=int(fields.take("max_position_embeddings", 8192)),
+        feedforward_size=fields.size("intermediate_size"),
+        context_length=fields.whole("max_position_embeddings", 8192),
         norm="layer",
-        norm_eps=float(fields.take("norm_eps", 1e-5)),
-        norm_bias=bool(fields.take("norm_bias", False)),
+        norm_eps=fields.real("norm_eps", 1e-5),
+        norm_bias=fields.flag("norm_bias", False),
         final_norm=True,
         first_norm=False,
         rope=ropes[_FULL],
         local_rope=ropes[_SLIDING],
         windows=_windows(fields, layers, window),
         activation=_activation(fields, "hidden_activation"),
-        attention_bias=bool(fields.take("attention_bias", False)),
-        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
+        feedforward_bias=fields.flag("mlp_bias", False),
         classifier=classifier,
     )
     fields.finish()
@@ -139,8 +139,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def _masked_head(fields: Fields) -> MaskedHead:
     return MaskedHead(
         _activation(fields, "classifier_activation"),
-        dense_bias=bool(fields.take("classifier_bias", False)),
-        bias=bool(fields.take("decoder_bias", True)),
+        dense_bias=fields.flag("classifier_bias", False),
+        bias=fields.flag("decoder_bias", True),
     )
 
 
@@ -150,8 +150,8 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def _windows(fields: Fields, layers: int, window: int) -> tuple[int | None, ...]:
     """Of each layer: as its type says, or every so manieth one sees everything, from the first on."""
-    every = int(fields.take("global_attn_every_n_layers") or 3)
-    types = fields.take("layer_types")
+    every = fields.whole("global_attn_every_n_layers", 3, null=3)
+    types = fields.items("layer_types")
     if types is None:
         return tuple(window if layer % every else None for layer in range(layers))
     for kind in types:
@@ -163,34 +163,34 @@ def _windows(fields: Fields, layers: int, window: int) -> tuple[int | None, ...]
 
 def _ropes(fields: Fields) -> dict[str, Rope]:
     """Both spellings: `rope_parameters` by layer type (transformers 5), `global_` and `local_rope_theta` (before)."""
-    parameters: dict[str, Any] = dict(fields.take("rope_parameters") or {})
+    parameters = Fields(fields.part("rope_parameters"), f"{_WHERE} rope_parameters")
     fields.only("rope_scaling", None)
     ropes: dict[str, Rope] = {}
     for kind, (older, default) in _THETAS.items():
-        given = fields.take(older)
-        nested = Fields(parameters.pop(kind, None) or {}, f"{_WHERE} rope_parameters.{kind}")
+        given = fields.real(older)
+        nested = Fields(parameters.part(kind), f"{_WHERE} rope_parameters.{kind}")
         nested.only("rope_type", "default")
-        ropes[kind] = Rope(float(nested.take("rope_theta", given) or default))
+        ropes[kind] = Rope(nested.real("rope_theta", default if given is None else given))
         nested.finish()
-    Fields(parameters, f"{_WHERE} rope_parameters").finish()
+    parameters.finish()
     return ropes
 
 
 def _classifier(fields: Fields) -> Classifier:
-    pooling = fields.take("classifier_pooling", "cls")
+    pooling = fields.text("classifier_pooling", "cls")
     Fields({"classifier_pooling": pooling}, _WHERE).only("classifier_pooling", "cls", "mean")
     return Classifier(
         **take_labels(fields, _WHERE),
         pooling="first" if pooling == "cls" else "mean",
         dense=True,
-        dense_bias=bool(fields.take("classifier_bias", False)),
+        dense_bias=fields.flag("classifier_bias", False),
         activation=_activation(fields, "classifier_activation"),
         norm=True,
     )
 
 
 def _activation(fields: Fields, name: str) -> Activation:
-    found = fields.take(name, "gelu")
+    found = fields.text(name, "gelu")
     Fields({name: found}, _WHERE).only(name, *_ACTIVATIONS)
     return _ACTIVATIONS[found]
 

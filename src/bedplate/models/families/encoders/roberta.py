@@ -49,8 +49,8 @@ def kin_from_hf(config: Mapping[str, Any], model_type: str, classes: str) -> Tra
     head = take_head(fields, where, (f"{classes}Model",), *names)
     if head == "classifier":
         classifier = Classifier(**take_labels(fields, where), dense=True)
-    padding = fields.take("pad_token_id", 1)
-    spec = body(fields, where, (1 if padding is None else int(padding)) + 1).with_(classifier=classifier)
+    padding = fields.optional("pad_token_id", 1)
+    spec = body(fields, where, (1 if padding is None else padding) + 1).with_(classifier=classifier)
     return masked_spec(spec, config, MaskedHead()) if head == "masked" else spec
 
 

@@ -81,46 +81,46 @@ EXAMPLES = (
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a DeepseekV3ForCausalLM → spec."""
     fields = Fields(config, _WHERE)
-    heads, context = int(fields.need("num_attention_heads")), int(fields.take("max_position_embeddings", 4096))
+    heads, context = fields.size("num_attention_heads"), fields.whole("max_position_embeddings", 4096)
     fields.only("hidden_act", "silu")
     fields.only("num_key_value_heads", heads, None)
-    size = int(fields.take("moe_intermediate_size", 2048))
+    size = fields.whole("moe_intermediate_size", 2048)
     part = sigmoid_experts(fields, size, first_dense=3, scale=2.5, groups=8, groups_chosen=4)
-    latent, turned = _latent(fields), bool(fields.take("rope_interleave", True))
+    latent, turned = _latent(fields), fields.flag("rope_interleave", True)
     # Where it ran, and what it was trained by.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size"))
     fields.ignore(("seq_aux", "aux_loss_alpha"))
-    modules = fields.take("num_mtp_layers")
+    modules = fields.layers("num_mtp_layers", 0)
     spec = TransformerSpec(
         kind="decoder",
-        vocab_size=int(fields.need("vocab_size")),
-        hidden_size=int(fields.need("hidden_size")),
-        layers=int(fields.need("num_hidden_layers")),
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=fields.size("hidden_size"),
+        layers=fields.layers("num_hidden_layers"),
         heads=heads,
         kv_heads=heads,
         head_dim=latent.key_dim,
-        feedforward_size=int(fields.need("intermediate_size")),
+        feedforward_size=fields.size("intermediate_size"),
         context_length=context,
-        tied_head=bool(fields.take("tie_word_embeddings", False)),
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        tied_head=fields.flag("tie_word_embeddings", False),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=replace(take_rope(fields, _WHERE, context=context), interleaved=turned),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         latent=latent,
         experts=part,
-        prediction_modules=int(fields.take("num_nextn_predict_layers", modules) or 0),
+        prediction_modules=fields.layers("num_nextn_predict_layers", modules),
     )
     fields.finish()
     return spec
 
 
 def _latent(fields: Fields) -> LatentAttention:
-    rank = fields.take("q_lora_rank", 1536)
+    rank = fields.optional("q_lora_rank", 1536)
     part = LatentAttention(
-        kv_rank=int(fields.take("kv_lora_rank", 512)),
-        nope_dim=int(fields.take("qk_nope_head_dim", 128)),
-        rope_dim=int(fields.take("qk_rope_head_dim", 64)),
-        value_dim=int(fields.take("v_head_dim", 128)),
-        q_rank=None if rank is None else int(rank),
+        kv_rank=fields.whole("kv_lora_rank", 512),
+        nope_dim=fields.whole("qk_nope_head_dim", 128),
+        rope_dim=fields.whole("qk_rope_head_dim", 64),
+        value_dim=fields.whole("v_head_dim", 128),
+        q_rank=rank,
     )
     # What transformers writes beside them, which follows from them.
     fields.only("head_dim", part.rope_dim, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.families.weights import Rule, Tensors, renamed, stack, transpose, transposed, unstack
+from bedplate.models.families.weights import Rule, Tensors, need_alike, renamed, stack, transpose, transposed, unstack
 from bedplate.models.specs.transformer import TransformerSpec
 
 GATE_UP, DOWN = "layers.{i}.feedforward.experts.gate_up", "layers.{i}.feedforward.experts.down"
@@ -42,6 +42,7 @@ def stacked_rules(
 
 def gate_up(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Every expert's gate, and then every expert's other product, as one tensor with each expert's gate on top."""
+    need_alike(tensors)
     count = len(tensors) // 2
     rows = len(tensors[0])
     whole = tensors[0].new_empty((count, 2 * rows, *tensors[0].shape[1:]))

@@ -15,11 +15,11 @@ TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise
 
 def take_count(fields: Fields, *names: str) -> int:
     """A number that goes by several names. UnsupportedModelError where they do not agree, or there is none."""
-    counts = {name: int(count) for name in names if (count := fields.take(name)) is not None}
+    counts = {name: count for name in names if (count := fields.whole(name)) is not None}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{name} = {count}" for name, count in counts.items())
         raise UnsupportedModelError(f"{said}: they mean the same number; correct one of them")
-    return next(iter(counts.values())) if counts else int(fields.need(names[0]))
+    return next(iter(counts.values())) if counts else fields.size(names[0])
 
 
 def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
@@ -51,16 +51,16 @@ def sigmoid_experts(
     fields.only("moe_layer_freq", 1)
     return Experts(
         count=take_count(fields, "n_routed_experts", "num_local_experts"),
-        per_token=int(fields.need("num_experts_per_tok")),
+        per_token=fields.size("num_experts_per_tok"),
         feedforward_size=size,
-        shared_size=size * int(fields.take("n_shared_experts", 1) or 0),
-        first_dense=int(fields.take("first_k_dense_replace", first_dense) or 0),
+        shared_size=size * fields.whole("n_shared_experts", 1, null=0),
+        first_dense=fields.whole("first_k_dense_replace", first_dense, null=0),
         selection_bias=True,
         scoring="sigmoid",
-        renormalise=bool(fields.take("norm_topk_prob", True)),
-        scale=float(fields.take("routed_scaling_factor", scale)),
-        groups=int(fields.take("n_group", groups) or 1),
-        groups_chosen=int(fields.take("topk_group", groups_chosen) or 1),
+        renormalise=fields.flag("norm_topk_prob", True),
+        scale=fields.real("routed_scaling_factor", scale),
+        groups=fields.whole("n_group", groups, null=1),
+        groups_chosen=fields.whole("topk_group", groups_chosen, null=1),
     )
 
 

@@ -55,19 +55,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields, context=131_072)
     fields.only("hidden_act", "silu")
-    size = int(fields.take("moe_intermediate_size", 1408))
+    size = fields.whole("moe_intermediate_size", 1408)
     part = sigmoid_experts(fields, size, first_dense=1, scale=1.0, groups=1, groups_chosen=1)
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
-    modules = fields.take("num_mtp_layers")
+    modules = fields.layers("num_mtp_layers", 0)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.5),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         output_bias=False,
-        qk_norm="head" if fields.take("use_qk_norm", False) else None,
+        qk_norm="head" if fields.flag("use_qk_norm", False) else None,
         experts=part,
-        prediction_modules=int(fields.take("num_nextn_predict_layers", modules) or 0),
+        prediction_modules=fields.layers("num_nextn_predict_layers", modules),
     )
     fields.finish()
     return spec

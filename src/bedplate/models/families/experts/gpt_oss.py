@@ -70,11 +70,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         activation="clamped_silu",
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=150_000.0),
-        attention_bias=bool(fields.take("attention_bias", True)),
+        attention_bias=fields.flag("attention_bias", True),
         attention_sinks=True,
-        windows=take_windows(fields, sizes["layers"], fields.take("sliding_window", 128), (SLIDING, FULL), _WHERE),
+        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 128), (SLIDING, FULL), _WHERE),
         experts=part,
     )
     fields.finish()

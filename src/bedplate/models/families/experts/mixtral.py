@@ -11,6 +11,7 @@ from bedplate.models.families.decoders import (
     LLAMA_NORMS,
     TINY,
     decoder_rules,
+    one_window,
     size_fields,
     take_sizes,
 )
@@ -45,13 +46,13 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     count = take_count(fields, "num_local_experts", "num_experts")
     fields.only("hidden_act", "silu")
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
-    window = fields.take("sliding_window")
+    window = fields.optional("sliding_window")
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=1e6),
-        windows=() if window is None else (int(window),),
-        experts=Experts(count, int(fields.take("num_experts_per_tok", 2)), sizes["feedforward_size"]),
+        windows=one_window(window),
+        experts=Experts(count, fields.whole("num_experts_per_tok", 2), sizes["feedforward_size"]),
     )
     fields.finish()
     return spec

@@ -46,16 +46,16 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("clip_qkv", None)
     part = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
-        int(fields.take("num_experts_per_tok", 8)),
+        fields.whole("num_experts_per_tok", 8),
         sizes["feedforward_size"],
-        renormalise=bool(fields.take("norm_topk_prob", False)),
+        renormalise=fields.flag("norm_topk_prob", False),
     )
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         qk_norm="projection",
         experts=part,
     )

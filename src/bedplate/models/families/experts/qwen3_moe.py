@@ -13,6 +13,7 @@ from bedplate.models.families.decoders import (
     QK_NORMS,
     TINY,
     decoder_rules,
+    one_window,
     size_fields,
     take_sizes,
 )
@@ -46,15 +47,15 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3MoeForCausalLM → spec."""
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields, context=32_768)
-    step, dense = int(fields.take("decoder_sparse_step") or 1), fields.take("mlp_only_layers") or []
-    window, windowed = fields.take("sliding_window"), fields.take("use_sliding_window", False)
+    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.items("mlp_only_layers") or []
+    window, windowed = fields.optional("sliding_window"), fields.flag("use_sliding_window", False)
     fields.only("hidden_act", "silu")
     first, every = sparse_layers(_WHERE, sizes["layers"], step, dense)
     part = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
-        int(fields.take("num_experts_per_tok", 8)),
-        int(fields.take("moe_intermediate_size", 768)),
-        renormalise=bool(fields.take("norm_topk_prob", False)),
+        fields.whole("num_experts_per_tok", 8),
+        fields.whole("moe_intermediate_size", 768),
+        renormalise=fields.flag("norm_topk_prob", False),
         first_dense=first,
         every=every,
     )
@@ -62,11 +63,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "max_window_layers"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         qk_norm="head",
-        windows=(int(window),) if windowed and window is not None else (),
+        windows=one_window(window if windowed else None),
         experts=part,
     )
     fields.finish()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.models.families.experts import deepseek_v3
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
@@ -75,6 +75,9 @@ def _together(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """The inverse of `_apart`."""
     keys, values = tensors
     part = _latent(spec)
+    sizes = (spec.heads, part.kv_rank, part.nope_dim), (spec.heads, part.value_dim, part.kv_rank)
+    if (keys.shape, values.shape) != sizes:
+        raise CheckpointError(f"{list(sizes[0])} and {list(sizes[1])} are wanted")
     whole = values.new_empty((spec.heads, part.nope_dim + part.value_dim, part.kv_rank))
     whole[:, : part.nope_dim], whole[:, part.nope_dim :] = keys.transpose(1, 2), values
     return [whole.flatten(0, 1)]
@@ -135,7 +138,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def _take_latent(fields: Fields) -> LatentAttention:
     """The sizes of attention: in files with keys and values apart as one head over latents, with the others' beside."""
-    rank, turned = int(fields.need("attention.kv_lora_rank")), int(fields.need("rope.dimension_count"))
+    rank, turned = fields.size("attention.kv_lora_rank"), fields.size("rope.dimension_count")
     key, value = fields.take("attention.key_length_mla"), fields.take("attention.value_length_mla")
     fields.ignore(("attention.head_count_kv",))  # it says which of the two layouts it is
     if key is None:
@@ -148,16 +151,16 @@ def _take_latent(fields: Fields) -> LatentAttention:
 
 
 def _take_experts(fields: Fields, layers: int, names: Any) -> Experts | None:
-    gating, shared = int(fields.take("expert_gating_func") or 1), int(fields.take("expert_shared_count") or 0)
+    gating, shared = fields.whole("expert_gating_func") or 1, fields.whole("expert_shared_count") or 0
     Fields({"expert_gating_func": gating}, f"GGUF metadata ({_NAME})").only("expert_gating_func", *_SCORINGS)
-    first, scale = int(fields.take("leading_dense_block_count") or 0), fields.take("expert_weights_scale")
-    groups, chosen = (int(fields.take(name) or 1) for name in ("expert_group_count", "expert_group_used_count"))
+    first, scale = fields.whole("leading_dense_block_count") or 0, fields.take("expert_weights_scale")
+    groups, chosen = (fields.whole(name) or 1 for name in ("expert_group_count", "expert_group_used_count"))
     part = take_experts(
         fields,
         first_dense=first,
         scoring=_SCORINGS[gating],
         selection_bias=any(f"blk.{layer}.exp_probs_b.bias" in names for layer in range(layers)),
-        renormalise=bool(fields.take("expert_weights_norm", False)),
+        renormalise=fields.flag("expert_weights_norm", False),
         scale=decimal(scale) if scale else 1.0,
         groups=groups,
         groups_chosen=chosen,

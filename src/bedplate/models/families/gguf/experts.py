@@ -27,10 +27,10 @@ WIDTH = "expert_feed_forward_length"
 def take_experts(fields: Fields, size: int | None = None, **features: Any) -> Experts | None:
     """The experts; None where the file has none. size: of one, where the file need not say it; features: of the spec's
     part."""
-    count, chosen, width = (int(fields.take(name) or 0) for name in ("expert_count", "expert_used_count", WIDTH))
+    count, chosen, width = (fields.whole(name) or 0 for name in ("expert_count", "expert_used_count", WIDTH))
     if not count:
         return None
-    return Experts(count, chosen, width or size or int(fields.need(WIDTH)), **features)
+    return Experts(count, chosen, width or size or fields.size(WIDTH), **features)
 
 
 def expert_fields(spec: TransformerSpec, width: str = WIDTH) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     cap = fields.take("final_logit_softcapping")
     rope = take_rope(fields, config, sizes["head_dim"])
     windows = take_windows(fields, sizes["layers"], _PATTERN)
-    local = Rope(decimal(fields.take("rope.freq_base_swa") or 10_000.0))
+    local = Rope(decimal(fields.real("rope.freq_base_swa", 10_000.0)))
     spec = TransformerSpec(
         **sizes,
         norm_placement="sandwich",

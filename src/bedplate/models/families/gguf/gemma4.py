@@ -83,11 +83,11 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     sees_all = [not windows or windows[layer % len(windows)] is None for layer in range(layers)]
     sizes, full_dim = _take_sizes(fields, config, all(sees_all))
     rope = take_rope(fields, {**config, "tables": {}}, full_dim)
-    local = Rope(decimal(fields.take("rope.freq_base_swa") or 10_000.0))
+    local = Rope(decimal(fields.real("rope.freq_base_swa", 10_000.0)))
     fields.only("rope.dimension_count_swa", sizes["head_dim"], None)
     shared, cap = (
-        int(fields.take("attention.shared_kv_layers") or 0),
-        float(fields.take("final_logit_softcapping", _CAP)),
+        (fields.whole("attention.shared_kv_layers") or 0),
+        fields.real("final_logit_softcapping", _CAP),
     )
     names = config["tensor_names"]
     sizes["kv_heads"] = kv_heads[sees_all.index(False) if False in sees_all else 0]
@@ -96,7 +96,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         next((n for n, all_ in zip(kv_heads, sees_all, strict=True) if all_ and n != sizes["kv_heads"]), None),
         any(all_ and f"blk.{n}.attn_v.weight" not in names for n, all_ in enumerate(sees_all[: layers - shared])),
     )
-    given = int(fields.take("embedding_length_per_layer_input") or 0)
+    given = fields.whole("embedding_length_per_layer_input") or 0
     spec = TransformerSpec(
         **sizes,
         norm_placement="sandwich",
@@ -132,7 +132,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 def _take_sizes(fields: Fields, config: Mapping[str, Any], alone: bool) -> tuple[dict[str, Any], int]:
     """The sizes, of layers with a window where those differ, and the head's of layers that see everything. alone: there
     are no others."""
-    windowed = int(fields.take("attention.key_length_swa") or 0)
+    windowed = fields.whole("attention.key_length_swa") or 0
     fields.only("attention.value_length_swa", windowed, None)
     sizes = take_sizes(fields, config)
     full = sizes["head_dim"]

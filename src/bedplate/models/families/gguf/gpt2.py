@@ -35,7 +35,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec."""
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
-    sizes["norm_eps"] = decimal(fields.take("attention.layer_norm_epsilon") or 1e-5)
+    sizes["norm_eps"] = decimal(fields.real("attention.layer_norm_epsilon", 1e-5))
     spec = TransformerSpec(
         **sizes,
         position_rows=sizes["context_length"],

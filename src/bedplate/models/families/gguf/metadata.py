@@ -14,7 +14,7 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
-from bedplate.models.families.fields import Fields
+from bedplate.models.families.fields import Fields, shown
 from bedplate.models.specs.parts import Scaling
 from bedplate.models.specs.transformer import (
     LinearScaling,
@@ -52,8 +52,8 @@ def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_forward_length") -> dict[str, Any]:
     """The fields of a spec that are sizes, its tied head, and the norms' epsilon. width: the feed-forward's key."""
-    heads, hidden = uniform(fields, "attention.head_count"), int(fields.need("embedding_length"))
-    head_dim = int(fields.take("attention.key_length") or hidden // heads)
+    heads, hidden = uniform(fields, "attention.head_count"), fields.size("embedding_length")
+    head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
     fields.ignore(("vocab_size",))  # written by some converters; it repeats the number of token rows
     given = fields.take("attention.head_count_kv")
@@ -61,14 +61,14 @@ def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_
         "kind": "decoder",
         "vocab_size": int(config["embedding_rows"]),
         "hidden_size": hidden,
-        "layers": int(fields.need("block_count")),
+        "layers": fields.layers("block_count"),
         "heads": heads,
         "kv_heads": _one(given, "attention.head_count_kv") or heads,
         "head_dim": head_dim,
         "feedforward_size": uniform(fields, width),
-        "context_length": int(fields.need("context_length")),
+        "context_length": fields.size("context_length"),
         "tied_head": "output.weight" not in config["tensor_names"],
-        "norm_eps": decimal(fields.take("attention.layer_norm_rms_epsilon") or 1e-6),
+        "norm_eps": decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6)),
     }
 
 
@@ -96,9 +96,9 @@ def uniform(fields: Fields, name: str) -> int:
 def _one(value: Any, name: str) -> int:
     if isinstance(value, list | tuple):
         if len(set(value)) != 1:
-            raise UnsupportedModelError(f"{name} differs from layer to layer ({value}), which is not supported")
-        return int(value[0])
-    return int(value or 0)
+            raise UnsupportedModelError(f"{name} differs from layer to layer ({shown(value)}), which is not supported")
+        value = value[0]
+    return Fields({name: value}, "GGUF metadata").whole(name) or 0
 
 
 def decimal(value: float) -> float:
@@ -112,7 +112,7 @@ def decimal(value: float) -> float:
 def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = None) -> tuple[int | None, ...]:
     """The window of each layer. pattern: of so many layers the last sees everything, where the file does not say which;
     size: of the window, where the file does not say."""
-    window = int(fields.take("attention.sliding_window") or size or 0)
+    window = fields.whole("attention.sliding_window") or size or 0
     which: Any = fields.take("attention.sliding_window_pattern", pattern)
     if not window:
         return ()
@@ -142,8 +142,8 @@ def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
 def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest: int | None = None) -> Rope:
     """The rope of a model, its tables read back as the scaling that they were made from. longest: the context after
     LongRoPE has extended it."""
-    base = decimal(fields.take("rope.freq_base") or 10_000.0)
-    turned = int(fields.take("rope.dimension_count") or head_dim)
+    base = decimal(fields.real("rope.freq_base", 10_000.0))
+    turned = fields.whole("rope.dimension_count") or head_dim
     plain = Rope(base, None, turned / head_dim)
     return Rope(base, _scaling(fields, config, plain, turned, longest), plain.fraction)
 
@@ -151,10 +151,12 @@ def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest:
 def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int, longest: int | None) -> Scaling | None:
     tables: Mapping[str, Sequence[float]] = config.get("tables", {})
     kind = fields.take("rope.scaling.type") or "none"
-    factor = float(fields.take("rope.scaling.factor") or 1.0)
+    factor = fields.real("rope.scaling.factor") or 1.0
     original = fields.take("rope.scaling.original_context_length")
     fields.ignore(("rope.scaling.finetuned",))  # how it was trained
-    if SHORT in tables and LONG in tables:
+    if (SHORT in tables) != (LONG in tables):
+        raise UnsupportedModelError(f"of the tensors {SHORT} and {LONG} there is only one; they belong together")
+    if SHORT in tables:
         before = int(original or fields.need("rope.scaling.original_context_length"))
         return _longrope(tables, before, (longest or before) / before, fields.take("rope.scaling.attn_factor"))
     if FREQUENCIES in tables:

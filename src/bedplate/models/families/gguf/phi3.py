@@ -54,7 +54,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes["context_length"] = phi3.even_context(rope, sizes["context_length"])
     # a file without the key may still name the context that it began with
     fields.ignore(("rope.scaling.original_context_length", "rope.scaling.attn_factor"))
-    windows = one_window(fields.take("attention.sliding_window") or None)
+    windows = one_window(fields.optional("attention.sliding_window") or None)
     spec = TransformerSpec(**sizes, rope=rope, windows=windows)
     fields.finish()
     return spec

@@ -47,17 +47,17 @@ def _weights() -> WeightMap:
 def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """Metadata → spec."""
     fields, names = read(config, _NAME), config["tensor_names"]
-    hidden, heads = int(fields.need("embedding_length")), uniform(fields, "attention.head_count")
-    head_dim = int(fields.take("attention.key_length") or hidden // heads)
+    hidden, heads = fields.size("embedding_length"), uniform(fields, "attention.head_count")
+    head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
     fields.only("attention.head_count_kv", heads)
-    eps = decimal(fields.take("attention.layer_norm_rms_epsilon") or 1e-6)
+    eps = decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6))
     # Some converters write the same number under both names.
     fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
     tied, gated = "output.weight" not in names, _GATE in names
-    layers = int(fields.need("block_count"))
-    deep = int(fields.take("decoder_block_count") or layers)
-    buckets = int(fields.need("attention.relative_buckets_count"))
+    layers = fields.layers("block_count")
+    deep = fields.whole("decoder_block_count") or layers
+    buckets = fields.size("attention.relative_buckets_count")
     common: dict[str, Any] = {
         "vocab_size": int(config["embedding_rows"]),
         "hidden_size": hidden,
@@ -65,7 +65,7 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         "kv_heads": heads,
         "head_dim": head_dim,
         "feedforward_size": uniform(fields, "feed_forward_length"),
-        "context_length": int(fields.need("context_length")),
+        "context_length": fields.size("context_length"),
         "norm_eps": eps,
         "activation": "gelu_tanh" if gated else "relu",
         "gated": gated,

@@ -6,7 +6,7 @@ import re
 from operator import attrgetter
 
 from bedplate.models.families.gguf.metadata import TABLES
-from bedplate.models.families.weights import Rule, Tensors, interleaved, renamed
+from bedplate.models.families.weights import Rule, Tensors, interleaved, need_alike, renamed
 from bedplate.models.specs.transformer import TransformerSpec
 
 PARTS = ("weight", "bias")
@@ -86,6 +86,7 @@ def _apart(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 
 
 def _on_top(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    need_alike(tensors)
     gate, up = tensors
     rows = gate.shape[1]
     whole = gate.new_empty((gate.shape[0], 2 * rows, *gate.shape[2:]))

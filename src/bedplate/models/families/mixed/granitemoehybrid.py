@@ -105,13 +105,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GraniteMoeHybridForCausalLM → spec."""
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields)
-    types = fields.take("layer_types") or fields.take("layers_block_type") or [_LINEAR] * sizes["layers"]
-    fields.ignore(("layers_block_type",))
+    types, older = fields.items("layer_types"), fields.items("layers_block_type")
+    types = older if types is None else types
+    types = [_LINEAR] * sizes["layers"] if types is None else types
     fields.only("hidden_act", "silu")
     fields.only("normalization_function", "rmsnorm")
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING, "mamba_chunk_size", "init_method"))
-    shared = int(fields.take("shared_intermediate_size", 1024))
-    count, chosen = int(fields.take("num_local_experts") or 0), int(fields.take("num_experts_per_tok") or 0)
+    shared = fields.whole("shared_intermediate_size", 1024)
+    count, chosen = fields.whole("num_local_experts", 0, null=0), fields.whole("num_experts_per_tok", 0, null=0)
     wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared
     rope = take_rope(fields, _WHERE, context=sizes["context_length"])
     rotates = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
@@ -119,14 +120,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     part = _take_mamba(fields, sizes["hidden_size"])
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=rope if rotates else None,
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         scales=Scales(
-            embedding=float(fields.take("embedding_multiplier", 1.0)),
-            attention=float(fields.take("attention_multiplier", 1.0)),
-            residual=float(fields.take("residual_multiplier", 1.0)),
-            head=1 / float(fields.take("logits_scaling", 1.0)),
+            embedding=fields.real("embedding_multiplier", 1.0),
+            attention=fields.real("attention_multiplier", 1.0),
+            residual=fields.real("residual_multiplier", 1.0),
+            head=1 / fields.real("logits_scaling", 1.0),
         ),
         experts=Experts(count, chosen, wide, shared_size=shared, scoring="softmax_chosen") if count else None,
         state=part if any(pattern) else None,
@@ -137,7 +138,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 
 def _take_mamba(fields: Fields, hidden: int) -> Mamba2:
-    heads, size = int(fields.take("mamba_n_heads", 128)), fields.take("mamba_d_head", "auto")
+    heads, size = fields.whole("mamba_n_heads", 128), fields.take("mamba_d_head", "auto")
     inner = int(fields.take("mamba_expand", 2) * hidden)
     head_dim = inner // heads if size == "auto" else int(size)
     if heads * head_dim != inner:
@@ -146,11 +147,11 @@ def _take_mamba(fields: Fields, hidden: int) -> Mamba2:
     return Mamba2(
         heads=heads,
         head_dim=head_dim,
-        groups=int(fields.take("mamba_n_groups", 1)),
-        state_dim=int(fields.take("mamba_d_state", 256)),
-        width=int(fields.take("mamba_d_conv", 4)),
-        convolution_bias=bool(fields.take("mamba_conv_bias", True)),
-        bias=bool(fields.take("mamba_proj_bias", False)),
+        groups=fields.whole("mamba_n_groups", 1),
+        state_dim=fields.whole("mamba_d_state", 256),
+        width=fields.whole("mamba_d_conv", 4),
+        convolution_bias=fields.flag("mamba_conv_bias", True),
+        bias=fields.flag("mamba_proj_bias", False),
         step_limits=(low, high),
     )
 

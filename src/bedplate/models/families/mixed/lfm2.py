@@ -62,10 +62,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes = take_sizes(fields, context=128_000, tied=True)
     layers, hidden = sizes["layers"], sizes["hidden_size"]
     sizes["feedforward_size"] = _adjusted(fields, sizes["feedforward_size"])
-    whole = fields.take("full_attn_idxs")
-    types = fields.take("layer_types") or [
-        FULL if whole is None or layer in whole else _CONVOLUTION for layer in range(layers)
-    ]
+    whole, types = fields.items("full_attn_idxs"), fields.items("layer_types")
+    if types is None:
+        types = [FULL if whole is None or layer in whole else _CONVOLUTION for layer in range(layers)]
     # Written beside the fields above by the model's makers; they repeat them.
     for name in ("block_dim", "conv_dim", "conv_dim_out"):
         fields.only(name, hidden, None)
@@ -74,9 +73,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("use_pos_enc", True, None)
     fields.ignore((*HF_BOOKKEEPING, "block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init"))
     fields.ignore(("conv_use_xavier_init",))
-    eps = float(fields.take("norm_eps", 1e-5))
+    eps = fields.real("norm_eps", 1e-5)
     fields.only("block_norm_eps", eps, None)
-    part = ShortConvolution(int(fields.take("conv_L_cache", 3)), bool(fields.take("conv_bias", False)))
+    part = ShortConvolution(fields.whole("conv_L_cache", 3), fields.flag("conv_bias", False))
     pattern = state_layers(types, layers, {_CONVOLUTION: True, FULL: False}, _WHERE)
     spec = TransformerSpec(
         **sizes,
@@ -103,8 +102,8 @@ def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adjusted(fields: Fields, size: int) -> int:
     """The feed-forward's size: where it is to be adjusted, two thirds of what is said, and then rounded up."""
-    factor, multiple = fields.take("block_ffn_dim_multiplier", 1.0), int(fields.take("block_multiple_of", 256))
-    if not fields.take("block_auto_adjust_ff_dim", True):
+    factor, multiple = fields.take("block_ffn_dim_multiplier", 1.0), fields.whole("block_multiple_of", 256)
+    if not fields.flag("block_auto_adjust_ff_dim", True):
         return size
     size = int(2 * size / 3)
     return size if factor is None else multiple * -(-int(factor * size) // multiple)

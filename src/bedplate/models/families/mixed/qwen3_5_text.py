@@ -76,8 +76,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3_5ForCausalLM → spec."""
     fields = Fields(of_text(config), _WHERE)
     sizes = take_sizes(fields, head_dim=256, context=32_768)
-    layers, every = sizes["layers"], int(fields.take("full_attention_interval") or 4)
-    types = fields.take("layer_types") or [LINEAR if (layer + 1) % every else FULL for layer in range(layers)]
+    layers, every = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
+    types = fields.items("layer_types")
+    types = [LINEAR if (layer + 1) % every else FULL for layer in range(layers)] if types is None else types
     fields.only("hidden_act", "silu")
     # Published files say so, and the class knows nothing else; states are of float32 here as there.
     fields.only("attn_output_gate", True)
@@ -88,11 +89,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     part = take_delta_rule(fields)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
         qk_norm="head",
         rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.25),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         attention_gate=True,
         state=part if any(pattern) else None,
         state_layers=pattern if any(pattern) else (),
@@ -104,11 +105,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def take_delta_rule(fields: Fields) -> DeltaRule:
     """The linear layers' sizes."""
     return DeltaRule(
-        heads=int(fields.take("linear_num_value_heads", 32)),
-        key_heads=int(fields.take("linear_num_key_heads", 16)),
-        key_dim=int(fields.take("linear_key_head_dim", 128)),
-        value_dim=int(fields.take("linear_value_head_dim", 128)),
-        width=int(fields.take("linear_conv_kernel_dim", 4)),
+        heads=fields.whole("linear_num_value_heads", 32),
+        key_heads=fields.whole("linear_num_key_heads", 16),
+        key_dim=fields.whole("linear_key_head_dim", 128),
+        value_dim=fields.whole("linear_value_head_dim", 128),
+        width=fields.whole("linear_conv_kernel_dim", 4),
     )
 
 
@@ -130,7 +131,7 @@ def delta_rule_fields(spec: TransformerSpec) -> dict[str, Any]:
 def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what says how positions in time, height and width are mixed: of text all three are the same."""
     mixed = ("mrope_section", "mrope_interleaved")
-    rope: Mapping[str, Any] = config.get("rope_parameters") or {}
+    rope = Fields(config, _WHERE).part("rope_parameters")
     return {**config, "rope_parameters": {name: value for name, value in rope.items() if name not in mixed}}
 
 

@@ -130,18 +130,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3NextForCausalLM → spec."""
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields, head_dim=256, context=32_768)
-    layers, every = sizes["layers"], int(fields.take("full_attention_interval") or 4)
-    types = fields.take("layer_types") or [LINEAR if (layer + 1) % every else FULL for layer in range(layers)]
+    layers, every = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
+    types = fields.items("layer_types")
+    types = [LINEAR if (layer + 1) % every else FULL for layer in range(layers)] if types is None else types
     pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _WHERE)
-    step, dense = int(fields.take("decoder_sparse_step") or 1), fields.take("mlp_only_layers") or []
+    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.items("mlp_only_layers") or []
     first, each = sparse_layers(_WHERE, layers, step, dense)
     experts = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
-        int(fields.take("num_experts_per_tok", 10)),
-        int(fields.take("moe_intermediate_size", 512)),
-        shared_size=int(fields.take("shared_expert_intermediate_size", 512)),
+        fields.whole("num_experts_per_tok", 10),
+        fields.whole("moe_intermediate_size", 512),
+        shared_size=fields.whole("shared_expert_intermediate_size", 512),
         shared_gate=True,
-        renormalise=bool(fields.take("norm_topk_prob", True)),
+        renormalise=fields.flag("norm_topk_prob", True),
         first_dense=first,
         every=each,
     )
@@ -151,11 +152,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     part = take_delta_rule(fields)
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
         qk_norm="head",
         rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.25),
-        attention_bias=bool(fields.take("attention_bias", False)),
+        attention_bias=fields.flag("attention_bias", False),
         attention_gate=True,
         experts=experts,
         state=part if any(pattern) else None,
