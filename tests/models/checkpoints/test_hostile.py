@@ -245,6 +245,33 @@ def test_a_tokenizer_that_draws_lots(tiny: Path) -> None:
         load_base(tiny)
 
 
+def test_a_tokenizer_that_fails_on_texts(tiny: Path) -> None:
+    """The library panics where nothing is replaced by something."""
+    path = tiny / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "b"}})
+    )
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: this tokenizer cannot encode the text: index out of"):
+        load_base(tiny).need_tokenizer().encode("ab")
+
+
+def test_a_token_that_only_the_post_processor_has(tiny: Path) -> None:
+    """Its number would be none of the table's rows."""
+    path = tiny / "tokenizer.json"
+    content = json.loads(path.read_text())
+    pieces = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    step: dict[str, Any] = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 0}}],
+    }
+    step["special_tokens"] = {"[X]": {"id": "[X]", "ids": [999], "tokens": ["[X]"]}}
+    path.write_text(json.dumps(content | {"post_processor": step}))
+    with pytest.raises(CheckpointError, match="the tokenizer has 1000 ids, but the model has only 320 rows"):
+        load_base(tiny)
+
+
 def test_tokens_that_generation_is_to_avoid_are_ids(tiny: Path) -> None:
     for given in ("x", [1, 2], [["a"]]):
         (tiny / "generation_config.json").write_text(json.dumps({"bad_words_ids": given}))

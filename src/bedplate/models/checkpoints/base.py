@@ -31,6 +31,7 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
+from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
@@ -265,7 +266,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         states = [file_state(path / name) for name in files.files]
         copies = _copies(spec, family, reader.names, reader.get, str(path))
         filling = Filling(spec, family, reader.names, str(path), copies)
-        model = filling.model(lambda name, _: reader.get(name), wanted, device)
+        done = files.release if reader is files and isinstance(files, SafetensorsReader) else None
+        model = filling.model(lambda name, _: reader.get(name), wanted, device, done)
     sentence = read_sentence(path, spec.hidden_size)
     dense = dense_id(sentence)
 
