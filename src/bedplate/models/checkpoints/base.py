@@ -16,7 +16,6 @@ from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.body import is_headless
-from bedplate.models.checkpoints.claims import claimed_family, refuse_other_classes
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
@@ -36,6 +35,7 @@ from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, rea
 from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
 from bedplate.models.families import Family, find_family
+from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
