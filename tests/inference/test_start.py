@@ -58,7 +58,7 @@ def test_a_first_token_loads_nothing_it_does_not_need(tmp_path: Path) -> None:
 
 
 BESIDE = """
-import importlib, pathlib, sys, threading
+import importlib, inspect, pathlib, sys, threading
 from bedplate.core.libraries import LATER, complete_torch, leave_parts, torch_beside
 
 loading = torch_beside()
@@ -78,6 +78,9 @@ def absent():
 
 tried = torch.__version__.startswith("2.13.")
 assert len(absent()) == (3 if tried else 0)
+if tried:
+    [(path, name)] = inspect.modulesbyfile.items()  # it was not looked through all modules
+    assert sys.modules[name].__file__ == path
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES
 

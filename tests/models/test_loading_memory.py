@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.tiny import tiny_spec, write_tiny_base
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base, parameter_count
 from bedplate.models.checkpoints.export import export_base
+from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
 
 MEASURE = """
 import re, sys, threading
@@ -58,3 +60,30 @@ def test_the_peak_is_hardly_more_than_the_model(tmp_path: Path) -> None:
     # Values that stay as they are stored are not copied: they are the file's own pages.
     assert narrow[0] <= 0.15 * narrow[1]
     assert wide[0] <= 1.15 * wide[1]
+
+
+def mapped() -> int:
+    """Bytes of files in this process's memory."""
+    return 1024 * int(re.findall(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_tensor_that_is_held_in_another_dtype_leaves_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path, [("a", torch.ones(8, 1 << 20))])
+    with SafetensorsReader(tmp_path) as reader:
+        values = reader.get("a")
+        assert float(values.sum()) == values.numel()
+        before = mapped()
+        reader.release("a")
+        assert before - mapped() > 0.9 * values.nbytes
+        assert bool((values == 1).all())  # they are read again
+    told: list[str] = []
+    monkeypatch.setattr(SafetensorsReader, "release", lambda reader, name: told.append(name))
+    base = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16)
+    load_base(base)
+    assert not told
+    load_base(base, dtype="float32")
+    with SafetensorsReader(base) as reader:
+        assert sorted(told) == sorted(reader.names)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import importlib.util
+import inspect
 import re
 import sys
 import threading
@@ -33,6 +34,9 @@ LATER = (
     *(f"torch.nn.{name}" for name in ("intrinsic", "qat", "quantizable", "quantized")),
 )
 """What `import torch` imports last, and nothing else of it asks for."""
+_DEFINING = ("torch", "utils", "_debug_mode", "_mode")
+"""It defines an operation in Python, for which torch asks `inspect` whose file this is; that would look through all
+modules for the answer, which takes some 40 ms."""
 _TRIED = re.compile(r"^__version__ = '2\.13\.", re.MULTILINE)
 """Torch's modules import each other in circles, which another order may break: what has not been tried is imported as
 it stands."""
@@ -80,8 +84,9 @@ def leave_parts() -> None:
         tried = place is not None and _TRIED.search((place / "version.py").read_text("utf-8")) is not None
     except OSError:
         tried = False
-    if tried:
+    if place is not None and tried:
         sys.meta_path.insert(0, _FINDER)
+        inspect.modulesbyfile[str(place.joinpath(*_DEFINING[1:]).with_suffix(".py"))] = ".".join(_DEFINING)
 
 
 def complete_torch() -> None:

@@ -4,6 +4,7 @@ whether what it has freed is given back to the system, or kept to be used again.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -129,3 +130,12 @@ def _named(path: Path, name: str) -> int | None:
 
 def _number(value: str | None) -> int | None:
     return int(value) if value is not None and value.isdecimal() else None
+
+
+def forget_pages(address: int, size: int) -> None:
+    """Lets the system take back the whole pages within these bytes of a mapped file, which nobody has changed; whoever
+    looks at them again reads the file again. Nothing where the system has no such call."""
+    begin, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if end > begin and advise is not None and hasattr(mmap, "MADV_DONTNEED"):
+        advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)

@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from bedplate.core.errors import DataError, TokenizerError
+from bedplate.core.errors import DataError, TokenizerError, need_failure
 from bedplate.core.files import sha256_json
 from bedplate.text import marks, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
@@ -165,9 +165,13 @@ class Tokenizer:
         """Ids of a text. `add_special_tokens`: what the post-processor adds (BOS, [CLS] …). `parse_special=False`:
         control tokens in the text are encoded as the characters they are written with."""
         backend = self._backend if parse_special else self._user_backend
-        if len(text) > LONG:
-            return backend.encode_batch_fast([_valid(text)], add_special_tokens=add_special_tokens)[0].ids
-        return backend.encode(_valid(text), add_special_tokens=add_special_tokens).ids
+        valid = _valid(text)
+        try:
+            if len(text) > LONG:
+                return backend.encode_batch_fast([valid], add_special_tokens=add_special_tokens)[0].ids
+            return backend.encode(valid, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            raise self._failed(error) from error
 
     @cached_property
     def prompt_start(self) -> tuple[int, ...]:
@@ -203,7 +207,11 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of each text, in parallel threads."""
         backend = self._backend if parse_special else self._user_backend
-        found = backend.encode_batch([_valid(text) for text in texts], add_special_tokens=add_special_tokens)
+        valid = [_valid(text) for text in texts]
+        try:
+            found = backend.encode_batch(valid, add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            raise self._failed(error) from error
         return [encoding.ids for encoding in found]
 
     def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:
@@ -214,7 +222,10 @@ class Tokenizer:
         for one in inputs:
             for text in (one,) if isinstance(one, str) else one:
                 _valid(text)
-        found = self._user_backend.encode_batch_fast(list(inputs), add_special_tokens=True)
+        try:
+            found = self._user_backend.encode_batch_fast(list(inputs), add_special_tokens=True)
+        except BaseException as error:
+            raise self._failed(error) from error
         return [
             encoder_input(encoding, not isinstance(one, str) and self._tells_types, limit)
             for one, encoding in zip(inputs, found, strict=True)
@@ -294,6 +305,12 @@ class Tokenizer:
         return StreamDecoder(self._decoding, skip_special_tokens, marks)
 
     # --- inside
+
+    def _failed(self, error: BaseException) -> TokenizerError:
+        """What stands for an error of the library, and for a panic in it: a pattern that goes back without end, a rule
+        that cannot be followed, a word without a token where there is none for unknown ones. Others are raised."""
+        need_failure(error)
+        return TokenizerError(f"{self._parts.source}: this tokenizer cannot encode the text: {error}")
 
     @cached_property
     def _user_backend(self) -> tokenizers.Tokenizer:

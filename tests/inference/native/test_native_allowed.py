@@ -50,7 +50,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "state_layers": ((True, False),),
     "sinusoids": (True,),
     "head_bias": (True,),
-    "scales": (Scales(logit_cap=0.0), Scales(attention_cap=-1.0)),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {

@@ -24,6 +24,7 @@ from bedplate.inference.measure.parity import reference_of
 from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.description import matrices
 from bedplate.inference.native.library import load
+from bedplate.inference.native.packed import unsupported
 from bedplate.inference.ways.choice import left_in_file, stored_blocks
 from bedplate.inference.ways.way import Way
 from bedplate.models.checkpoints.base import load_base
@@ -31,7 +32,7 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES, Family
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.transformer import FullAttention, SharedKeys, TransformerSpec
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 FAMILY, GGUF = FAMILIES["hf", "gemma4_text"], FAMILIES["gguf", "gemma4"]
@@ -63,6 +64,21 @@ def test_numbers_are_those_of_transformers(number: int, tmp_path: Path) -> None:
         [made] = engine.run([Generate(tuple(tokens), Sampling(max_tokens=1, prompt_logprobs=0))])
     ours = cast(Generation, made).prompt_logprobs or ()
     assert_near(ours[1:], expected.gather(1, torch.tensor(tokens)[1:, None])[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_input_size": 48}, "layer_input_size is 48"),
+        ({"full": FullAttention(24)}, "head_dim is 24, and the native path needs a multiple of 16 up to 512"),
+        ({"full": FullAttention(528)}, "head_dim is 528"),
+        ({"shared_keys": SharedKeys(2, 80)}, "feedforward_size is 80"),
+        ({"heads": 130, "full": FullAttention(32, 1)}, "more than 64 query heads share one key-value head"),
+    ],
+)
+def test_sizes_of_some_layers_alone_are_refused(changes: dict[str, Any], said: str) -> None:
+    assert unsupported(spec_of(0), torch.float32, torch.device("cpu")) is None
+    assert said in (unsupported(spec_of(0).with_(**changes), torch.float32, torch.device("cpu")) or "")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -121,8 +121,10 @@ def test_json_that_cannot_be_meant(tiny: Path) -> None:
 )
 def test_a_config_that_claims_what_the_weights_are_not(tiny: Path, fields: dict[str, Any], words: str) -> None:
     edit(tiny / "config.json", **fields)
-    with pytest.raises(CheckpointError, match=words):
-        load_base(tiny)
+    # What is no matter of the tensors is told before anything is measured.
+    for opened in (load_base,) if "quantization_config" in fields else (load_base, read_stored):
+        with pytest.raises(CheckpointError, match=words):
+            opened(tiny)
 
 
 def test_classes_of_a_familys_own_are_read(tiny: Path) -> None:
@@ -242,6 +244,33 @@ def test_a_tokenizer_that_draws_lots(tiny: Path) -> None:
     content["model"]["dropout"] = 0.5
     (tiny / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(TokenizerError, match=r"leaves merges out at random \(dropout 0\.5\)"):
+        load_base(tiny)
+
+
+def test_a_tokenizer_that_fails_on_texts(tiny: Path) -> None:
+    """The library panics where nothing is replaced by something."""
+    path = tiny / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "b"}})
+    )
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: this tokenizer cannot encode the text: index out of"):
+        load_base(tiny).need_tokenizer().encode("ab")
+
+
+def test_a_token_that_only_the_post_processor_has(tiny: Path) -> None:
+    """Its number would be none of the table's rows."""
+    path = tiny / "tokenizer.json"
+    content = json.loads(path.read_text())
+    pieces = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    step: dict[str, Any] = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 0}}],
+    }
+    step["special_tokens"] = {"[X]": {"id": "[X]", "ids": [999], "tokens": ["[X]"]}}
+    path.write_text(json.dumps(content | {"post_processor": step}))
+    with pytest.raises(CheckpointError, match="the tokenizer has 1000 ids, but the model has only 320 rows"):
         load_base(tiny)
 
 

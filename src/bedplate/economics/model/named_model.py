@@ -12,6 +12,7 @@ from bedplate.core.json import load_config
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
+from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.specs import Spec
@@ -48,8 +49,11 @@ def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
     outer = find_multimodal(config) if format_ == "hf" else None
     try:
         config = config if outer is None else outer.text_config(config, str(file))
-        family = config.get("general.architecture" if format_ == "gguf" else "model_type")
-        return find_family(format_, family, str(file)).to_spec(config)
+        if format_ == "gguf":
+            return find_family(format_, config.get("general.architecture"), str(file)).to_spec(config)
+        family = claimed_family(config, str(file))
+        refuse_other_classes(config, family, str(file))
+        return family.to_spec(config)
     except UnsupportedModelError as error:
         raise located(error, str(file)) from error
     except KeyError as error:

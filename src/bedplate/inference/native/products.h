@@ -138,13 +138,13 @@ INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, i
 // AVX-512 and AVX2. One token's run through the weights so fast that the processor's own look-ahead brings them best, and
 // what is asked for far ahead holds it up (four bits: 30 GB/s without, 19 with 4,096 ahead). More tokens do not keep it
 // busy (eight bits, eight tokens: 7 GB/s without, 18 with 4,096 ahead, 22 with 8,192).
-constexpr int64_t NEAR = 1024, MIDDLE = 4096, FAR = 8192;
+constexpr int64_t NEAR = 1024, FAR = 8192;
 template <int M>
 int64_t ahead_of(int format) {
 #ifdef BEDPLATE_NEON  // measured nowhere
-    return MIDDLE;
+    return FAR / 2;
 #endif
-    if (reads(format) != BYTES) return M <= 4 ? NEAR : MIDDLE;
+    if (reads(format) != BYTES) return 4 * M > FLOAT_TILE ? FAR : NEAR;
     return M > 1 ? FAR : format == INT8 ? NEAR : 0;
 }
 

@@ -16,7 +16,6 @@ from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.body import is_headless
-from bedplate.models.checkpoints.claims import claimed_family, refuse_other_classes
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
@@ -31,10 +30,12 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
+from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
 from bedplate.models.families import Family, find_family
+from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
@@ -265,7 +266,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         states = [file_state(path / name) for name in files.files]
         copies = _copies(spec, family, reader.names, reader.get, str(path))
         filling = Filling(spec, family, reader.names, str(path), copies)
-        model = filling.model(lambda name, _: reader.get(name), wanted, device)
+        done = files.release if reader is files and isinstance(files, SafetensorsReader) else None
+        model = filling.model(lambda name, _: reader.get(name), wanted, device, done)
     sentence = read_sentence(path, spec.hidden_size)
     dense = dense_id(sentence)
 

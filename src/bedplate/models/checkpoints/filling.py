@@ -47,13 +47,16 @@ class Filling:
     where: str
     copies: frozenset[str] = frozenset()
 
-    def model(self, get: Get, dtype: torch.dtype, device: torch.device) -> Model:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used.
+    def model(
+        self, get: Get, dtype: torch.dtype, device: torch.device, done: Callable[[str], None] | None = None
+    ) -> Model:
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. done: told of
+        each tensor whose values are held in another dtype than it has.
 
         CheckpointError, naming the tensor, for values that are not finite or no real numbers.
         """
         model = self._empty(dtype)
-        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device)
+        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, done)
         return model
 
     def part(
@@ -80,12 +83,25 @@ class Filling:
 
         return Unfinished(model, rest)
 
-    def _read(self, model: Model, plan: Sequence[Reading], get: Get, device: torch.device) -> None:
+    def _read(
+        self,
+        model: Model,
+        plan: Sequence[Reading],
+        get: Get,
+        device: torch.device,
+        done: Callable[[str], None] | None = None,
+    ) -> None:
         wanted = model.state_dict(keep_vars=True)
 
         def held(reading: Reading) -> list[tuple[str, Tensor]]:
             found = read(reading, self.spec, get, wanted, self.where)
-            return [(name, self._checked(name, tensor, wanted[name]).to(device)) for name, tensor in found]
+            kept = [(name, self._checked(name, tensor, wanted[name]).to(device)) for name, tensor in found]
+            if done is not None and all(
+                one.dtype != other.dtype for (_, one), (_, other) in zip(kept, found, strict=True)
+            ):
+                for name in reading.theirs:
+                    done(name)
+            return kept
 
         state = {name: tensor for found in _side_by_side(held, plan) for name, tensor in found}
         model.load_state_dict(wanted | state, assign=True)

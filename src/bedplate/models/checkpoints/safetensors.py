@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.memory import forget_pages
 from bedplate.models.checkpoints.json_file import is_file_name, read_json
 from bedplate.models.families.fields import shown
 
@@ -62,6 +63,13 @@ class SafetensorsReader:
             return self._open(self._where[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
+
+    def release(self, name: str) -> None:
+        """A tensor's values are not needed any more: of a mapped file every page that was touched stays in the
+        process's memory otherwise, until the file is closed."""
+        one, again = self.get(name), self.get(name)
+        if one.data_ptr() == again.data_ptr():  # and not two copies of what the file holds
+            forget_pages(one.data_ptr(), one.nbytes)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def fitting(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> Tokenize
         log.warning("%s: the model has no row for the token %s, which in a text is read as characters", where, said)
         tokenizer = tokenizer.without(others)
     for each, rows in ((tokenizer.reading, spec.source_vocab_size), (tokenizer, spec.vocab_size)):
-        ids = each.vocab_size
+        ids = max((each.vocab_size, *(one + 1 for one in each.encode("", add_special_tokens=True))))
         if ids > rows:
             raise CheckpointError(
                 f"{where}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
