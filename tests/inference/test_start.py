@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 import pytest
 from tests.made import made_base
@@ -103,6 +107,48 @@ assert torch.distributions.Normal(0.0, 1.0).mean == 0 and torch.nn.quantized.Lin
 def test_torchs_libraries_come_meanwhile_and_what_no_answer_needs_when_it_is_asked_for() -> None:
     done = subprocess.run([sys.executable, "-c", BESIDE, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+LEFT = """
+import left_meeting
+left_meeting.first.set()
+assert left_meeting.second.wait(5)
+import left_other
+number = left_other.number + 1
+"""
+OTHER = """
+import left_meeting
+assert left_meeting.first.wait(5)
+left_meeting.second.set()
+import left_whole
+left_whole.__doc__
+number = 1
+"""
+
+
+def test_two_threads_that_ask_for_each_others_modules_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One executes a module that was left, and comes to import what the other imports, which asks for the first."""
+    meeting = ModuleType("left_meeting")
+    vars(meeting).update(first=threading.Event(), second=threading.Event())
+    monkeypatch.setitem(sys.modules, "left_meeting", meeting)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "left_other.py").write_text(OTHER)
+    (tmp_path / "left_whole.py").write_text(LEFT)
+    spec = importlib.util.spec_from_file_location("left_whole", tmp_path / "left_whole.py")
+    assert spec is not None
+    spec.loader = leaving = cast("Any", libraries)._Leaving(spec.loader)
+    left = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "left_whole", left)
+    leaving.exec_module(left)
+    found: list[int] = []
+    asking = threading.Thread(target=lambda: found.append(left.number), daemon=True)
+    importing = threading.Thread(target=lambda: found.append(importlib.import_module("left_other").number), daemon=True)
+    for thread in (asking, importing):
+        thread.start()
+    for thread in (asking, importing):
+        thread.join(5)
+    assert sorted(found) == [1, 2]
+    monkeypatch.delitem(sys.modules, "left_other")
 
 
 def test_torch_of_a_version_that_was_not_tried_is_imported_as_it_stands(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 _TORCH = (("libtorch_global_deps.so", ctypes.RTLD_GLOBAL), ("libtorch_cpu.so", ctypes.DEFAULT_MODE))
 """In the order, and seen by others, as `import torch` loads them."""
@@ -40,6 +40,11 @@ modules for the answer, which takes some 40 ms."""
 _TRIED = re.compile(r"^__version__ = '2\.13\.", re.MULTILINE)
 """Torch's modules import each other in circles, which another order may break: what has not been tried is imported as
 it stands."""
+
+_MODULE_LOCK = ("<frozen importlib._bootstrap>", "acquire")
+"""Where a thread waits for another one that imports a module."""
+_PAUSE = 0.02
+"""Seconds between two looks at what a thread waits for that executes a module."""
 
 
 def torch_beside() -> threading.Thread | None:
@@ -109,8 +114,38 @@ _FINDER = _Finder()
 
 
 class _State:
+    """Whether a module that was left has been begun, and by which thread."""
+
+    waiting: ClassVar[dict[int, _State]] = {}
+    """What a thread waits for here."""
+
     def __init__(self) -> None:
-        self.lock, self.begun = threading.RLock(), False
+        self.lock, self.begun, self.thread = threading.RLock(), False, 0
+
+    def enter(self) -> bool:
+        """Waits for a thread that executes the module; False where that one waits for this one, as it does where it
+        comes to import what this thread is importing. Python's own locks of modules give way in the same manner."""
+        me = threading.get_ident()
+        try:
+            while not self.lock.acquire(timeout=_PAUSE):
+                self.waiting[me] = self
+                if self._waits_for(me):
+                    return False
+        finally:
+            self.waiting.pop(me, None)
+        self.thread = me
+        return True
+
+    def _waits_for(self, me: int) -> bool:
+        frames, thread, seen = cast("Any", sys)._current_frames(), self.thread, set[int]()
+        while thread not in seen and thread != me:
+            seen.add(thread)
+            other, frame = self.waiting.get(thread), frames.get(thread)
+            if other is not None:
+                thread = other.thread
+            elif frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) == _MODULE_LOCK:
+                thread = getattr(frame.f_locals.get("self"), "owner", None) or 0
+        return thread == me
 
 
 class _Left(ModuleType):
@@ -121,16 +156,25 @@ class _Left(ModuleType):
         if name not in ("__class__", "__file__", "__name__", "__spec__"):
             spec = find("__spec__")
             state = spec.loader_state
-            with state.lock:
-                if not state.begun:
-                    state.begun = True  # what it asks of itself meanwhile is there as far as it has come
-                    try:
-                        spec.loader.exec_module(self)
-                    except BaseException:
-                        state.begun = False
-                        raise
-                    cast("Any", self).__class__ = ModuleType
+            if state.enter():
+                try:
+                    _execute(self, spec, state)
+                finally:
+                    state.lock.release()
         return find(name)
+
+
+def _execute(module: ModuleType, spec: importlib.machinery.ModuleSpec, state: _State) -> None:
+    if state.begun:
+        return
+    state.begun = True  # what it asks of itself meanwhile is there as far as it has come
+    try:
+        assert spec.loader is not None  # as it was found
+        spec.loader.exec_module(module)
+    except BaseException:
+        state.begun = False
+        raise
+    module.__class__ = ModuleType
 
 
 def _is_left(name: str) -> bool:
@@ -164,6 +208,8 @@ class _Following(_Around):
     """Lets the registrations be imported first, and this module by them."""
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None  # the import system sets it
+        module.__spec__.loader = module.__loader__ = self._own
         del sys.modules[module.__name__]
         vars(sys.modules[_REGISTRATIONS])
         if module.__name__ not in sys.modules:

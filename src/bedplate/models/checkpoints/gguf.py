@@ -210,9 +210,10 @@ class StoredBlocks(Mapping[str, RawBlocks]):
 
 def _moved(blocks: Sequence[RawBlocks], step: Step, spec: TransformerSpec) -> list[RawBlocks]:
     """Matrices of one type whose rows the step's rule cuts, joins and reorders."""
-    whole = RawBlocks(blocks[0].kind, torch.cat([one.data.flatten(0, -3) for one in blocks]))
+    parts = [one.data.flatten(0, -3).numpy() for one in blocks]
+    whole = RawBlocks(blocks[0].kind, torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0]))
     numbers = torch.arange(len(whole.data))
     shapes = [one.data.shape[:-2] for one in blocks]
-    parts = numbers.split([shape.numel() for shape in shapes])
-    orders = step.rule.inverse([part.view(shape) for part, shape in zip(parts, shapes, strict=True)], spec)
+    places = numbers.split([shape.numel() for shape in shapes])
+    orders = step.rule.inverse([place.view(shape) for place, shape in zip(places, shapes, strict=True)], spec)
     return [whole.rows(order) for order in orders]
