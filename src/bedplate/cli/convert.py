@@ -35,6 +35,7 @@ def convert(
     long_context: Annotated[
         bool,
         typer.Option(
+            "--long-context",
             help="Of a base with LongRoPE (Phi-3 and Phi-4-mini): the extended context, with the long factors at every "
             "position; skins are then to be made anew.",
         ),
