@@ -1,8 +1,9 @@
 """Tools that a model may call, and how they are shown to it.
 
 Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.calls.formats`).
-For every other base the tools stand in the system message, calls in the assistant's text and results in a user message,
-as `with_tools` writes them, in the Hermes function-calling format:
+Where it shows calls only, the system message tells of the tools (`told_tools`). For every other base the tools stand in
+the system message, calls in the assistant's text and results in a user message, as `with_tools` writes them, in the
+Hermes function-calling format:
 
     <tool_call>
     {"name": "…", "arguments": {…}}
