@@ -249,6 +249,8 @@ def test_what_no_module_does_is_not_built(field: str) -> None:
     [
         (tiny_spec(activation="clamped_silu"), "activation"),
         (tiny_spec(activation="clamped_silu", experts=Experts(4, 2, 16, first_dense=1)), "activation"),
+        (tiny_spec(activation="clamped_silu", experts=Experts(4, 2, 16, beside=True)), "activation"),
+        (tiny_spec(activation="clamped_silu", experts=Experts(4, 2, 16), layer_input_size=8), "activation"),
         (tiny_spec(token_types=2), "token_types"),
         (tiny_spec(pooler=True), "pooler"),
         (tiny_spec(classifier=Classifier(("a", "b"))), "classifier"),

@@ -91,7 +91,8 @@ def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
 
 
 def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
-    """gpt-oss's gate is one of the experts'; a dense feed-forward does not have it."""
+    """gpt-oss's gate is one of the experts'; dense feed-forwards and what layers are told of a token do not have it."""
     part = spec.experts
     experts_only = part is not None and not part.shared_size and all(map(spec.has_experts, range(spec.layers)))
-    return spec.activation == "clamped_silu" and spec.gated and experts_only
+    elsewhere = spec.layer_input_size > 0 or (part is not None and part.beside)
+    return spec.activation == "clamped_silu" and spec.gated and experts_only and not elsewhere
