@@ -184,6 +184,7 @@ def test_one_call_or_several_and_reasoning_before_them(name: str, shaped: Shaped
     [
         ({"properties": {"a": {"type": "string", "pattern": "a+"}}}, r"'f' \(pattern\)"),
         ({"properties": {"a": {"type": "array", "prefixItems": []}}}, "prefixItems"),
+        ({"properties": {"a": {"type": "array", "minItems": 2, "maxItems": 0}}}, "minItems 2 above maxItems 0"),
         ({"properties": {}, "required": ["b"]}, r"\(b\)"),
         ({"properties": {"a": {}}, "minProperties": 1}, "minProperties"),
         ({"properties": {"a:b": {}}}, r"\(a:b\)"),

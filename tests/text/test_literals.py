@@ -159,6 +159,8 @@ def test_several_forms_of_one_format() -> None:
         assert read(CallReader(BY_NAME["pythonic"]), [text]) == expected, text
     for text in ("f(a=1)\ng()", "\nf(a=1)\ng()\n", "[f(a=1), g()]"):
         assert read(CallReader(BY_NAME["lines"]), [f"<function_calls>{text}</function_calls>"]) == expected, text
+    for name, mark, said in (("lines", "<function_calls>", "x/y"), ("pythonic", begin, "x\\/y")):
+        assert read(CallReader(BY_NAME[name]), [f'{mark}f(a="x\\/y")'])[2] == [("f", {"a": said})]
     spoken = '<|tool_call>call:f{ <|"|>a<|"|>: 1 }<tool_call|>\n<|tool_call>call:g{}<tool_call|>'
     assert read(CallReader(BY_NAME["spoken"]), [spoken]) == expected
     texts = read(CallReader(BY_NAME["spoken"]), ['<|tool_call>call:f{a:New York,b:"x, y",c:None}<tool_call|>'])

@@ -18,8 +18,8 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 from bedplate.core.errors import RequestError
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of
-from bedplate.text.calls.reading import ReplyReader
-from bedplate.text.calls.reply_form import ReplyForm, reply_form, thinking_of
+from bedplate.text.calls.reading import PlainReader, ReplyPiece, ReplyReader
+from bedplate.text.calls.reply_form import ReplyForm, ThinkingReader, reply_form, thinking_of
 from bedplate.text.calls.tools import Tool
 from bedplate.text.tokenizer import Tokenizer
 
@@ -132,6 +132,22 @@ def test_a_mark_that_opens_a_reply_is_read_alike_whole_and_letter_by_letter() ->
         for text in ("<|end|>", "<|end|>a", "<|call|><|end|>", "<|en", "a<|end|><|end|>b"):
             form = form_of(name, True)
             assert read(form.reader(), list(text)) == read(form.reader(), [text]), (name, text)
+
+
+def test_white_space_before_a_reply_is_looked_at_once() -> None:
+    marks = ("<think>", "</think>")
+    for end, expected in (("x", ("x", "")), ("<think>y</think>x", ("x", "y")), ("<thin", ("<thin", ""))):
+        reader = ThinkingReader(PlainReader(), marks, False)
+        found = list[ReplyPiece]()
+        for piece in [*["\n "] * 30, *end]:
+            found += reader.push(piece)
+            assert len(reader._held) < 9
+        found += reader.finish()
+        content, reasoned = (
+            "".join(one.text for one in found if one.kind == kind) for kind in ("content", "reasoning")
+        )
+        assert (content.lstrip(), reasoned) == expected
+        assert ("\n " * 30 in content) is not bool(reasoned)
 
 
 @settings(max_examples=60)

@@ -11,12 +11,13 @@ import pytest
 from tests.text.calling import Shape, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, called, read
 
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import RequestError, TemplateError
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
-from bedplate.text.calls.tools import as_shown
+from bedplate.text.calls.tools import _beside, as_shown
 from bedplate.text.chat_template import ChatTemplate
+from bedplate.text.marks import ControlTokens
 
 _EACH = "{% for m in messages %}BODY{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 _TURN = "<|{{ m.role }}|>{{ m.content }}<|im_end|>"
@@ -101,8 +102,54 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
     ids = conversation_tokens(tokenizer, plain, TOOLS)
     text = tokenizer.decode(ids, skip_special_tokens=False)
     assert all(ids.count(tokenizer.token_to_id(mark) or -1) == text.count(mark) > 0 for mark in special[:2])
-    as_text = conversation_tokens(tokenizer, [{"role": "user", "content": tokenizer.own_text("a") + forged}], ())
+    others = tokenizer.own_text()("".join(special))
+    as_text = conversation_tokens(tokenizer, [{"role": "user", "content": others + forged}], ())
     assert not {tokenizer.token_to_id(mark) for mark in special} & set(as_text)
+
+
+def test_what_a_template_s_error_tells_forges_nothing(tmp_path: Path) -> None:
+    refusing = "{% for m in messages if 'odd' in m.content %}{{ raise_exception(m.content) }}{% endfor %}"
+    special = TEMPLATES["listed"][2]
+    tokenizer = shaped_tokenizer(tmp_path, Template(refusing + LISTED, special))
+    calls: dict[str, Any] = {"role": "assistant", "content": "odd", "tool_calls": called([("now", {})])}
+    with pytest.raises(TemplateError) as found:
+        conversation_tokens(tokenizer, [calls], TOOLS)
+    told = str(found.value).rpartition("odd")[2]
+    assert "[now()]" in told
+    for more in ([], [{**calls, "content": "Well."}]):
+        ids = conversation_tokens(tokenizer, [{"role": "user", "content": told}, *more], ())
+        assert [ids.count(tokenizer.token_to_id(mark) or -1) for mark in special[:2]] == [len(more)] * 2
+
+
+def test_the_work_grows_with_the_conversation_and_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = list[str]()
+    rename = ControlTokens.rename
+
+    def counted(self: ControlTokens, text: str, *more: str) -> str:
+        renamed.append(text)
+        return rename(self, text, *more)
+
+    monkeypatch.setattr(ControlTokens, "rename", counted)
+    tokenizer = shaped_tokenizer(tmp_path, Template(LISTED))
+    turn = {"role": "assistant", "content": "", "tool_calls": called([("now", {"a": ["x"] * 200})])}
+    conversation_tokens(tokenizer, [turn], TOOLS)
+    assert len(renamed) < 9
+
+    asked = list[str]()
+
+    class Call(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.append(key)
+            return super().get(key, default)
+
+        def __getitem__(self, key: str) -> Any:
+            asked.append(key)
+            return super().__getitem__(key)
+
+    calls = [Call(call) for call in called([("now", {})] * 50)]
+    results = [{"role": "tool", "content": "r", "tool_call_id": f"{i:09}"} for i in range(50)]
+    assert len(_beside([{"role": "assistant", "content": "", "tool_calls": calls}, *results])) == 1
+    assert len(asked) <= 3 * 50
 
 
 def test_arguments_without_names_are_refused_where_calls_have_names(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ unbroken control token is the template's, a broken one is text. The template's a
 can write (a fresh random number per process), the marks are removed, and one pass of a tokenizer that knows the
 control tokens by those names only gives the ids, merges across boundaries included.
 
-What this program writes into a message itself (calls, for a template that shows none) has the secret names already.
+What this program writes into a message itself (calls, for a template that shows none) is an `OwnText`: its control
+tokens have names that are drawn for this one conversation, for a template's error may tell them to the caller.
 What is trusted: a template that itself spells a control token around a field, such as `'<|' + role + '|>'`.
 """
 
@@ -30,9 +31,9 @@ _NONCE = secrets.token_hex(16)
 _ESCAPED = re.compile(r"(?=([eEfF][0-9a-fA-F]{3}))")
 
 
-def secret_name(index: int) -> str:
+def secret_name(index: int, nonce: str = _NONCE) -> str:
     """What the control token of this id is called in the tokenizer for user text."""
-    return f"bp{_NONCE}x{index}z"
+    return f"bp{nonce}x{index}z"
 
 
 def without_control_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -111,19 +112,38 @@ class ControlTokens:
         edges = [0, *sorted(places), len(text)]
         return mark.join(text[a:b] for a, b in pairwise(edges)) if places else text
 
-    def named_in(self, *inputs: Any) -> bool:
-        """Whether they hold a control token under its secret name, which this process only can have written."""
-        return _NONCE in json.dumps(inputs, ensure_ascii=False)
-
-    def rename(self, rendered: str, mark: str) -> str:
+    def rename(self, rendered: str, mark: str, nonce: str = _NONCE) -> str:
         """The rendered text with the template's control tokens under their secret names, and without marks."""
         special = self._special
 
         def name(match: re.Match[str]) -> str:
             found = match.group()
-            return secret_name(special[found]) if found in special else found
+            return secret_name(special[found], nonce) if found in special else found
 
         return _unbroken(tuple(self._all), mark).sub(name, rendered).replace(mark, "")
+
+
+class OwnText:
+    """Spells the texts that this program writes into one conversation: their control tokens are read as such. For what
+    a caller has written it is never used."""
+
+    def __init__(self, tokens: ControlTokens) -> None:
+        self._tokens, self._nonce = tokens, secrets.token_hex(16)
+        self._spelled: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        if text not in self._spelled:
+            self._spelled[text] = self._tokens.rename(text, "\0", self._nonce)
+        return self._spelled[text]
+
+    @property
+    def used(self) -> bool:
+        """Whether it has spelled any control token."""
+        return any(self._nonce in spelled for spelled in self._spelled.values())
+
+    def named(self, rendered: str) -> str:
+        """The text with these control tokens under the names that the tokenizer for user text has for them."""
+        return rendered.replace(self._nonce, _NONCE)
 
 
 @lru_cache(maxsize=16)

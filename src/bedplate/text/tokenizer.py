@@ -244,17 +244,19 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         begun: str = "",
+        own: marks.OwnText | None = None,
         **extra: Any,
     ) -> list[int]:
         """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
-        say. BOS is there if the template writes it; none is added. begun: how the answer begins."""
+        say. BOS is there if the template writes it; none is added. begun: how the answer begins. own: of `own_text`,
+        what spelled texts in the messages whose control tokens are read as such too."""
         if self.chat is None:
             raise TokenizerError(f"{self._parts.source}: it has no chat template; give the prompt as plain text")
         given = (plain_messages(messages), plain(tools), plain(extra), begun)
         mark = self._control_tokens.choose_mark(given, self.chat.source)
         marked = tuple(self._control_tokens.mark(given, mark))
         marked_messages, marked_tools, marked_extra, marked_begun = marked
-        clean = given == marked and not self._control_tokens.named_in(given)
+        clean = given == marked and (own is None or not own.used)
         variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
         rendered = self.chat.render(
             marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
@@ -262,12 +264,13 @@ class Tokenizer:
         rendered += marked_begun
         if clean:
             return self.encode(rendered)
-        return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)
+        named = self._control_tokens.rename(rendered, mark)
+        return self.encode(named if own is None else own.named(named), parse_special=False)
 
-    def own_text(self, text: str) -> str:
-        """A text for the contents of `encode_chat` whose control tokens are read as such: of what this program writes
-        itself, never of what it was given."""
-        return self._control_tokens.rename(text, "\0")
+    def own_text(self) -> marks.OwnText:
+        """For one conversation: what spells the texts that this program itself writes into its contents, for
+        `encode_chat`."""
+        return marks.OwnText(self._control_tokens)
 
     def encode_conversation(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any

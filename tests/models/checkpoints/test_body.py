@@ -15,6 +15,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Embedding, Generate, Score
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.body import is_headless
 from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.families import FAMILIES
 
@@ -64,3 +65,11 @@ def test_a_head_that_nobody_left_out_on_purpose_is_missing(body: tuple[transform
         json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}])
     )
     assert load_base(directory).headless
+
+
+def test_gpt2s_class_with_a_head_has_one(tmp_path: Path) -> None:
+    family = FAMILIES["hf", "gpt2"]
+    spec = family.to_spec({**family.examples[0], "tie_word_embeddings": False})
+    heads = {name: {"architectures": name} for name in ("GPT2Model", "GPT2LMHeadModel")}
+    found = [name for name, config in heads.items() if is_headless(spec, family, ("wte.weight",), config, tmp_path)]
+    assert found == ["GPT2Model"]

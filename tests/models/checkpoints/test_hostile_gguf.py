@@ -53,6 +53,11 @@ def test_metadata_of_the_wrong_kind(tmp_path: Path, content: Content, key: str, 
     assert str(tmp_path / "a.gguf") in str(told.value)
 
 
+def test_a_rope_that_is_said_to_have_no_scaling(tmp_path: Path, content: Content) -> None:
+    """As llama.cpp's converter writes it for some families."""
+    load(tmp_path / "a.gguf", content, {"llama.rope.scaling.type": "none"}, {})
+
+
 def test_an_epsilon_of_zero_is_one(tmp_path: Path, content: Content) -> None:
     metadata, held = content
     path, zero = tmp_path / "a.gguf", {"llama.attention.layer_norm_rms_epsilon": 0.0}

@@ -18,8 +18,11 @@ def is_headless(spec: TextSpec, family: Family, names: Collection[str], config: 
         return False
     if any(family.weights.from_external(name) == "lm_head.weight" for name in names):
         return False
-    classes = config.get("architectures") or ()
-    return (path / MODULES).is_file() or any(str(one).endswith("Model") for one in classes)
+    said = config.get("architectures") or ()
+    classes = [said] if isinstance(said, str) else said
+    # GPT-2's class with a head ends in "LMHeadModel".
+    bodies = (str(one).endswith("Model") and not str(one).endswith("HeadModel") for one in classes)
+    return (path / MODULES).is_file() or any(bodies)
 
 
 def body_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,8 +136,8 @@ class Fields:
         return None if value is None else list(value)
 
     def text(self, name: str, default: str) -> str:
-        """A text; null and an empty one are the default."""
-        value = self.take(name) or default
+        """A text, which may spell anything (a GGUF file's "none"); null and an empty one are the default."""
+        value = self._left.pop(name, None) or default
         if not isinstance(value, str):
             raise self._wrong(name, value, "a text is wanted")
         return value

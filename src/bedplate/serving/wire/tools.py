@@ -197,11 +197,12 @@ def conversation_tokens(
     written = written or HERMES
     if not listed and (written is HERMES or written.channels):
         return tokenizer.encode_chat(with_tools(talk, tools), **settings)
-    told = talk if listed else told_tools(talk, tools, written, tokenizer.own_text)
-    shown = as_shown(told, written, tokenizer.chat, tools if listed else (), tokenizer.own_text)
+    own = tokenizer.own_text()
+    told = talk if listed else told_tools(talk, tools, written, own)
+    shown = as_shown(told, written, tokenizer.chat, tools if listed else (), own)
     if variable is not None and tools:
         settings[variable] = [tool.plain() for tool in tools]
-    return tokenizer.encode_chat(shown, **settings)
+    return tokenizer.encode_chat(shown, own=own, **settings)
 
 
 class Spoken:
@@ -278,7 +279,10 @@ def check_results(messages: Sequence[Any]) -> None:
             continue
         if open_calls:
             break
-        open_calls = {call.id: number for call in message.tool_calls or ()}
+        calls = message.tool_calls or ()
+        open_calls = {call.id: number for call in calls}
+        if len(open_calls) < len(calls):
+            raise ValueError(f"messages[{number}].tool_calls: two calls have the same id; give each its own")
     if open_calls:
         name, number = next(iter(open_calls.items()))
         raise ValueError(

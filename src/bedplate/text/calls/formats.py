@@ -271,6 +271,7 @@ _TOOL_ROLE = re.compile(r"""role\b[^\w=!]{0,4}(?:==|!=|in\b)[^%}]{0,80}['"]tool[
 _PARTS = re.compile(r"(\s+|[{}\[\]:,]|§)")
 
 
+@lru_cache(maxsize=64)
 def tools_key(template: str) -> str | None:
     """What a system message calls the text that shows the tools, for a template that is given no list of them."""
     found = _ON_MESSAGE.search(template)
@@ -282,6 +283,7 @@ def shows_tools(template: str | None) -> bool:
     return template is not None and (_TOOLS.search(template) is not None or tools_key(template) is not None)
 
 
+@lru_cache(maxsize=64)
 def knows_results(template: str) -> bool:
     """Whether a chat template knows messages of the role `tool`."""
     return _TOOL_ROLE.search(template) is not None

@@ -167,6 +167,8 @@ class LiteralRules:
     def _array(self, node: Mapping[str, Any]) -> str:
         items, between = self._value(node.get("items", True)), self._spell(self._written.between)
         least, most = node.get("minItems", 0), node.get("maxItems")
+        if most is not None and most < least:
+            raise Unwritable(f"minItems {least} above maxItems {most}")
         if most == 0:
             return '"[" "]"'
         count = "*" if least < 2 and most is None else f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"

@@ -205,7 +205,8 @@ class LiteralReader:
                 self._add(chr(number) if number < 0xD800 or 0xDFFF < number < 0x110000 else f"\\{code}{digits}")
         else:
             count = 0
-            self._add(_ESCAPES.get(code, f"\\{code}"))
+            slash = code == "/" and self._written.words[0] == "true"  # JSON's
+            self._add("/" if slash else _ESCAPES.get(code, f"\\{code}"))
         self._at += 2 + count
         return "on"
 

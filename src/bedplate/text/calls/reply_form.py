@@ -105,6 +105,8 @@ class ThinkingReader:
         self._state: Literal["start", "reasoning", "after", "rest"] = "reasoning" if opened else "start"
         self._space = WaitingSpace(leading=False)
         self._held = ""
+        self._before: list[str] = []
+        """White space that may stand before reasoning."""
 
     @property
     def calls(self) -> int:
@@ -139,15 +141,20 @@ class ThinkingReader:
             text = self._space.push(held)
             return [ReplyPiece("reasoning", text)] if text else []
         if self._state == "start":
-            return [*self._inner.push(held), *self._inner.finish(cut=cut)]
+            text = "" if cut else "".join(self._before) + held
+            return [*self._inner.push(text), *self._inner.finish(cut=cut)]
         return self._inner.finish(cut=cut)
 
     def _start(self) -> None:
         text = self._held.lstrip()
+        if len(text) < len(self._held):
+            # apart, so that none is looked at again with what follows
+            self._before.append(self._held[: len(self._held) - len(text)])
+        self._held = text
         if text.startswith(self._open):
             self._state, self._held = "reasoning", text[len(self._open) :]
         elif not self._open.startswith(text):
-            self._state = "rest"
+            self._state, self._held = "rest", "".join(self._before) + text
 
     def _reason(self, found: list[ReplyPiece]) -> None:
         before, mark, after = self._held.partition(self._close)

@@ -1,8 +1,9 @@
 """Tools that a model may call, and how they are shown to it.
 
 Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.calls.formats`).
-For every other base the tools stand in the system message, calls in the assistant's text and results in a user message,
-as `with_tools` writes them, in the Hermes function-calling format:
+Where it shows calls only, the system message tells of the tools (`told_tools`). For every other base the tools stand in
+the system message, calls in the assistant's text and results in a user message, as `with_tools` writes them, in the
+Hermes function-calling format:
 
     <tool_call>
     {"name": "…", "arguments": {…}}
@@ -69,16 +70,17 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
     for message in messages:
         if message["role"] == "tool":
             text = f"{RESULT}\n{message['content']}\n{RESULT_END}"
-            if shown and shown[-1].get("results"):
-                shown[-1]["content"] += f"\n{text}"
+            if shown and "results" in shown[-1]:
+                shown[-1]["results"].append(text)
             else:
-                shown.append({"role": "user", "content": text, "results": True})
+                shown.append({"role": "user", "content": "", "results": [text]})
             continue
         calls = written_calls([_named(call) for call in message.get("tool_calls") or ()], HERMES)
         content = "\n".join(part for part in (message.get("content") or "", calls) if part)
         shown.append({**{k: v for k, v in message.items() if k != "tool_calls"}, "content": content})
     for message in shown:
-        message.pop("results", None)
+        if "results" in message:
+            message["content"] = "\n".join(message.pop("results"))
     return _told(shown, _instructions(tools, HERMES, str)) if tools else shown
 
 
@@ -186,18 +188,18 @@ def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
 def _beside(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What came of calls, as `tool_responses` of the message that made them."""
     shown: list[dict[str, Any]] = []
+    # of the message that was shown last: its calls' names by their ids, and what came of them
+    names, results = dict[Any, str](), list[dict[str, Any]]()
     for message in messages:
-        if message["role"] != "tool":
-            shown.append(message)
-            continue
-        called = shown[-1] if shown else {}
-        names = {call["id"]: call["function"]["name"] for call in called.get("tool_calls", ())}
-        name = names.get(message.get("tool_call_id"))
+        name = names.get(message.get("tool_call_id")) if message["role"] == "tool" else None
         if name is None:
             shown.append(message)
-        else:
-            result = {"name": name, "response": message["content"]}
-            shown[-1] = {**called, "tool_responses": [*called.get("tool_responses", ()), result]}
+            names = {call.get("id"): call["function"]["name"] for call in message.get("tool_calls", ())}
+            results = list[dict[str, Any]]()
+            continue
+        if not results:
+            shown[-1] = {**shown[-1], "tool_responses": results}
+        results.append({"name": name, "response": message["content"]})
     return shown
 
 

@@ -150,7 +150,7 @@ def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest:
 
 def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int, longest: int | None) -> Scaling | None:
     tables: Mapping[str, Sequence[float]] = config.get("tables", {})
-    kind = fields.take("rope.scaling.type") or "none"
+    kind = fields.text("rope.scaling.type", "none")
     factor = fields.real("rope.scaling.factor") or 1.0
     original = fields.take("rope.scaling.original_context_length")
     fields.ignore(("rope.scaling.finetuned",))  # how it was trained
