@@ -68,6 +68,19 @@ def test_ropes_that_a_config_leaves_out() -> None:
         assert spec.context_length == (outside or 4096)
 
 
+def test_a_gguf_files_pattern_of_windows_is_of_as_many_layers_as_there_are() -> None:
+    """As llama.cpp has it."""
+    gguf = FAMILIES["gguf", "gemma2"]
+    spec = FAMILIES["hf", "gemma2"].to_spec(gguf.examples[0])
+    assert isinstance(spec, TransformerSpec)
+    metadata = gguf.to_config(spec) | {"tensor_names": (), "embedding_rows": spec.vocab_size}
+    assert gguf.to_spec(metadata) == spec
+    for layers in (spec.layers - 1, spec.layers + 1):
+        pattern = {"gemma2.attention.sliding_window_pattern": [True] * layers}
+        with pytest.raises(UnsupportedModelError, match=f"sliding_window_pattern is of {layers} layers"):
+            gguf.to_spec(metadata | pattern)
+
+
 def test_yarns_own_factor_written_once_more() -> None:
     """Olmo-3's published config.json has it; a GGUF file can then say the rope."""
     yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}

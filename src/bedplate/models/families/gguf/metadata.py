@@ -117,6 +117,10 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     if not window:
         return ()
     slides = which if isinstance(which, list | tuple) else [layer % which < which - 1 for layer in range(layers)]
+    if len(slides) != layers:
+        raise UnsupportedModelError(
+            f"attention.sliding_window_pattern is of {len(slides)} layers, and there are {layers}"
+        )
     return shortest([window if slides[layer] else None for layer in range(layers)], None)
 
 
