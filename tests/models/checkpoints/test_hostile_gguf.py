@@ -10,10 +10,11 @@ import pytest
 import torch
 from tests.tiny import write_tiny_base
 
-from bedplate.core.errors import BedplateError, CheckpointError, TokenizerError
+from bedplate.core.errors import BedplateError, CheckpointError, TokenizerError, UnsupportedModelError
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
+from bedplate.models.families import FAMILIES
 from bedplate.text.gguf_fields import parts_from_fields
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
@@ -51,6 +52,11 @@ def test_metadata_of_the_wrong_kind(tmp_path: Path, content: Content, key: str, 
     with pytest.raises(CheckpointError, match=words) as told:
         load(tmp_path / "a.gguf", content, {key: value}, {})
     assert str(tmp_path / "a.gguf") in str(told.value)
+
+
+def test_layers_are_counted_before_a_list_of_them_is_made() -> None:
+    with pytest.raises(UnsupportedModelError, match="block_count asks for 1000000000000000000000000000000 layers"):
+        FAMILIES["gguf", "gemma4"].to_spec({"gemma4.block_count": 10**30, "gemma4.feed_forward_length": 64})
 
 
 def test_a_rope_that_is_said_to_have_no_scaling(tmp_path: Path, content: Content) -> None:

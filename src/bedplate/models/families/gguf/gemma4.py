@@ -75,7 +75,7 @@ EXAMPLES = (
 
 def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec."""
-    layers = int(read(config, _NAME).need("block_count"))
+    layers = read(config, _NAME).layers("block_count")
     kv_heads, wide = (_each(config, name, layers) for name in (_KV, _WIDE))
     first = {f"{_NAME}.{_KV}": kv_heads[0], f"{_NAME}.{_WIDE}": wide[0]}
     fields = read({**config, **first}, _NAME)
