@@ -47,6 +47,10 @@ class FewShot(Rung):
         if context.model.tokenizer.chat is not None:
             sets.append(["chat", sizes[0], 0])
         n, left_out, first_rows = len(context.valid), list[str](), first_rows_of(context, FIRST_ROWS)
+        # Rows differ in length, and so do sets of as many; the plain ones of sizes[0] have one that fits.
+        drawn, sets = len(sets), [one for one in sets if self._fits(context, self._variant(context, *one))]
+        if len(sets) < drawn:
+            left_out.append(f"{drawn - len(sets)} of {drawn} sets of demonstrations do not fit {limit:,} prompt tokens")
         wanted = len(sets)
         while True:
             stages = stages_for(n, first_rows, (3, 1))
@@ -60,13 +64,12 @@ class FewShot(Rung):
         if seconds > context.left:
             return no_time(seconds, context.left)
         if len(sets) < wanted:
-            left_out.append(f"{wanted - len(sets)} of {wanted} sets of demonstrations were not tried: no time")
+            left_out.append(f"{wanted - len(sets)} of {drawn} sets of demonstrations were not tried: no time")
         return Plan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
         variants = [self._variant(context, *chosen) for chosen in plan.settings["sets"]]
-        variants = [variant for variant in variants if self._fits(context, variant)]
         stages = stages_for(len(context.valid), plan.settings["first_rows"], (3, 1))
         winner, order, tried = choose(context, variants, stages)
         return finish(context, self.name, winner, order, tried, plan, start)
