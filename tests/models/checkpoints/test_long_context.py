@@ -13,7 +13,7 @@ from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
-from bedplate.core.errors import ContextLengthExceeded, UsageError
+from bedplate.core.errors import ContextLengthExceeded, UnsupportedModelError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.measure.parity import reference_of
@@ -22,6 +22,7 @@ from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.long_context import with_long_context
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
+from bedplate.models.specs import TransformerSpec
 
 ORIGINAL, LONGEST = 16, 64
 IDS = torch.randint(3, 97, (1, 24), generator=torch.Generator().manual_seed(1))
@@ -73,6 +74,33 @@ def test_it_is_written_as_gguf_and_back(phi: Path, tmp_path: Path) -> None:
     assert made.spec == with_long_context(load_base(phi, dtype="float32")).spec
     again = load_base(export_gguf(made, tmp_path / "again.gguf", "f32"), dtype="float32")
     assert again.spec == made.spec
+
+
+def test_other_families_do_not_turn_in_two_ways(tmp_path: Path) -> None:
+    """In pieces, a text would be another one than as a whole. With the same factors throughout it is one."""
+    family = FAMILIES["hf", "llama"]
+    spec = family.to_spec(family.examples[0])
+    assert isinstance(spec, TransformerSpec)
+    pairs = spec.rotary_dim // 2
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * pairs, "long_factor": [4.0] * pairs}
+    rope |= {"original_max_position_embeddings": ORIGINAL, "factor": LONGEST / ORIGINAL}
+    sizes = {name: value for name, value in family.examples[0].items() if not name.startswith("rope")}
+    example = sizes | {"max_position_embeddings": LONGEST, "rope_parameters": rope}
+    reference_of(family, example, 0).save_pretrained(tmp_path / "llama")
+    with pytest.raises(UnsupportedModelError, match=r"config\.json: longrope turns .* more than 16 tokens otherwise"):
+        load_base(tmp_path / "llama")
+    path = tmp_path / "llama" / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["short_factor"] = config["rope_parameters"]["long_factor"]
+    path.write_text(json.dumps(config))
+    ids = tuple(IDS[0].tolist())
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama", attn_implementation="eager")
+    expected = theirs.eval().generate(IDS, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, IDS.shape[1] :]
+    for step in (8, 64):
+        with Engine(load_base(tmp_path / "llama", dtype="float32"), kernel="torch", max_step_tokens=step) as engine:
+            [found] = engine.run([Generate(ids, Sampling(max_tokens=12, temperature=0, ignore_eos=True))])
+            assert isinstance(found, Generation)
+            assert list(found.token_ids) == expected.tolist()
 
 
 def test_other_bases_have_none(tmp_path: Path, phi: Path) -> None:

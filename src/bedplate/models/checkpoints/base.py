@@ -42,6 +42,7 @@ from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec, TransformerSpec
+from bedplate.models.specs.transformer import LongRopeScaling
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -320,6 +321,7 @@ def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], whe
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
     refuse_deeper(spec, len(names), where)
+    _refuse_later_turns(spec, where)
     return spec
 
 
@@ -327,6 +329,20 @@ def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
     """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
     if spec.deepest > tensors:
         raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
+
+
+def _refuse_later_turns(spec: TextSpec, where: str) -> None:
+    """UnsupportedModelError for a decoder whose context goes beyond what LongRoPE turns in one way: what a cache holds
+    would be other keys than those of the whole text. (Phi's family ends its context there.)"""
+    rope = spec.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
+    scaling = None if rope is None else rope.scaling
+    if not isinstance(scaling, LongRopeScaling) or scaling.even or spec.context_length <= scaling.original_context:
+        return
+    raise UnsupportedModelError(
+        f"{where}: longrope turns the positions of a text of more than {scaling.original_context} tokens otherwise "
+        "(short_factor and long_factor differ), which is supported for phi3 alone; where long_factor stands for "
+        "short_factor as well, every text is read as a long one"
+    )
 
 
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
